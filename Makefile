@@ -1,0 +1,65 @@
+# Every command of this repository; `make help` lists them. CI (.ci/run) calls the same targets.
+#
+#   UPSTREAM=x.y.z            another supported release of DSPy (upstream.toml) instead of the default one
+#   DSPY_UPSTREAM_WHEEL=FILE  its wheel on disk, for machines without a network
+#   PYTHON=python3.12         the interpreter of the environment
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(UPSTREAM)
+MYPY := $(abspath $(BIN))/mypy
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo test test-all lint types check wheel bench bench-regret test-upstream upgrade-upstream
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## create .venv and install this checkout in it, edits taking effect at once
+
+$(STAMP): setup.py pyproject.toml upstream.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[local,report,distributed,test]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+dev: install ## bring the composed package up to date with files added to or removed from dspy/
+	@$(BIN)/python tools/compose.py
+
+demo: dev ## optimise a real program on a language model that runs here, no key needed
+	$(BIN)/python examples/demo.py
+
+test: dev ## the tests, without those that take minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: dev ## every test
+	$(BIN)/python -m pytest
+
+lint: install ## ruff
+	$(BIN)/ruff check .
+
+types: dev ## mypy, strict, on this fork's own modules
+	cd build/dev && $(MYPY) --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dspy.promptune -m dspy.teleprompt.mipro_optimizer_v2
+	$(MYPY) tools benchmarks/import_time.py
+
+check: lint types test ## what to run before a commit
+
+wheel: install ## build dist/dspy-*.whl
+	$(BIN)/python -m build --wheel
+
+bench: dev ## import time and the cost of one proposal
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python -m benchmarks.proposal
+
+bench-regret: dev ## search quality on recorded tables (long)
+	$(BIN)/python -m benchmarks.regret
+
+test-upstream: install ## DSPy's own suite on this fork and on unmodified DSPy (DSPY_TESTS=DIR, or git clones them)
+	$(BIN)/python tools/upstream_suite.py
+
+upgrade-upstream: install ## VERSION=x.y.z: pin another release, show what changed under the overlay, run both suites
+	$(BIN)/python tools/upgrade.py $(VERSION)
+	$(MAKE) test
+	$(MAKE) test-upstream
