@@ -1,0 +1,111 @@
+"""What has been measured of prompts: means of per-example scores, each with its own noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dspy.promptune.gp.parts import Array
+from dspy.promptune.space import Key
+
+FLOOR = 1e-4  # smallest variance of an observed mean: a posterior never becomes singular
+SHARE = (0.3, 6.0)  # difficulty's share where nothing is known, and how many examples' evidence that is worth
+MAX_SHARE = 0.8  # differences between prompts are never believed to be free of noise
+SHRINK = 4.0  # examples' worth of trust in the common level, where a prompt's own scores are few
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One measurement of a prompt.
+
+    Attributes:
+        key: The prompt.
+        value: Mean of the scores.
+        scores: The per-example scores behind ``value``; ``None`` where only the mean is known.
+        examples: Which validation examples they belong to, in the same order; ``None`` where that is not known.
+    """
+
+    key: Key
+    value: float
+    scores: tuple[float, ...] | None = None
+    examples: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of scores behind the value; 0 where that is not known."""
+        return 0 if self.scores is None else len(self.scores)
+
+
+def variances(observations: Sequence[Observation]) -> Array:
+    """Variance of each observed mean about the prompt's true score, ``(n,)``; NaN where no scores were given.
+
+    Scores that are all 0 or 1 are binomial: ``p (1 - p) / size``, with ``p`` from all of the prompt's scores, shrunk
+    to the mean of all prompts so that a lucky prompt is not believed to be sure. Graded scores have their sample
+    variance, shrunk likewise. Nothing is below ``FLOOR``.
+    """
+    pooled: dict[Key, list[float]] = {}
+    for one in observations:
+        pooled.setdefault(one.key, []).extend(one.scores or ())
+    everything = np.array([score for scores in pooled.values() for score in scores], dtype=np.float64)
+    if not len(everything):
+        return np.full(len(observations), np.nan)
+    spread = _spreads(pooled, everything)
+    noise = [max(spread[one.key] / one.size, FLOOR) if one.size else np.nan for one in observations]
+    return np.array(noise, dtype=np.float64)
+
+
+def _spreads(pooled: dict[Key, list[float]], everything: Array) -> dict[Key, float]:
+    """Variance of one score about its prompt's mean, by prompt."""
+    level = float(everything.mean())
+    if bool(np.isin(everything, (0.0, 1.0)).all()):
+        shrunk = {key: (sum(scores) + SHRINK * level) / (len(scores) + SHRINK) for key, scores in pooled.items()}
+        return {key: p * (1 - p) for key, p in shrunk.items()}
+    squares = {key: float(np.var(scores)) * len(scores) for key, scores in pooled.items() if scores}
+    degrees = {key: len(pooled[key]) - 1 for key in squares}
+    freedom = sum(degrees.values())
+    common = sum(squares.values()) / freedom if freedom else float(everything.var())
+    return {key: (squares[key] + SHRINK * common) / (degrees[key] + SHRINK) for key in squares}
+
+
+def weights(observations: Sequence[Observation]) -> tuple[Array, dict[int, int]]:
+    """Share of each example in each observed mean.
+
+    Returns:
+        ``(n, examples seen)``, rows of zeros where examples are not known; and the column of each example.
+    """
+    seen = sorted({example for one in observations for example in one.examples or ()})
+    column = {example: j for j, example in enumerate(seen)}
+    table = np.zeros((len(observations), len(seen)))
+    for i, one in enumerate(observations):
+        for example in one.examples or ():
+            table[i, column[example]] += 1 / len(one.examples or ())
+    return table, column
+
+
+def difficulty(observations: Sequence[Observation]) -> float:
+    """Share of the variance of a score that belongs to the example, whichever the prompt.
+
+    Two prompts' deviations from their own means on the same example have the variance of difficulty as their mean
+    product. It is averaged over all such pairs, divided by the variance of a score, and shrunk to a common value
+    where few examples were seen by several prompts. On recorded runs of language models it is about a half.
+    """
+    deviations: dict[int, list[float]] = {}
+    total, freedom = 0.0, 0
+    for one in observations:
+        if one.scores is None or one.examples is None or one.size < 2:
+            continue
+        gaps = np.asarray(one.scores) - np.mean(one.scores)
+        total, freedom = total + float(gaps @ gaps), freedom + one.size - 1
+        correction = np.sqrt(one.size / (one.size - 1))
+        for example, gap in zip(one.examples, gaps * correction, strict=True):
+            deviations.setdefault(example, []).append(float(gap))
+    paired = [np.asarray(gaps) for gaps in deviations.values() if len(gaps) > 1]
+    if not paired or total == 0.0:
+        return SHARE[0]
+    products = sum(float(gaps.sum() ** 2 - gaps @ gaps) for gaps in paired)
+    pairs = sum(len(gaps) * (len(gaps) - 1) for gaps in paired)
+    found = products / pairs / (total / freedom)
+    shrunk = (len(paired) * found + SHARE[0] * SHARE[1]) / (len(paired) + SHARE[1])
+    return float(np.clip(shrunk, 0.0, MAX_SHARE))

@@ -1,0 +1,97 @@
+"""The kernel between prompts: what two combinations of candidates have in common, part by part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from gpytorch.constraints import Interval
+from gpytorch.kernels import Kernel
+from gpytorch.priors import NormalPrior
+from torch import Tensor
+
+from dspy.promptune.gp.parts import Array
+
+# Log-normal priors, as (median, spread of the logarithm). Standard deviations are in units of the metric, where a
+# metric runs from 0 to 1; lengths are in units of the typical distance between two candidates of a part.
+PRIORS = {
+    "smooth": (0.10, 0.60),  # sd of what a part's meaning decides
+    "own": (0.05, 0.50),  # sd of what belongs to a candidate and not to its meaning
+    "joint": (0.07, 0.60),  # sd of what only the combination of meanings decides
+    "single": (0.05, 0.50),  # sd of what belongs to one combination alone
+    "length": (0.60, 0.50),  # lengthscale of a part
+}
+LEVEL = 0.3  # sd of the common level, integrated out with the rest
+BOUNDS = (-12.0, 4.0)  # of every logarithm
+
+
+class PartsKernel(Kernel):  # type: ignore[misc]
+    """Covariance of the true scores of two prompts, given as candidate indices.
+
+    With ``m_i`` the Matern-5/2 kernel on the vectors of part ``i`` and ``e_i`` 1 where both prompts use the same
+    candidate::
+
+        k = level^2 + sum_i (smooth_i^2 m_i + own_i^2 e_i) + joint^2 prod_i m_i + single^2 [same prompt]
+
+    Inputs are indices written as floats, so that BoTorch can carry them, and what a covariance costs does not depend
+    on how wide the embeddings were. With one part, ``own`` and ``joint`` would say what ``single`` and ``smooth``
+    say, and are left out.
+
+    Args:
+        points: For each part, ``(n_candidates, r)`` from :func:`dspy.promptune.gp.parts.project`.
+    """
+
+    def __init__(self, points: Sequence[Array]) -> None:
+        super().__init__()
+        self.n_parts = len(points)
+        for i, part in enumerate(points):
+            self.register_buffer(f"points_{i}", torch.as_tensor(part, dtype=torch.float64))
+        for name, (median, spread) in PRIORS.items():
+            if name in ("own", "joint") and self.n_parts == 1:
+                continue
+            count = 1 if name in ("joint", "single") else self.n_parts
+            self._add(f"log_{name}", math.log(median), spread, count)
+
+    def _add(self, name: str, mean: float, spread: float, count: int) -> None:
+        value = torch.full((count,), mean, dtype=torch.float64)
+        self.register_parameter(name, torch.nn.Parameter(value))
+        self.register_constraint(name, Interval(*BOUNDS, transform=None))
+        self.register_prior(f"{name}_prior", NormalPrior(value.clone(), torch.full_like(value, spread)), name)
+
+    def forward(
+        self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
+    ) -> Tensor:
+        """Covariances of ``x1`` (``... x n x parts``) and ``x2`` (``... x m x parts``): ``... x n x m``.
+
+        With ``diag=True`` those of each row of ``x1`` with the same row of ``x2``: ``... x n``.
+        """
+        if not diag:
+            x1, x2 = x1.unsqueeze(-2), x2.unsqueeze(-3)
+        first, second = x1.long(), x2.long()
+        total = torch.full((), LEVEL**2, dtype=torch.float64)
+        product: Tensor | float = 1.0
+        together: Tensor | float = 1.0
+        for i in range(self.n_parts):
+            smooth, same = self._part(i, first[..., i], second[..., i], diag)
+            total = total + torch.exp(2 * self.log_smooth[i]) * smooth
+            if self.n_parts > 1:
+                total = total + torch.exp(2 * self.log_own[i]) * same
+            product, together = product * smooth, together * same
+        if self.n_parts > 1:
+            total = total + torch.exp(2 * self.log_joint) * product
+        return total + torch.exp(2 * self.log_single) * together
+
+    def _part(self, i: int, first: Tensor, second: Tensor, diag: bool) -> tuple[Tensor, Tensor]:
+        """Matern-5/2 values and equality of two broadcastable sets of candidates of part ``i``."""
+        points = getattr(self, f"points_{i}")
+        if diag:
+            squared = (points[first] - points[second]).square().sum(-1)
+        else:
+            a, b = points[first.squeeze(-1)], points[second.squeeze(-2)]
+            squares = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
+            squared = squares - 2 * a @ b.transpose(-1, -2)
+        distance = math.sqrt(5) * torch.sqrt(squared.clamp_min(1e-12)) * torch.exp(-self.log_length[i])
+        smooth = (1 + distance + distance.square() / 3) * torch.exp(-distance)
+        return smooth, (first == second).to(smooth.dtype)

@@ -1,0 +1,169 @@
+"""The Gaussian process over prompts: its hyper-parameters, how they are fitted, and its noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from gpytorch.module import Module
+from gpytorch.priors import NormalPrior
+from scipy.optimize import minimize
+from torch import Tensor
+
+from dspy.promptune.gp.data import FLOOR, Observation, difficulty, variances, weights
+from dspy.promptune.gp.kernel import PartsKernel
+from dspy.promptune.gp.parts import Array
+
+MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
+MANY, FEW_ITERATIONS = 200, 8  # beyond so many observations an iteration is slow, and hyper-parameters hardly move
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Observations as arrays, in units where a metric runs from 0 to 1.
+
+    Attributes:
+        rows: ``(n, parts)`` candidate indices.
+        values: ``(n,)`` observed means, less ``centre``, over ``unit``.
+        variances: ``(n,)`` their noise variances over ``unit`` squared; NaN where unknown.
+        weights: ``(n, examples seen)`` share of each example in each mean; rows of zeros where unknown.
+        columns: The column of each example in ``weights``.
+        per_score: Typical variance of one score about its prompt's mean, over ``unit`` squared.
+        binary: Whether every score is 0 or 1, so that a prompt's level gives its noise.
+        share: Share of the examples' difficulty in that variance.
+        centre: Mean of the observed values, in the metric's own units.
+        unit: Length of the metric's range, in its own units.
+    """
+
+    rows: Array
+    values: Array
+    variances: Array
+    weights: Array
+    columns: dict[int, int]
+    per_score: float
+    binary: bool
+    share: float
+    centre: float
+    unit: float
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def evidence(observations: Sequence[Observation]) -> Evidence:
+    """Bring observations (at least one) into the units of the priors."""
+    raw = np.array([one.value for one in observations], dtype=np.float64)
+    unit = _unit(raw)
+    noise = variances(observations) / unit**2
+    sizes = np.array([one.size for one in observations])
+    known = np.isfinite(noise)
+    per_score = float((noise * sizes)[known].mean()) if known.any() else 0.25
+    centre = float(raw.mean())
+    table, columns = weights(observations)
+    return Evidence(
+        rows=np.array([one.key for one in observations], dtype=np.int64),
+        values=(raw - centre) / unit,
+        variances=noise,
+        weights=table,
+        columns=columns,
+        per_score=per_score,
+        binary=all(score in (0.0, 1.0) for one in observations for score in one.scores or ()),
+        share=difficulty(observations),
+        centre=centre,
+        unit=unit,
+    )
+
+
+def _unit(values: Array) -> float:
+    """1 for metrics between 0 and 1; otherwise six standard deviations, as if they spanned the range."""
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 1:
+        return 1.0
+    return 6 * float(values.std()) or max(abs(high), 1.0)
+
+
+class PromptGP(Module):  # type: ignore[misc]
+    """Prior and likelihood: a :class:`PartsKernel`, the noise of means without scores, and difficulty of examples.
+
+    A score of prompt ``k`` on example ``e`` is ``f(k) + d(e) + error``. The difficulty ``d`` has a share of the
+    variance of one score; it is integrated out, which leaves Gaussian noise that observations on common examples
+    have in common: comparisons on the same examples are paired, and differences are surer than levels.
+
+    Args:
+        points: For each part, ``(n_candidates, r)`` from :func:`dspy.promptune.gp.parts.project`.
+    """
+
+    def __init__(self, points: Sequence[Array]) -> None:
+        super().__init__()
+        self.kernel = PartsKernel(points)
+        self._add("log_noise", math.log(0.08), 0.7)  # sd of an observed mean that came without its scores
+
+    def _add(self, name: str, mean: float, spread: float) -> None:
+        value = torch.full((1,), mean, dtype=torch.float64)
+        self.register_parameter(name, torch.nn.Parameter(value))
+        self.register_prior(f"{name}_prior", NormalPrior(value.clone(), torch.full_like(value, spread)), name)
+
+    def noise(self, data: Evidence) -> Tensor:
+        """Covariance of the noise of the observed means, ``(n, n)``."""
+        table = torch.as_tensor(data.weights)
+        common = (table @ table.T) * data.share * data.per_score
+        unknown = torch.as_tensor(np.isnan(data.variances))
+        given = torch.as_tensor(np.nan_to_num(data.variances))  # a NaN behind torch.where would reach the gradient
+        own = torch.where(table.sum(-1) > 0, given * (1 - data.share), given)
+        own = torch.where(unknown, torch.exp(2 * self.log_noise), own)
+        return common + torch.diag(own.clamp_min(FLOOR))
+
+    def loss(self, data: Evidence) -> Tensor:
+        """Negative log of likelihood times priors of the hyper-parameters, summed over observations."""
+        rows, inverse = np.unique(data.rows, axis=0, return_inverse=True)
+        index = torch.as_tensor(inverse.reshape(-1))
+        x = torch.as_tensor(rows)
+        covariance = self.kernel.forward(x, x)[index][:, index] + self.noise(data)
+        factor = torch.linalg.cholesky(covariance)
+        white = torch.linalg.solve_triangular(factor, torch.as_tensor(data.values)[:, None], upper=False)
+        loss: Tensor = 0.5 * white.square().sum() + factor.diagonal().log().sum()
+        for _, module, prior, value, _ in self.named_priors():
+            loss = loss - prior.log_prob(value(module)).sum()
+        return loss
+
+    def fit(self, data: Evidence) -> None:
+        """Maximise the posterior of the hyper-parameters, from their present values, in a bounded number of steps.
+
+        Raises:
+            ArithmeticError: The loss is not finite at the present values; they are kept.
+        """
+        before = self.hyperparameters()
+        limits = {"maxiter": MAX_ITERATIONS if len(data) <= MANY else FEW_ITERATIONS}
+        found = minimize(self._objective, before, args=(data,), jac=True, method="L-BFGS-B", options=limits)
+        good = bool(np.isfinite(found.fun) and np.isfinite(found.x).all())
+        self.set_hyperparameters(found.x if good else before)
+        if not good:
+            raise ArithmeticError(f"The fit to {len(data)} observations ended at {found.fun}: {found.message}")
+
+    def hyperparameters(self) -> Array:
+        """All hyper-parameters in one vector, logarithms where the names say so."""
+        return torch.cat([p.detach().reshape(-1) for p in self.parameters()]).numpy().copy()
+
+    def set_hyperparameters(self, values: Array) -> None:
+        """Take what :meth:`hyperparameters` gave."""
+        start = 0
+        for parameter in self.parameters():
+            stop = start + parameter.numel()
+            parameter.data = torch.as_tensor(values[start:stop].copy()).reshape(parameter.shape)
+            start = stop
+
+    def _objective(self, values: Array, data: Evidence) -> tuple[float, Array]:
+        self.set_hyperparameters(values)
+        try:
+            loss = self.loss(data)
+        except RuntimeError:  # torch's LinAlgError is one
+            return np.inf, np.zeros_like(values)
+        gradients = torch.autograd.grad(loss, list(self.parameters()), allow_unused=True)
+        flat = [
+            torch.zeros(p.numel()) if g is None else g.reshape(-1)
+            for p, g in zip(self.parameters(), gradients, strict=True)
+        ]
+        return float(loss.detach()), torch.cat(flat).numpy().astype(np.float64)

@@ -1,0 +1,78 @@
+"""From observations to beliefs: when to refit, and what to do when a fit fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.model import Evidence, PromptGP, evidence
+from dspy.promptune.gp.parts import MAX_DIMS, Array, project
+from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.gp.threads import one_thread
+from dspy.promptune.space import Key
+
+if TYPE_CHECKING:
+    from dspy.promptune.gp.botorch_model import PromptModel
+
+logger = logging.getLogger(__name__)
+
+REFIT_GROWTH = 1.25  # hyper-parameters move little between refits at this growth, and a long run fits some 20 times
+FIRST_FIT = 6  # observations; below it the priors say more than the data
+
+
+class Surrogate:
+    """A Gaussian process over the prompts of one space that keeps its hyper-parameters between calls.
+
+    Args:
+        vectors: For each part, ``(n_candidates, d)`` embeddings.
+        max_dims: Directions kept of each part's vectors.
+    """
+
+    def __init__(self, vectors: Sequence[Array], max_dims: int = MAX_DIMS) -> None:
+        self.gp = PromptGP([project(part, max_dims) for part in vectors])
+        self._prior = self.gp.hyperparameters()
+        self._fitted = 0
+
+    def posterior(self, observations: Sequence[Observation], pool: Sequence[Key]) -> PoolPosterior:
+        """Beliefs about ``pool`` given ``observations`` (at least one), refitting when they grew enough.
+
+        Raises:
+            ArithmeticError: The covariance cannot be factorised even with the priors' hyper-parameters.
+        """
+        data = evidence(observations)
+        with one_thread():
+            self._refit(data)
+            return self._condition(data, np.array(pool, dtype=np.int64))
+
+    def botorch_model(self, observations: Sequence[Observation]) -> PromptModel:
+        """The same beliefs as a BoTorch model, with the hyper-parameters as they are."""
+        from dspy.promptune.gp.botorch_model import PromptModel
+
+        with one_thread():
+            return PromptModel(self.gp, evidence(observations))
+
+    def _refit(self, data: Evidence) -> None:
+        if len(data) < max(FIRST_FIT, REFIT_GROWTH * self._fitted) and len(data) >= self._fitted:
+            return
+        if len(data) < FIRST_FIT or float(np.ptp(data.values)) == 0.0:
+            return
+        self._fitted = len(data)
+        try:
+            self.gp.fit(data)
+        except (ArithmeticError, RuntimeError) as error:
+            logger.warning("Fit to %d results failed (%s): the previous hyper-parameters stay.", len(data), error)
+
+    def _condition(self, data: Evidence, pool: Array) -> PoolPosterior:
+        try:
+            return PoolPosterior(self.gp, pool, data)
+        except (np.linalg.LinAlgError, RuntimeError) as error:
+            logger.warning("Posterior of %d results failed (%s): back to the priors.", len(data), error)
+        self.gp.set_hyperparameters(self._prior)
+        try:
+            return PoolPosterior(self.gp, pool, data)
+        except (np.linalg.LinAlgError, RuntimeError) as error:
+            raise ArithmeticError(f"No posterior from {len(data)} results: {error}") from error

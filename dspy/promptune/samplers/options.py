@@ -1,0 +1,57 @@
+"""The options of our sampler, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dspy.promptune.errors import OptionError
+
+ACQUISITIONS = ("qei", "qlogei", "qlognei", "thompson")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QEIOptions:
+    """How :class:`~dspy.promptune.samplers.QEISampler` proposes.
+
+    Attributes:
+        acquisition: ``"qei"`` or ``"qlogei"`` (improvement on the best posterior mean; the second by logarithms),
+            ``"qlognei"`` (improvement on the uncertain best so far), ``"thompson"`` (maxima of joint draws).
+        batch_size: Prompts per proposal (q).
+        max_space_size: Combinations looked at in one proposal. Smaller spaces are looked at whole.
+        n_batches: Random q-batches that are scored jointly by BoTorch's ``qExpectedImprovement`` beside the greedy
+            batch; the best is proposed. 0 leaves them out.
+        min_cold_start: Results to wait for, proposing at random, before the model is asked.
+        greedy: Whether a greedy batch is built; without it the best of ``n_batches`` random ones is proposed.
+    """
+
+    acquisition: str = "qei"
+    batch_size: int = 8
+    max_space_size: int = 1000
+    n_batches: int = 0
+    min_cold_start: int = 3
+    greedy: bool = True
+
+    def __post_init__(self) -> None:
+        if self.acquisition not in ACQUISITIONS:
+            raise OptionError(f"acquisition={self.acquisition!r}: it must be one of {', '.join(ACQUISITIONS)}.")
+        for name, low in (("batch_size", 1), ("max_space_size", 2), ("n_batches", 0), ("min_cold_start", 1)):
+            _check(name, getattr(self, name), low)
+        if not self.greedy and not self.n_batches:
+            raise OptionError("n_batches=0 with greedy=False leaves nothing to propose: give n_batches, such as 100.")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> QEIOptions:
+        """Options from keywords; unknown names are refused, with those that are known."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                takes = ", ".join(["embedder", *known])
+                raise OptionError(f"Option {name}={options[name]!r} is unknown to this sampler: it takes {takes}.")
+        return cls(**options)
+
+
+def _check(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise OptionError(f"{name}={value!r}: it must be an integer of at least {low}.")

@@ -1,0 +1,80 @@
+"""One proposal: from what was measured to the next prompts to try."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from dspy.promptune.gp.batches import BATCHES, Request
+from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.surrogate import Surrogate
+from dspy.promptune.samplers.options import QEIOptions
+from dspy.promptune.space import Key, PromptSpace
+
+LEADERS = 20  # prompts whose neighbours are looked at where the space is larger than the pool
+
+
+class Proposer:
+    """Chooses batches of prompts by a model's beliefs about a pool.
+
+    Args:
+        space: The prompts.
+        surrogate: The model.
+        options: Acquisition, size of the pool, and how batches are found.
+    """
+
+    def __init__(self, space: PromptSpace, surrogate: Surrogate, options: QEIOptions) -> None:
+        self._space, self._surrogate, self._options = space, surrogate, options
+
+    def propose(
+        self, observations: Sequence[Observation], waiting: Sequence[Key], q: int, rng: random.Random
+    ) -> list[Key]:
+        """The next prompts, at most ``q``, given what was measured and what is ``waiting`` for its result.
+
+        Raises:
+            ArithmeticError: No posterior could be computed.
+        """
+        pool = self.pool(observations, waiting, rng)
+        posterior = self._surrogate.posterior(observations, pool)
+        position = {key: j for j, key in enumerate(pool)}
+        observed = dict.fromkeys(position[one.key] for one in observations if one.key in position)
+        pending = dict.fromkeys(position[key] for key in waiting)
+        request = Request(q=q, observed=list(observed), pending=list(pending), seed=rng.getrandbits(31))
+        candidates = []
+        if self._options.greedy:
+            candidates.append(BATCHES[self._options.acquisition](posterior, request))
+        if self._options.n_batches:
+            candidates.extend(self._random_batches(len(pool), request, rng))
+        chosen = candidates[0] if len(candidates) == 1 else self._best(candidates, observations, pool, request)
+        return [pool[j] for j in chosen]
+
+    def pool(self, observations: Sequence[Observation], waiting: Sequence[Key], rng: random.Random) -> list[Key]:
+        """The combinations looked at: all, or the leaders with their neighbours, those waiting, and random ones."""
+        size = self._options.max_space_size
+        if len(self._space) <= size:
+            return self._space.pool(size, rng)
+        seen = list(dict.fromkeys(one.key for one in observations))
+        means = self._surrogate.posterior(observations, seen).mean
+        leaders = [seen[j] for j in np.argsort(-means)[:LEADERS]]
+        return self._space.pool(size, rng, dict.fromkeys([*leaders, *waiting]))
+
+    def _random_batches(self, size: int, request: Request, rng: random.Random) -> list[list[int]]:
+        free = sorted(set(range(size)) - set(request.pending)) or list(range(size))
+        q = min(request.q, len(free))
+        return [rng.sample(free, q) for _ in range(self._options.n_batches)]
+
+    def _best(
+        self, candidates: list[list[int]], observations: Sequence[Observation], pool: list[Key], request: Request
+    ) -> list[int]:
+        """The batch with the highest joint value by BoTorch; the first of equals."""
+        from dspy.promptune.gp.botorch_model import acquisition, score_batches
+
+        model, rows = self._surrogate.botorch_model(observations), np.array(pool, dtype=np.float64)
+        seen = list(dict.fromkeys(one.key for one in observations))
+        best = float(self._surrogate.posterior(observations, seen).mean.max())
+        name = "qei" if self._options.acquisition == "thompson" else self._options.acquisition
+        full = [batch for batch in candidates if len(batch) == len(candidates[-1])]
+        function = acquisition(name, model, best=best, seed=request.seed, pending=rows[list(request.pending)])
+        return full[int(np.argmax(score_batches(function, [rows[batch] for batch in full])))]

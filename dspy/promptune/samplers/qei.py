@@ -1,0 +1,198 @@
+"""Searching prompts by meaning: the sampler that proposes batches by expected improvement."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import IntersectionSearchSpace
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from dspy.promptune.errors import OptionError
+from dspy.promptune.features import EmbedderLike, embed_parts
+from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.parts import MAX_DIMS
+from dspy.promptune.gp.surrogate import Surrogate
+from dspy.promptune.samplers.options import QEIOptions
+from dspy.promptune.samplers.proposal import Proposer
+from dspy.promptune.samplers.trials import measured, running
+from dspy.promptune.space import Key, PromptSpace
+
+logger = logging.getLogger(__name__)
+
+
+class QEISampler(BaseSampler):
+    """Proposes prompts by a Gaussian process over what their parts mean, several at a time.
+
+    The study's trials are read as measurements with their own noise: user attribute ``scores`` holds the per-example
+    results behind a value, and ``examples`` (optional) which validation examples they were. Running trials are
+    pending: their prompts count as chosen. Trials that failed, or whose value is not finite, are ignored. A prompt
+    may be proposed again where measuring it again is worth more than a new one.
+
+    Used with plain Optuna::
+
+        sampler = make_sampler("qei", space=space, seed=0, batch_size=8)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        trial = study.ask(space.distributions())
+        trial.set_user_attr("scores", [0.0, 1.0, 1.0])
+        study.tell(trial, 2 / 3)
+        sampler.best(study)  # the parameters believed best
+
+    Safe to share between threads: one proposal is made at a time.
+
+    Args:
+        space: The prompts. Without them the sampler waits for :meth:`bind`, which ``MIPROv2.compile`` calls.
+        seed: Any integer, 0 included; ``None`` draws one.
+        embedder: Turns texts into vectors, see :func:`dspy.promptune.features.embed_parts`.
+        options: ``acquisition``, ``batch_size``, ``max_space_size``, ``n_batches`` and ``min_cold_start`` of
+            :class:`dspy.promptune.samplers.options.QEIOptions`.
+
+    Raises:
+        OptionError: An unknown option, or a value out of its range.
+        EmbeddingError: The embedder failed; nothing has been evaluated by then.
+    """
+
+    space: PromptSpace
+
+    def __init__(
+        self,
+        space: PromptSpace | None = None,
+        *,
+        seed: int | None = None,
+        embedder: EmbedderLike = "minilm",
+        **options: Any,
+    ) -> None:
+        self.options = QEIOptions.of(options)
+        self.embedder = embedder
+        self._given: dict[str, Any] = {"seed": seed, "embedder": embedder, **options}
+        self.bound = space is not None
+        if space is not None:
+            self._settle(space, seed, embedder)
+
+    def bind(self, space: PromptSpace) -> QEISampler:
+        """This sampler if it is for such a space already; if it has none yet, one with its options for ``space``.
+
+        Raises:
+            OptionError: It is for a space of other sizes.
+        """
+        if not self.bound:
+            return QEISampler(space, **self._given)
+        if self.space.names != space.names or self.space.sizes != space.sizes:
+            raise OptionError(f"The sampler is for {self.space!r}, not for {space!r}: build it without a space.")
+        return self
+
+    def _settle(self, space: PromptSpace, seed: int | None, embedder: EmbedderLike) -> None:
+        self.space = space
+        self._own = space.distributions()
+        dims = 10**6 if embedder == "onehot" else MAX_DIMS
+        self.surrogate = Surrogate(embed_parts(space, embedder), dims)
+        self._proposer = Proposer(space, self.surrogate, self.options)
+        self._lock = threading.RLock()
+        self._random = random.Random(seed)
+        self._foreign = RandomSampler(seed)
+        self._intersection = IntersectionSearchSpace()
+        self._planned: list[Key] = []
+        self._planned_at: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        space = repr(self.space) if self.bound else "no space yet"
+        return f"QEISampler({space}, acquisition={self.options.acquisition!r})"
+
+    def reseed_rng(self) -> None:
+        """Draw a new random state, as Optuna asks of samplers copied to other processes."""
+        with self._lock:
+            self._random = random.Random()
+            self._foreign.reseed_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The prompt space, and whatever other parameters all finished trials of the study have."""
+        if not self.bound:
+            raise OptionError("This QEISampler has no space yet: build it with one, QEISampler(space), or bind it.")
+        own = self._own
+        with self._lock:
+            common = self._intersection.calculate(study)
+        if common and not set(own) & set(common):
+            return common
+        return {**common, **own}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """One combination of the prompt space; parameters that are not the space's are drawn at random."""
+        self._raise_error_if_multi_objective(study)
+        mine = all(_same(search_space.get(name), distribution) for name, distribution in self._own.items())
+        with self._lock:
+            params = {
+                name: self._foreign.sample_independent(study, trial, name, distribution)
+                for name, distribution in search_space.items()
+                if not (mine and name in self._own)
+            }
+            if mine:
+                params.update(self.space.params(self._next(study, trial)))
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value, for parameters that are not part of the prompt space."""
+        self._raise_error_if_multi_objective(study)
+        with self._lock:
+            return self._foreign.sample_independent(study, trial, param_name, param_distribution)
+
+    def best(self, study: Study) -> dict[str, int]:
+        """The parameters with the highest posterior mean among the prompts that were measured.
+
+        Raises:
+            ValueError: No trial of the study has a usable result yet.
+        """
+        with self._lock:
+            return self.space.params(self.best_key(measured(study, self.space)))
+
+    def best_key(self, observations: Sequence[Observation]) -> Key:
+        """The key with the highest posterior mean among those observed."""
+        if not observations:
+            raise ValueError("No result yet: tell at least one finite value before asking for the best.")
+        keys = list(dict.fromkeys(one.key for one in observations))
+        try:
+            posterior = self.surrogate.posterior(observations, keys)
+        except ArithmeticError as error:
+            logger.warning("%s: the best average is taken instead.", error)
+            return max(observations, key=lambda one: one.value).key
+        return keys[int(np.argmax(posterior.mean))]
+
+    def _next(self, study: Study, trial: FrozenTrial) -> Key:
+        observations = measured(study, self.space)
+        waiting = running(study, self.space, but=trial.number)
+        state = (study._study_id, len(observations))
+        if self._planned_at != state or not self._planned:
+            q = max(1, self.options.batch_size - len(waiting))
+            self._planned = self._propose(observations, waiting, q)
+            self._planned_at = state
+        return self._planned.pop(0)
+
+    def _propose(self, observations: list[Observation], waiting: list[Key], q: int) -> list[Key]:
+        if len(observations) >= self.options.min_cold_start:
+            try:
+                return self._proposer.propose(observations, waiting, q, self._random)
+            except (ArithmeticError, RuntimeError) as error:
+                logger.warning("Proposing from %d results failed (%s): random instead.", len(observations), error)
+        return self._unseen(observations, waiting, q)
+
+    def _unseen(self, observations: list[Observation], waiting: list[Key], q: int) -> list[Key]:
+        """Random combinations, new ones while there are any."""
+        seen = {one.key for one in observations} | set(waiting)
+        pool = self.space.pool(len(seen) + 8 * q, self._random)
+        new = [key for key in pool if key not in seen] or pool
+        return self._random.sample(new, min(q, len(new)))
+
+
+def _same(given: BaseDistribution | None, own: BaseDistribution) -> bool:
+    """Whether a distribution is the prompt space's; comparing hundreds of choices is left for strangers."""
+    return given is own or given == own

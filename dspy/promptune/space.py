@@ -1,0 +1,224 @@
+"""The prompt space: which prompts there are, and how a combination of candidates becomes a program."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.errors import SpaceError
+
+if TYPE_CHECKING:
+    import random
+
+    from optuna.distributions import CategoricalDistribution
+
+    from dspy.primitives.module import Module
+
+__all__ = ["Key", "Part", "PromptSpace"]
+
+Key = tuple[int, ...]
+"""A combination: one index a part, in the order instruction, demos of predictor 0, then of predictor 1, ..."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One choice of a prompt: the instruction of a predictor, or its set of demos.
+
+    ``name`` is the parameter's name in a study, and the same as upstream's (``0_predictor_instruction``).
+    """
+
+    name: str
+    predictor: int
+    kind: str
+    candidates: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+
+class PromptSpace:
+    """All combinations of candidate instructions and demo sets of a program's predictors.
+
+    Args:
+        instructions: For each predictor ``0 .. V-1``, its candidate instructions (texts), at least one.
+        demos: For the same predictors, their candidate demo sets; each is a list of ``dspy.Example`` or mappings,
+            or a text. ``None`` for a zero-shot space: then a key holds the instructions' indices only.
+        allowed: The keys that may be used, when not all combinations may. ``None`` allows all.
+
+    Raises:
+        SpaceError: No predictor, a predictor without candidates, an instruction that is not text, predictors of
+            ``instructions`` and ``demos`` that differ, or a key in ``allowed`` that does not fit.
+    """
+
+    def __init__(
+        self,
+        instructions: Mapping[int, Sequence[str]],
+        demos: Mapping[int, Sequence[Any]] | None = None,
+        allowed: Iterable[Sequence[int]] | None = None,
+    ) -> None:
+        self.parts = _parts(instructions, demos)
+        self.names: tuple[str, ...] = tuple(part.name for part in self.parts)
+        self.sizes: tuple[int, ...] = tuple(len(part) for part in self.parts)
+        self.allowed: tuple[Key, ...] | None = None
+        if allowed is not None:
+            self.allowed = tuple(sorted({self._checked(key) for key in allowed}))
+            if not self.allowed:
+                raise SpaceError("allowed is empty: a space needs at least one combination; pass None to allow all.")
+        self._members = None if self.allowed is None else frozenset(self.allowed)
+
+    def __repr__(self) -> str:
+        sizes = " x ".join(map(str, self.sizes))
+        return f"PromptSpace({sizes} candidates, {len(self):,} combinations)"
+
+    def __len__(self) -> int:
+        return math.prod(self.sizes) if self.allowed is None else len(self.allowed)
+
+    def __contains__(self, key: object) -> bool:
+        if self._members is not None:
+            return key in self._members
+        return (
+            isinstance(key, tuple)
+            and len(key) == len(self.sizes)
+            and all(isinstance(i, int) and 0 <= i < n for i, n in zip(key, self.sizes, strict=True))
+        )
+
+    def keys(self) -> Iterator[Key]:
+        """All combinations in lexicographic order; there are ``len(self)`` of them, so mind large spaces."""
+        if self.allowed is not None:
+            return iter(self.allowed)
+        return itertools.product(*map(range, self.sizes))
+
+    def key(self, params: Mapping[str, int]) -> Key:
+        """The key of a study's parameters.
+
+        Raises:
+            SpaceError: A parameter of the space is missing, or the combination is not in the space.
+        """
+        missing = [name for name in self.names if name not in params]
+        if missing:
+            raise SpaceError(f"Parameters without {missing[0]!r}: this space needs {', '.join(self.names)}.")
+        key = self._checked([params[name] for name in self.names])
+        if key not in self:
+            raise SpaceError(f"Combination {key} is not among the {len(self):,} that this space allows.")
+        return key
+
+    def params(self, key: Key) -> dict[str, int]:
+        """The study parameters of a key: ``{"0_predictor_instruction": 3, "0_predictor_demos": 1, ...}``."""
+        return dict(zip(self.names, map(int, self._checked(key)), strict=True))
+
+    def distributions(self) -> dict[str, CategoricalDistribution]:
+        """The search space in Optuna's terms: ``study.ask(space.distributions())``."""
+        from optuna.distributions import CategoricalDistribution
+
+        return {part.name: CategoricalDistribution(range(len(part))) for part in self.parts}
+
+    def texts(self, part: int) -> list[str]:
+        """The candidates of a part as texts, in their order; a demo set is written out field by field."""
+        return [demo_set_text(candidate) for candidate in self.parts[part].candidates]
+
+    def pool(self, max_size: int, rng: random.Random, leaders: Iterable[Key] = ()) -> list[Key]:
+        """The combinations worth looking at now: at most about ``max_size`` distinct keys.
+
+        A space of no more than ``max_size`` combinations is listed whole. Otherwise half of the pool is the
+        ``leaders`` and their one-swap neighbours (one part changed), taken leader by leader, and the rest is random.
+
+        Args:
+            max_size: Length of the pool, at least 1.
+            rng: Source of randomness; the same state gives the same pool.
+            leaders: Keys that must be in the pool, best first. They are kept even where they alone exceed the size.
+        """
+        if max_size < 1:
+            raise SpaceError(f"max_size={max_size}: a pool needs at least 1 combination.")
+        if len(self) <= max_size:
+            return list(self.keys())
+        chosen = dict.fromkeys(leaders)
+        near = max(len(chosen), max_size // 2)
+        for neighbour in itertools.chain.from_iterable(map(self._neighbours, list(chosen))):
+            if len(chosen) >= near:
+                break
+            chosen.setdefault(neighbour)
+        self._fill(chosen, max_size, rng)
+        return list(chosen)
+
+    def build(self, program: Module, key: Key) -> Module:
+        """A copy of ``program`` whose predictors carry the instructions and demos of ``key``.
+
+        Raises:
+            SpaceError: The program has another number of predictors than the space.
+        """
+        candidate: Module = program.deepcopy()
+        predictors = candidate.predictors()
+        expected = 1 + max(part.predictor for part in self.parts)
+        if len(predictors) != expected:
+            raise SpaceError(
+                f"The program has {len(predictors)} predictors, the space {expected}: build the space from it."
+            )
+        for part, index in zip(self.parts, self._checked(key), strict=True):
+            predictor = predictors[part.predictor]
+            if part.kind == "instruction":
+                predictor.signature = predictor.signature.with_instructions(part.candidates[index])
+            else:
+                predictor.demos = list(part.candidates[index])
+        return candidate
+
+    def _neighbours(self, key: Key) -> Iterator[Key]:
+        if self.allowed is not None:
+            return (other for other in self.allowed if sum(a != b for a, b in zip(key, other, strict=True)) == 1)
+        return (
+            (*key[:i], j, *key[i + 1 :]) for i, size in enumerate(self.sizes) for j in range(size) if j != key[i]
+        )
+
+    def _fill(self, chosen: dict[Key, None], size: int, rng: random.Random) -> None:
+        if self.allowed is not None:
+            for key in rng.sample(self.allowed, len(self.allowed)):
+                if len(chosen) >= size:
+                    return
+                chosen.setdefault(key)
+        while len(chosen) < size:
+            chosen.setdefault(tuple(rng.randrange(n) for n in self.sizes))
+
+    def _checked(self, key: Sequence[int]) -> Key:
+        if len(key) != len(self.sizes):
+            wanted = f"{len(self.sizes)} ({', '.join(self.names)})"
+            raise SpaceError(f"Key {tuple(key)} has {len(key)} indices: this space needs {wanted}.")
+        for name, index, size in zip(self.names, key, self.sizes, strict=True):
+            if not 0 <= index < size:
+                raise SpaceError(f"Index {index} of {name}: there are {size} candidates, so 0 to {size - 1}.")
+        return tuple(int(index) for index in key)
+
+
+def demo_set_text(candidate: Any) -> str:
+    """One text for a candidate: itself, or its examples written out as ``field: value`` lines."""
+    if isinstance(candidate, str):
+        return candidate
+    return "\n\n".join(_example_text(example) for example in candidate)
+
+
+def _example_text(example: Any) -> str:
+    fields = example if isinstance(example, Mapping) else dict(example.items())
+    return "\n".join(f"{name}: {value}" for name, value in fields.items() if name != "augmented")
+
+
+def _parts(
+    instructions: Mapping[int, Sequence[str]], demos: Mapping[int, Sequence[Any]] | None
+) -> tuple[Part, ...]:
+    predictors = range(len(instructions))
+    if not instructions or set(instructions) != set(predictors):
+        raise SpaceError(f"Predictors {sorted(instructions)}: number them 0 to V-1, with at least one predictor.")
+    if demos is not None and set(demos) != set(predictors):
+        raise SpaceError(f"demos has predictors {sorted(demos)}, instructions {sorted(instructions)}: they must agree.")
+    parts = []
+    for i in predictors:
+        for text in instructions[i]:
+            if not isinstance(text, str):
+                raise SpaceError(f"Instruction {text!r} of predictor {i} is {type(text).__name__}: it must be text.")
+        parts.append(Part(f"{i}_predictor_instruction", i, "instruction", tuple(instructions[i])))
+        if demos is not None:
+            parts.append(Part(f"{i}_predictor_demos", i, "demos", tuple(demos[i])))
+    for part in parts:
+        if not part.candidates:
+            raise SpaceError(f"{part.name} has no candidates: give at least one, such as the program's own.")
+    return tuple(parts)

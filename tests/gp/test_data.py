@@ -1,0 +1,73 @@
+"""Noise of an observed mean from the scores behind it."""
+
+import numpy as np
+import pytest
+
+from dspy.promptune.gp.data import FLOOR, SHARE, SHRINK, Observation, difficulty, variances, weights
+
+
+def seen(key, scores, examples=None):
+    """An observation of a prompt with these scores."""
+    return Observation((key,), float(np.mean(scores)), tuple(scores), examples)
+
+
+def test_zeros_and_ones_have_binomial_noise_shrunk_to_the_common_level():
+    """p (1 - p) / size, with p drawn to the mean of all scores by SHRINK examples' worth."""
+    both = [seen(0, [1.0, 1.0, 1.0, 1.0]), seen(1, [0.0, 1.0])]
+    level = 5 / 6
+    lucky, other = (4 + SHRINK * level) / (4 + SHRINK), (1 + SHRINK * level) / (2 + SHRINK)
+    assert variances(both) == pytest.approx([lucky * (1 - lucky) / 4, other * (1 - other) / 2])
+
+
+def test_repeats_of_a_prompt_agree_on_its_noise():
+    """The p of a prompt comes from all of its scores, so two equal blocks have equal noise."""
+    noise = variances([seen(0, [1.0, 1.0]), seen(0, [0.0, 0.0]), seen(1, [0.0, 1.0])])
+    assert noise[0] == noise[1]
+
+
+def test_graded_scores_have_their_sample_variance():
+    """With many scores, shrinking to the common variance hardly matters."""
+    scores = np.random.default_rng(0).uniform(0, 1, 400)
+    assert variances([seen(0, scores)])[0] == pytest.approx(scores.var() / 400, rel=0.02)
+
+
+def test_noise_is_never_zero():
+    """A thousand equal scores still leave the floor."""
+    assert variances([seen(0, [1.0] * 1000)])[0] == FLOOR
+
+
+def test_a_mean_without_scores_has_unknown_noise():
+    """NaN stands for unknown, whether or not other observations have scores."""
+    alone = variances([Observation((0,), 0.5)])
+    beside = variances([Observation((0,), 0.5), seen(1, [0.0, 1.0])])
+    assert np.isnan(alone).tolist() == [True]
+    assert np.isnan(beside).tolist() == [True, False]
+
+
+def test_examples_share_a_mean_equally():
+    """Each example has 1/size of its mean; observations without examples have none."""
+    table, columns = weights([seen(0, [0.0, 1.0], (7, 3)), seen(1, [1.0], (3,)), seen(2, [1.0])])
+    assert columns == {3: 0, 7: 1}
+    assert table.tolist() == [[0.5, 0.5], [1.0, 0.0], [0.0, 0.0]]
+
+
+def scored(difficulty_share, prompts=30, examples=40):
+    """Prompts on the same examples, whose chance of success is half the prompt's and half the example's affair."""
+    rng = np.random.default_rng(0)
+    easy = rng.random(examples) < 0.5
+    for key in range(prompts):
+        own = rng.random(examples) < 0.5
+        scores = np.where(rng.random(examples) < difficulty_share, easy, own).astype(float)
+        yield seen(key, scores, tuple(range(examples)))
+
+
+def test_difficulty_is_found_from_what_prompts_have_in_common():
+    """Where a score copies the example with chance s, two prompts' scores correlate by s squared."""
+    assert difficulty(list(scored(0.8))) == pytest.approx(0.64, abs=0.08)
+    assert difficulty(list(scored(0.0))) == pytest.approx(0.0, abs=0.08)
+
+
+def test_difficulty_of_examples_that_nobody_shares_is_assumed():
+    """Without two prompts on one example, or without examples at all, the prior holds."""
+    alone = [seen(0, [0.0, 1.0], (0, 1)), seen(1, [1.0, 0.0], (2, 3)), seen(2, [1.0, 0.0])]
+    assert difficulty(alone) == SHARE[0]

@@ -1,0 +1,64 @@
+"""Fitting the hyper-parameters."""
+
+import numpy as np
+import pytest
+
+from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.model import PromptGP, evidence
+
+
+def grid(effect, noise=0.02, seed=0):
+    """Noisy values of a 6 x 4 grid whose score is ``effect(position of the instruction)``."""
+    rng = np.random.default_rng(seed)
+    points = [np.linspace(0, 1.5, 6)[:, None], np.linspace(0, 1.5, 4)[:, None]]
+    seen = [
+        Observation((i, j), float(np.clip(effect(points[0][i, 0]) + rng.normal(0, noise), 0, 1)))
+        for i in range(6)
+        for j in range(4)
+    ]
+    return PromptGP(points), evidence(seen)
+
+
+def test_a_fit_explains_the_data_better_than_the_priors():
+    """The loss goes down, and stays finite."""
+    gp, data = grid(lambda x: 0.3 + 0.3 * x)
+    before = float(gp.loss(data).detach())
+    gp.fit(data)
+    assert float(gp.loss(data).detach()) < before - 1
+
+
+def test_a_fit_finds_out_which_part_matters():
+    """Where only the instruction moves the score, its component grows and that of the demos shrinks."""
+    gp, data = grid(lambda x: 0.2 + 0.4 * x)
+    gp.fit(data)
+    instruction, demos = gp.kernel.log_smooth.detach().exp().tolist()
+    assert instruction > 2 * demos
+
+
+def test_the_gradient_is_that_of_the_loss():
+    """Central differences agree for every hyper-parameter."""
+    gp, data = grid(lambda x: 0.5 * x)
+    at = gp.hyperparameters() + 0.1
+    _, gradient = gp._objective(at, data)
+    for i in range(len(at)):
+        step = np.eye(len(at))[i] * 1e-5
+        slope = (gp._objective(at + step, data)[0] - gp._objective(at - step, data)[0]) / 2e-5
+        assert gradient[i] == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+def test_a_fit_that_fails_keeps_the_previous_hyperparameters(monkeypatch):
+    """The error says so, and the values are as before."""
+    gp, data = grid(lambda x: x)
+    before = gp.hyperparameters()
+    monkeypatch.setattr(gp, "loss", lambda data: sum(p.sum() for p in gp.parameters()) * float("nan"))
+    with pytest.raises(ArithmeticError, match="24 observations"):
+        gp.fit(data)
+    assert gp.hyperparameters().tolist() == before.tolist()
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.5, 0.5], [3.0, 3.0], [-7.0], [0.0]])
+def test_values_that_do_not_differ_have_a_unit(values):
+    """Constant data is standardised without dividing by zero."""
+    data = evidence([Observation((i, 0), value) for i, value in enumerate(values)])
+    assert np.isfinite(data.values).all()
+    assert data.unit > 0

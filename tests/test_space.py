@@ -1,0 +1,140 @@
+"""The prompt space: combinations, keys, pools and programs."""
+
+import itertools
+import random
+
+import pytest
+
+import dspy
+from dspy.promptune import PromptSpace, SpaceError
+
+
+def grid(*sizes: int) -> PromptSpace:
+    """A space with one predictor per size, each with that many instructions and as many demo sets."""
+    texts = {i: [f"instruction {i}.{j}" for j in range(n)] for i, n in enumerate(sizes)}
+    demos = {i: [[{"question": f"q{i}.{j}", "answer": "a"}] for j in range(n)] for i, n in enumerate(sizes)}
+    return PromptSpace(texts, demos)
+
+
+class TwoSteps(dspy.Module):
+    """A program of two predictors that share a signature."""
+
+    def __init__(self) -> None:
+        self.first = dspy.Predict("question -> answer")
+        self.second = dspy.ChainOfThought("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.second(question=self.first(question=question).answer)
+
+
+def test_names_and_order_are_upstreams():
+    """A key runs instruction, demos of predictor 0, then of predictor 1, under upstream's parameter names."""
+    space = grid(2, 3)
+    assert space.names == (
+        "0_predictor_instruction",
+        "0_predictor_demos",
+        "1_predictor_instruction",
+        "1_predictor_demos",
+    )
+    assert space.sizes == (2, 2, 3, 3)
+    assert len(space) == 36
+
+
+def test_a_zero_shot_space_has_only_instructions():
+    """Without demos a key holds the instructions' indices only."""
+    space = PromptSpace({0: ["a", "b"], 1: ["c"]})
+    assert space.names == ("0_predictor_instruction", "1_predictor_instruction")
+    assert list(space.keys()) == [(0, 0), (1, 0)]
+
+
+def test_params_and_key_are_inverse():
+    """Turning a key into parameters and back gives the key, for every combination."""
+    space = grid(2, 2)
+    assert all(space.key(space.params(key)) == key for key in space.keys())
+
+
+def test_distributions_hold_every_candidate():
+    """The distributions are categorical over the candidates' indices."""
+    found = {name: tuple(d.choices) for name, d in grid(3).distributions().items()}
+    assert found == {"0_predictor_instruction": (0, 1, 2), "0_predictor_demos": (0, 1, 2)}
+
+
+def test_allowed_keys_are_the_whole_space():
+    """With allowed combinations, only these are members, listed once each."""
+    space = PromptSpace({0: ["a", "b"]}, {0: ["x", "y"]}, allowed=[(1, 0), (0, 1), [1, 0]])
+    assert list(space.keys()) == [(0, 1), (1, 0)]
+    assert (0, 0) not in space and (1, 0) in space
+    with pytest.raises(SpaceError, match="not among the 2"):
+        space.key({"0_predictor_instruction": 0, "0_predictor_demos": 0})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: PromptSpace({}), "at least one predictor"),
+        (lambda: PromptSpace({1: ["a"]}), "number them 0 to V-1"),
+        (lambda: PromptSpace({0: []}), "no candidates"),
+        (lambda: PromptSpace({0: ["a"]}, {0: []}), "0_predictor_demos has no candidates"),
+        (lambda: PromptSpace({0: ["a", 3]}), "must be text"),
+        (lambda: PromptSpace({0: ["a"]}, {1: [[]]}), "must agree"),
+        (lambda: PromptSpace({0: ["a"]}, allowed=[]), "at least one combination"),
+        (lambda: PromptSpace({0: ["a"]}, allowed=[(1,)]), "0 to 0"),
+        (lambda: PromptSpace({0: ["a"]}, allowed=[(0, 0)]), "this space needs 1"),
+        (lambda: PromptSpace({0: ["a"]}).key({}), "needs 0_predictor_instruction"),
+        (lambda: PromptSpace({0: ["a"]}).pool(0, random.Random(0)), "at least 1"),
+    ],
+)
+def test_bad_input_is_refused_with_the_rule(make, words):
+    """Each bad argument raises SpaceError that names the rule."""
+    with pytest.raises(SpaceError, match=words):
+        make()
+
+
+def test_a_small_space_is_its_own_pool():
+    """A space that fits the pool is listed whole, whatever the randomness."""
+    assert grid(3).pool(9, random.Random(1)) == list(itertools.product(range(3), repeat=2))
+
+
+def test_a_large_space_is_sampled_around_the_leaders():
+    """A pool of a large space holds its leader, half neighbours one swap away, distinct keys, the same for one seed."""
+    space, leader = grid(18, 18, 18), (1, 2, 3, 4, 5, 6)
+    pool = space.pool(100, random.Random(3), [leader])
+    near = [key for key in pool if sum(a != b for a, b in zip(key, leader, strict=True)) == 1]
+    assert len(space) == 18**6
+    assert leader in pool and len(set(pool)) == len(pool) == 100 and len(near) >= 49
+    assert pool == space.pool(100, random.Random(3), [leader])
+    assert pool != space.pool(100, random.Random(4), [leader])
+
+
+def test_a_pool_of_allowed_keys_stays_inside_them():
+    """Where only some combinations are allowed, leaders, neighbours and random picks are all among them."""
+    allowed = [(i, (7 * i) % 20) for i in range(20)] + [(3, j) for j in range(20)]
+    space = PromptSpace({0: [str(i) for i in range(20)]}, {0: [str(i) for i in range(20)]}, allowed=allowed)
+    pool = space.pool(15, random.Random(0), [(3, 1)])
+    assert len(pool) == 15 and set(pool) <= set(allowed)
+
+
+def test_demo_sets_of_any_fields_become_text():
+    """A demo set is written out field by field, whatever its fields are called; upstream's bookkeeping is left out."""
+    demos = [[], [dspy.Example(frage="Größe?", antwort="3 m", augmented=True)], "as it is"]
+    assert PromptSpace({0: ["a"]}, {0: demos}).texts(1) == ["", "frage: Größe?\nantwort: 3 m", "as it is"]
+
+
+def test_build_sets_instructions_and_demos_of_a_copy():
+    """Building a program changes a copy, also where predictors share a signature and a list of demos."""
+    demo = dspy.Example(question="1+1", answer="2")
+    shared = [demo]
+    space = PromptSpace({0: ["one", "two"], 1: ["three", "four"]}, {0: [[], shared], 1: [[], shared]})
+    student = TwoSteps()
+    before = [p.signature.instructions for p in student.predictors()]
+    program = space.build(student, (1, 1, 0, 1))
+    assert [p.signature.instructions for p in program.predictors()] == ["two", "three"]
+    program.predictors()[0].demos.append("x")
+    assert program.predictors()[1].demos == [demo] and shared == [demo]
+    assert [p.signature.instructions for p in student.predictors()] == before
+
+
+def test_build_refuses_another_program():
+    """A program with another number of predictors is refused."""
+    with pytest.raises(SpaceError, match="has 2 predictors, the space 1"):
+        PromptSpace({0: ["a"]}).build(TwoSteps(), (0,))
