@@ -1,0 +1,113 @@
+"""What a run believes of its prompts, kept up to date from one block of scores to the next."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from dspy.promptune.engine.records import Job
+from dspy.promptune.gp.allocation import next_member
+from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.posterior import Mark, PoolPosterior
+from dspy.promptune.samplers.qei import QEISampler
+from dspy.promptune.space import Key, PromptSpace
+
+logger = logging.getLogger(__name__)
+
+GROWTH = 1.2  # beliefs are rebuilt, and hyper-parameters refitted, when the observations grew by this factor
+
+
+class Beliefs:
+    """The posterior over a pool of prompts: rebuilt now and then, and grown block by block in between.
+
+    Args:
+        sampler: Its model and the size of its pool are used.
+        space: The prompts.
+        rng: Draws the pool, where the space is larger.
+    """
+
+    def __init__(self, sampler: QEISampler, space: PromptSpace, rng: random.Random) -> None:
+        self._surrogate, self._size = sampler.surrogate, sampler.options.max_space_size
+        self._space, self._random = space, rng
+        self._posterior: PoolPosterior | None = None
+        self._mark: Mark | None = None
+        self._pool: list[Key] = []
+        self._place: dict[Key, int] = {}
+        self._built, self._seen = 0, 0
+
+    @property
+    def current(self) -> bool:
+        """Whether there are beliefs; without, :meth:`rebuild` is due."""
+        return self._posterior is not None
+
+    def forget(self) -> None:
+        """Be rebuilt from all scores before the next use."""
+        self._posterior = None
+
+    def rebuild(self, observations: Sequence[Observation]) -> bool:
+        """Believe what these observations say; False, with a warning, where that cannot be computed."""
+        try:
+            self._pool = self._new_pool(observations)
+            self._posterior = self._surrogate.posterior(observations, self._pool)
+        except (ArithmeticError, RuntimeError) as error:
+            logger.warning("No beliefs from %d results (%s): averages and chance instead.", len(observations), error)
+            return False
+        self._place = {key: j for j, key in enumerate(self._pool)}
+        self._mark = self._posterior.mark()
+        self._built = self._seen = len(observations)
+        return True
+
+    def add(self, key: Key, mean: float, examples: Sequence[int]) -> None:
+        """One more block of scores of a prompt."""
+        self._seen += 1
+        if self._posterior is None or key not in self._place or self._seen >= GROWTH * self._built:
+            self.forget()
+            return
+        self._settle()
+        j = self._place[key]
+        self._posterior.observe(j, self._posterior.noise(len(examples))[j], mean, examples)
+        self._mark = self._posterior.mark()
+
+    def best(self, keys: Iterable[Key]) -> Key:
+        """Of some prompts, the one with the highest posterior mean; those unknown come last."""
+        assert self._posterior is not None
+        self._settle()
+        means = self._posterior.mean
+        return max(keys, key=lambda key: means[self._place[key]] if key in self._place else -np.inf)
+
+    def choose(self, running: Iterable[Job], closed: Iterable[Key], size: int) -> Key | None:
+        """The prompt whose next ``size`` scores are worth most, or ``None`` where the whole pool is closed.
+
+        Args:
+            running: Jobs whose scores will come: their uncertainty is taken as gone.
+            closed: Prompts that cannot be measured any more.
+            size: Examples in the next job.
+        """
+        assert self._posterior is not None
+        self._settle()
+        noise = self._posterior.noise(1)
+        for job in running:
+            j = self._place.get(job.key)
+            if j is not None:
+                self._posterior.observe(j, noise[j] / len(job.examples), None, job.examples)
+        out = np.zeros(len(self._pool), dtype=bool)
+        out[[self._place[key] for key in closed if key in self._place]] = True
+        if out.all():
+            return None
+        return self._pool[next_member(self._posterior, self._posterior.noise(size), out)]
+
+    def _settle(self) -> None:
+        """Take off the running jobs."""
+        if self._posterior is not None and self._mark is not None:
+            self._posterior.rewind(self._mark)
+
+    def _new_pool(self, observations: Sequence[Observation]) -> list[Key]:
+        measured = list(dict.fromkeys(one.key for one in observations))
+        if len(self._space) <= self._size:
+            return self._space.pool(self._size, self._random)
+        means = self._surrogate.posterior(observations, measured).mean
+        leaders = [measured[j] for j in np.argsort(-means)]
+        return self._space.pool(self._size + len(leaders), self._random, leaders)

@@ -1,0 +1,335 @@
+"""Step 3 of a compile: the search over a program's candidates, and the machinery that all three steps share."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.engine.attributes import Entry, Ledger, attach, entries_of
+from dspy.promptune.engine.books import Books
+from dspy.promptune.engine.budgets import Capped, Caps
+from dspy.promptune.engine.driver import Driver, Limits, Schedule
+from dspy.promptune.engine.guard import Guard
+from dspy.promptune.engine.options import OURS, check_integer
+from dspy.promptune.engine.outcome import Outcome
+from dspy.promptune.engine.pool import Pool
+from dspy.promptune.engine.programs import Programs, ProgramWork, Rules
+from dspy.promptune.engine.progress import Progress, Standing
+from dspy.promptune.engine.records import Job
+from dspy.promptune.engine.search import Run, SearchRun
+from dspy.promptune.engine.usage import Usage
+from dspy.promptune.errors import OptionError
+from dspy.promptune.space import Key, PromptSpace
+
+if TYPE_CHECKING:
+    from dspy.primitives.module import Module
+
+__all__ = ["CompileOptions", "Engine", "Task", "by_blocks", "optimize", "upstream_budget"]
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 120.0  # seconds for one example, upstream's time until it starts a straggler anew
+FIRST_BLOCK = 20  # examples on which every demo set is tried while instructions are proposed,
+FIRST_SHARE = 0.15  # and the share of the budget that they may take together
+RETRIES = 1  # times a job is tried again after a time-out, or with a language model out of reach
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """What ``compile`` takes beyond upstream's options; ``None`` is "not given"."""
+
+    sampler: Any = None
+    n_jobs: int = 1
+    batch_size: int | None = None
+    schedule: str | None = None
+    max_concurrency: int | None = None
+    minibatch_size: int | None = None
+    example_timeout: float | None = TIMEOUT
+    disable_progress_bar: bool = False
+    storage: Any = None
+    study_name: str | None = None
+    resume: bool | str = False
+    max_lm_calls: int | None = None
+    max_tokens_spent: int | None = None
+    max_cost: float | None = None
+    timeout: float | None = None
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency is not None:
+            check_integer("max_concurrency", self.max_concurrency, 1)
+        limit = self.example_timeout
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
+            raise OptionError(f"example_timeout={limit!r}: it must be a number of seconds above 0, or None.")
+
+    def caps(self) -> Caps:
+        """What the run may spend beside its evaluations."""
+        return Caps(
+            max_lm_calls=self.max_lm_calls,
+            max_tokens_spent=self.max_tokens_spent,
+            max_cost=self.max_cost,
+            timeout=self.timeout,
+        )
+
+    def plan(self, workers: int) -> Schedule:
+        """The schedule that these options ask for."""
+        if self.schedule == "batch":
+            return Schedule(n_jobs=self.n_jobs, batch=self.batch_size or self.n_jobs)
+        return Schedule(n_jobs=self.n_jobs, ahead=1 if workers > 1 else 0)
+
+
+class Engine:
+    """The machinery of one compile: threads, the limit, and the evaluations that may begin before step 3.
+
+    Args:
+        options: What the user chose.
+        num_threads: Examples of one prompt at once.
+        books: Where the run is written down.
+    """
+
+    def __init__(self, options: CompileOptions, num_threads: int, books: Books) -> None:
+        threads = options.n_jobs * num_threads
+        limit = min(threads, options.max_concurrency or threads)
+        spare = max(2, limit // 8)  # threads that score or build prompts while the others' calls are in flight
+        self.options = options
+        self.books = books
+        self.guard = Guard(limit, books.meter)
+        self.pool = Pool(min(threads, limit + spare))
+        self.work: ProgramWork | None = None
+        self.heads: list[tuple[Key, tuple[int, ...]]] = []
+        self._loading: list[threading.Thread] = []
+        logger.info("At most %d language-model calls in flight (%d prompts at once).", limit, options.n_jobs)
+
+    def begin(self, program: Module, rules: Rules, default: Key) -> None:
+        """Evaluate the default program with whatever threads steps 1 and 2 leave idle, and load the sampler's parts."""
+        keep = self.books.keep
+        self.work = ProgramWork(Programs(program, default), rules, self.pool, self.options.n_jobs, keep=keep)
+        self._head_start(default, range(len(rules.valset)))
+        texts = [predictor.signature.instructions for predictor in program.predictors()]
+        self._load(PromptSpace({0: texts}))
+
+    def begin_demos(self, program: Module, demos: Mapping[int, Sequence[Any]], examples: Sequence[int]) -> None:
+        """While instructions are proposed, try every demo set with the instructions that there are."""
+        assert self.work is not None
+        instructions = {i: [each.signature.instructions] for i, each in enumerate(program.predictors())}
+        self.work.programs.space = space = PromptSpace(instructions, demos)
+        for j in range(1, min(map(len, demos.values())) if examples else 0):
+            key = (0, j) * len(instructions)
+            self._head_start(key, examples)
+        self._load(space)
+
+    def _head_start(self, key: Key, examples: Sequence[int]) -> None:
+        assert self.work is not None
+        self.heads.append((key, tuple(examples)))
+        if unknown := self.books.unknown(key, examples):
+            self.work.head_start(key, unknown)
+
+    def await_loaded(self) -> None:
+        """Wait for what was being loaded, so that nothing is loaded twice."""
+        for thread in self._loading:
+            thread.join()
+
+    def _load(self, space: PromptSpace) -> None:
+        thread = threading.Thread(target=_load, args=(self.options, space), name="promptune-load", daemon=True)
+        self._loading.append(thread)
+        thread.start()
+
+    def stop(self) -> None:
+        """Nothing more is started."""
+        self.guard.stop()
+        self.pool.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be optimised, and by what measure."""
+
+    program: Module
+    instructions: Mapping[int, Sequence[str]]
+    demos: Mapping[int, Sequence[Any]] | None
+    n_examples: int
+    max_calls: int
+    minibatch: bool
+    full_eval_steps: int
+    seed: int | None
+    log_dir: str | None = None
+    track_stats: bool = True
+
+
+def upstream_budget(n_examples: int, num_trials: int, minibatch_size: int | None, full_eval_steps: int) -> int:
+    """Evaluations that upstream makes: the default in full, the trials, and full evaluations between them.
+
+    ``minibatch_size=None`` is a run without minibatches.
+    """
+    if minibatch_size is None:
+        return (num_trials + 1) * n_examples
+    full = 1 + num_trials // full_eval_steps + bool(num_trials % full_eval_steps)
+    return num_trials * minibatch_size + full * n_examples
+
+
+def optimize(task: Task, engine: Engine) -> Module:
+    """The best program found within ``task.max_calls`` evaluated examples, with upstream's attributes.
+
+    Raises:
+        EvaluationError: No evaluation succeeded.
+    """
+    assert engine.work is not None
+    engine.await_loaded()
+    space = PromptSpace(task.instructions, task.demos)
+    engine.books.settle(space)
+    run = _run(task, engine, space)
+    programs = engine.work.programs
+    programs.space = space
+    recorder = _Recorder(run, programs, engine, task.max_calls)
+    driver = Driver(
+        run.spending,
+        run.table,
+        engine.work,
+        engine.options.plan(engine.pool.workers),
+        limits=Limits(retries=RETRIES, max_calls=task.max_calls, note_every=max(1, task.max_calls // 50)),
+        on_end=recorder,
+        on_tick=recorder.tick,
+        first=lambda: [run.claim(*head) for head in engine.heads if not run.past.covers(*head)],
+    )
+    recorder.driver = driver
+    if engine.books.store is not None:
+        engine.books.store.lost = driver.stop
+    logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)
+    try:
+        ended = driver.run()
+        limited = run.spending.ended if isinstance(run.spending, Capped) else None
+        found = replace(run.result(driver, limited or ended), spent=engine.books.meter.spent())
+    finally:
+        programs.release()
+        recorder.close()
+    best = _finished(task, run, programs, recorder, found)
+    engine.books.end(best, found.ended, best=found.best_params, best_score=found.best_score)
+    return best
+
+
+def by_blocks(options: CompileOptions) -> bool:
+    """Whether the search decides by itself how many examples each prompt deserves."""
+    return _embedder(options) is not None and options.minibatch_size is None
+
+
+def _embedder(options: CompileOptions) -> Any:
+    """What the sampler embeds with; ``None`` for samplers that are not this fork's."""
+    if isinstance(options.sampler, str):
+        default = "onehot" if options.sampler == "onehot" else "minilm"
+        return options.sampler_options.get("embedder", default) if options.sampler in OURS else None
+    return getattr(options.sampler, "embedder", None)
+
+
+def _load(options: CompileOptions, space: PromptSpace) -> None:
+    """Import and load what step 3 needs. What goes wrong here goes wrong there again, and is told there."""
+    with contextlib.suppress(Exception):
+        importlib.import_module("dspy.promptune.samplers")
+        embedder = _embedder(options)
+        if isinstance(embedder, str) and embedder != "onehot":
+            from dspy.promptune.features import embed_parts
+
+            embed_parts(space, embedder)
+
+
+def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
+    options, books = engine.options, engine.books
+    budget = {
+        "n_examples": task.n_examples,
+        "max_calls": task.max_calls,
+        "minibatch_size": options.minibatch_size if task.minibatch else task.n_examples,
+        "full_every": task.full_eval_steps if task.minibatch else 0,
+    }
+    of_sampler = dict(options.sampler_options)
+    run = Run(space, options.sampler or "tpe", budget, seed=task.seed, options=of_sampler, store=books.store)
+    if books.meter.caps.given():
+        calls = len(task.program.predictors())
+        run.spending = Capped(
+            run.spending, books.meter, run.table, n_examples=task.n_examples, calls_per_example=calls
+        )
+    return run
+
+
+def _finished(task: Task, run: Run, programs: Programs, recorder: _Recorder, found: SearchRun) -> Module:
+    key = run.space.key(found.best_params)
+    best: Module = programs[key].deepcopy()
+    if task.track_stats:
+        entries = sorted(recorder.entries, key=lambda entry: entry.job.number)
+        ledger = Ledger(run.space, programs, run.table, entries, task.n_examples, task.minibatch, task.log_dir)
+        attach(best, ledger, key)
+        best.optimization_run = found  # type: ignore[attr-defined]
+    logger.info(
+        "Ended: %s. Returning the program of %s, with score %.2f on %d examples.",
+        found.ended, found.best_params, 100 * found.best_score, len(run.table.row(key)),
+    )  # fmt: skip
+    return best
+
+
+class _Recorder:
+    """Takes note of every job that ended, and shows how the run stands."""
+
+    driver: Driver
+
+    def __init__(self, run: Run, programs: Programs, engine: Engine, max_calls: int) -> None:
+        self.run = run
+        self.entries: list[Entry] = entries_of(run.past, run.space)
+        self._programs, self._engine = programs, engine
+        self._usage = Usage()
+        self._bar = Progress(max_calls, disable=engine.options.disable_progress_bar)
+
+    def __call__(self, job: Job, outcome: Outcome) -> None:
+        tokens, cost = self._usage.tokens, self._usage.cost
+        self._usage.read(self._programs[job.key])
+        self.run.note(job, outcome, tokens=_more(tokens, self._usage.tokens), cost=_more(cost, self._usage.cost))
+        row = self.run.table.row(job.key)
+        scores = () if outcome.error else tuple(row[example] for example in job.examples)
+        self.entries.append(Entry(job, scores, len(outcome.scores), outcome.error))
+        if outcome.error is None:
+            mean = math.fsum(scores) / len(scores)
+            logger.info("Trial %d (%s): %.3f on %d examples with %s.", job.number, job.kind, mean, len(scores), job.key)
+        self.show()
+
+    def tick(self) -> None:
+        """Twice a second: see to the time, draw the line."""
+        meter = self._engine.books.meter
+        if meter.caps.timeout is not None and (why := meter.reached()) is not None:
+            self.driver.stop(why)
+        self.show()
+
+    def show(self) -> None:
+        """Draw the line."""
+        failed = self.driver.log.failed
+        best = self.driver.log.history[-1][1] if self.driver.log.history else None
+        row = self.run.table.row(best) if best is not None else {}
+        self._bar.show(
+            Standing(
+                evaluated=self.run.table.calls,
+                running=self.driver.running,
+                done=len(self.entries) - failed,
+                failed=failed,
+                in_flight=self._engine.guard.limiter.in_flight,
+                best=math.fsum(row.values()) / len(row) if row else None,
+                tokens=self._usage.tokens,
+                cost=self._usage.cost,
+            )
+        )
+
+    def close(self) -> None:
+        """The run is over."""
+        self.show()
+        self._bar.close()
+        guard, work = self._engine.guard, self._engine.work
+        late = self._engine.pool.given_up + (work.cut if work is not None else 0)
+        logger.info(
+            "%d language-model calls, %d at once at most; %d shared, %d retried, %d refused, %d out of time.",
+            guard.calls, guard.limiter.peak, guard.shared, guard.retried, guard.limiter.refused, late,
+        )  # fmt: skip
+
+
+def _more(before: float | None, now: float | None) -> float | None:
+    return None if now is None else now - (before or 0)

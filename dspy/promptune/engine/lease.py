@@ -1,0 +1,91 @@
+"""Who is running a study: a note in it, renewed while the run lives, so that two runs do not share one by accident."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RENEW_SECONDS", "STALE_SECONDS", "Lease", "holder"]
+
+RENEW_SECONDS = 2.0
+STALE_SECONDS = 60.0  # without renewal, after which a run on another machine counts as dead
+SETTLE_SECONDS = 0.25  # two that take a lease at the same moment both see the later note after so long
+
+_mine: set[str] = set()  # tokens of the leases that this process holds
+
+
+class Lease:
+    """One run's claim to a study, as a JSON note: token, process, machine, and when it was last seen (Unix time)."""
+
+    def __init__(self) -> None:
+        self.token = uuid.uuid4().hex
+        _mine.add(self.token)
+
+    def note(self) -> dict[str, Any]:
+        """The note as of now."""
+        pid = os.getpid()
+        return {
+            "token": self.token,
+            "pid": pid,
+            "host": socket.gethostname(),
+            "process_start": _process_start(pid),
+            "seen": round(time.time(), 3),
+        }
+
+    def owns(self, note: Any) -> bool:
+        """Whether a note that was read is this lease's."""
+        return isinstance(note, Mapping) and note.get("token") == self.token
+
+    def release(self) -> None:
+        """The run is over: its note no longer holds anybody back."""
+        _mine.discard(self.token)
+
+
+def holder(note: Any) -> str | None:
+    """Who holds the study, in words; ``None`` when nobody does any more.
+
+    A process of this machine holds it as long as it lives, one of another machine until it has not been seen for
+    ``STALE_SECONDS``.
+    """
+    if not isinstance(note, Mapping) or "token" not in note or note.get("released"):
+        return None
+    pid, host = note.get("pid"), note.get("host")
+    age = max(0.0, time.time() - float(note.get("seen", 0.0)))
+    if host != socket.gethostname():
+        return f"process {pid} on {host}, last seen {age:.0f} s ago" if age < STALE_SECONDS else None
+    if pid == os.getpid():
+        return "this process" if note["token"] in _mine else None
+    alive = isinstance(pid, int) and _process_start(pid) == note.get("process_start") and _alive(pid)
+    return f"process {pid} on this machine" if alive else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return not _zombie(pid)
+
+
+def _zombie(pid: int) -> bool:
+    return (fields := _stat(pid)) is not None and fields[0] == "Z"
+
+
+def _process_start(pid: int) -> int | None:
+    """Clock ticks from the machine's start to the process's, where the system says so: numbers of processes recur."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields is not None else None
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,59 @@
+"""Options checked at the door, before a language model is called and without loading what the samplers need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dspy.promptune.errors import OptionError
+
+__all__ = ["OF_OPTUNA", "OURS", "SCHEDULES", "check_jobs", "check_sampler", "with_batch_size"]
+
+OURS = ("qei", "qlogei", "qlognei", "thompson", "onehot", "botorch")
+OF_OPTUNA = ("tpe", "gp", "random")
+SCHEDULES = ("async", "batch")
+LEAST = {"max_space_size": 2, "n_batches": 0, "min_cold_start": 1, "batch_size": 1}
+
+
+def check_jobs(n_jobs: Any, batch_size: Any = None, schedule: Any = None) -> None:
+    """Refuse numbers of jobs that cannot be.
+
+    Raises:
+        OptionError: ``n_jobs`` or ``batch_size`` is no integer above 0, or the schedule is unknown.
+    """
+    check_integer("n_jobs", n_jobs, 1)
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, 1)
+    if schedule is not None and schedule not in SCHEDULES:
+        raise OptionError(f"schedule={schedule!r}: it must be one of {', '.join(SCHEDULES)}, or None.")
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Refuse what is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name}={value!r}: it must be an integer of at least {least}.")
+
+
+def check_sampler(sampler: Any, options: Mapping[str, Any]) -> None:
+    """Refuse an unknown name, options that the sampler does not take, and numbers out of their range.
+
+    Raises:
+        OptionError: One of these, by name.
+    """
+    if isinstance(sampler, str) and sampler not in (*OURS, *OF_OPTUNA):
+        known = ", ".join((*OF_OPTUNA, *OURS))
+        raise OptionError(f"sampler={sampler!r} is unknown: it must be one of {known}, a sampler or a callable.")
+    if not (sampler is None or isinstance(sampler, str) or callable(sampler) or hasattr(sampler, "sample_relative")):
+        raise OptionError(f"sampler={sampler!r}: it must be a name, an optuna.samplers.BaseSampler or a callable.")
+    if sampler not in OURS and options:
+        name, value = next(iter(options.items()))
+        what = repr(sampler or "tpe") if sampler is None or isinstance(sampler, str) else "a sampler that is given"
+        raise OptionError(f"Option {name}={value!r}: {what} does not take it; leave it out, or choose sampler='qei'.")
+    for name, least in LEAST.items():
+        if name in options:
+            check_integer(name, options[name], least)
+
+
+def with_batch_size(sampler: Any, batch_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's options, with the batch size where a sampler of that name takes one."""
+    return {"batch_size": batch_size, **options} if sampler in OURS else dict(options)

@@ -1,0 +1,77 @@
+"""How one job ended, and what counts as a score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dspy.promptune.errors import EvaluationError
+
+__all__ = ["Outcome", "number", "numbers"]
+
+
+@dataclass
+class Outcome:
+    """The end of one job: ``scores`` of the examples that were scored, and the ``error`` of a job that failed.
+
+    ``transient`` says of an error that trying again may help; ``seconds`` is the time from its start; ``unreadable``
+    and ``errors`` count examples whose answer could not be read, and examples on which program or metric raised and
+    which were scored as failures; ``cut`` says that the job ended without its last examples.
+    """
+
+    scores: dict[int, float] = field(default_factory=dict)
+    error: BaseException | None = None
+    transient: bool = False
+    seconds: float = 0.0
+    unreadable: int = 0
+    errors: int = 0
+    cut: bool = False
+
+    def after(self, earlier: Outcome | None) -> Outcome:
+        """This end of a job that was taken up more than once, with what its earlier parts brought."""
+        if earlier is None:
+            return self
+        return replace(
+            self,
+            scores={**earlier.scores, **self.scores},
+            seconds=earlier.seconds + self.seconds,
+            unreadable=earlier.unreadable + self.unreadable,
+            errors=earlier.errors + self.errors,
+        )
+
+
+def number(score: Any, what: str = "The metric") -> float:
+    """A score as a float. Booleans, numbers of any size and whatever has a float value are scores.
+
+    Raises:
+        EvaluationError: It is ``None``, text, or not finite.
+    """
+    if score is None or isinstance(score, (str, bytes)):
+        raise EvaluationError(f"{what} returned {score!r}: it must return a number or a bool for every example.")
+    try:
+        value = float(score)
+    except (TypeError, ValueError) as error:
+        kind = type(score).__name__
+        raise EvaluationError(f"{what} returned a {kind}: it must return a number or a bool.") from error
+    if not math.isfinite(value):
+        raise EvaluationError(f"{what} returned {value}: it must return a finite number for every example.")
+    return value
+
+
+def numbers(scores: Any, examples: Sequence[int]) -> dict[int, float]:
+    """What an evaluation returned, by example.
+
+    Raises:
+        EvaluationError: It is not one usable score an example.
+    """
+    try:
+        values = list(scores)
+    except TypeError:
+        values = []
+    if len(values) != len(examples):
+        raise EvaluationError(
+            f"The evaluation returned {len(values)} scores for {len(examples)} examples: return one for each."
+        )
+    return {example: number(score, "The evaluation") for example, score in zip(examples, values, strict=True)}

@@ -1,0 +1,264 @@
+"""The whole search without programs or language models: one function over a space and a way to score its members."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.engine.driver import Driver, Limits, Schedule
+from dspy.promptune.engine.enduring import Enduring, Past
+from dspy.promptune.engine.manifest import search_manifest
+from dspy.promptune.engine.options import check_jobs, with_batch_size
+from dspy.promptune.engine.outcome import Outcome
+from dspy.promptune.engine.records import Job, ScoreTable, Spending
+from dspy.promptune.engine.store import Store, make_store
+from dspy.promptune.engine.work import Evaluate, Inline, Threaded, Work, keep_nothing
+from dspy.promptune.errors import OptionError
+from dspy.promptune.space import Key, PromptSpace
+
+if TYPE_CHECKING:
+    import pandas
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+__all__ = ["Run", "SearchRun", "search"]
+
+logger = logging.getLogger(__name__)
+
+FULL_EVAL_STEPS = 5
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """What a search found, and how it came to it.
+
+    Attributes:
+        best_params: The parameters of the winner; ``space.build(program, space.key(best_params))`` is its program.
+        calls: Examples scored, over all combinations; never more than ``max_calls``.
+        history: ``(calls, params)``: what the run would have returned after so many calls, in the order of time.
+        best_score: Mean of the winner's scores so far.
+        trials: Frozen trials of the study in the order of their numbers; user attributes hold ``scores``,
+            ``examples``, ``kind`` and ``seconds``, or the ``error`` of a failed one.
+        order: ``("ask" | "tell" | "fail", trial number)`` as it happened: the same order gives the same run.
+        ended: Why the run ended, in words.
+        study: The Optuna study. It does not travel with pickles of the run.
+        spent: By step ("bootstrap", "propose", "search"): calls, tokens, dollars (``cost``) and seconds, over all
+            starts of the run.
+    """
+
+    best_params: dict[str, int]
+    calls: int
+    history: list[tuple[int, dict[str, int]]] = field(repr=False)
+    best_score: float
+    trials: list[FrozenTrial] = field(repr=False)
+    order: list[tuple[str, int]] = field(repr=False)
+    ended: str
+    study: Study | None = field(repr=False)
+    spent: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The trials as a table: one row each, with its parameters, mean score, examples, seconds and what it took.
+
+        Raises:
+            OptionError: pandas is not installed.
+        """
+        from dspy.promptune.engine.tables import trial_rows
+
+        try:
+            import pandas
+        except ImportError:
+            raise OptionError("to_dataframe() needs pandas: pip install pandas, or read .trials.") from None
+        return pandas.DataFrame(trial_rows(self.trials))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "study": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SearchRun:
+        return self
+
+
+class Run:
+    """The parts of one search, put together: study, sampler, scores and spending.
+
+    :func:`search` is this with an ``evaluate``; a compile is this with a program.
+    """
+
+    def __init__(
+        self,
+        space: PromptSpace,
+        sampler: Any,
+        budget: dict[str, Any],
+        *,
+        seed: int | None,
+        options: dict[str, Any],
+        store: Store | None = None,
+    ) -> None:
+        import optuna
+
+        from dspy.promptune.engine.spending import Budget, make_spending
+        from dspy.promptune.samplers import make_sampler
+
+        limits = Budget(**budget)
+        self.space = space
+        self.n_examples = limits.n_examples
+        self.past = Past() if store is None else store.past(space, limits.n_examples)
+        self.sampler: BaseSampler = make_sampler(sampler, space=space, seed=self.past.seed(seed), **options)
+        if store is None:
+            with quiet_optuna():
+                self.study = optuna.create_study(direction="maximize", sampler=self.sampler)
+        else:
+            self.study = store.study
+            self.study.sampler = self.sampler
+        self.table = ScoreTable()
+        self.past.refill(self.table)
+        spending: Any = make_spending(self.study, space, self.table, limits, seed=seed)
+        if self.past.jobs:
+            spending.recall(self.past.jobs)
+        self.spending: Spending = spending if store is None else Enduring(spending, self.table, store)
+
+    def claim(self, key: Key, examples: Sequence[int]) -> Job:
+        """An evaluation that is decided on from outside."""
+        spending: Any = self.spending
+        kind = "full" if len(examples) == self.n_examples else "block"
+        if hasattr(spending, "claim"):
+            job: Job = spending.claim(key, examples, kind)
+        else:
+            job = spending._purse.job(*spending._trials.force(key), examples, kind)
+        return job
+
+    def note(self, job: Job, outcome: Outcome, **spent: float | None) -> None:
+        """Write down what the study's trial should know of a job beyond its scores."""
+        storage = self.study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, job.number)
+        storage.set_trial_user_attr(trial_id, "seconds", round(outcome.seconds, 4))
+        storage.set_trial_user_attr(trial_id, "paid", len(outcome.scores))
+        noted = {"errors": outcome.errors, "unreadable": outcome.unreadable, **spent}
+        for name, amount in noted.items():
+            if amount:
+                storage.set_trial_user_attr(trial_id, name, round(amount, 8))
+        if outcome.error is not None:
+            storage.set_trial_user_attr(trial_id, "kind", job.kind)
+            storage.set_trial_user_attr(trial_id, "examples", list(job.examples))
+
+    def result(self, driver: Driver, ended: str) -> SearchRun:
+        """The record of a run that ended."""
+        key = self.spending.best()
+        row = self.table.row(key)
+        return SearchRun(
+            best_params=self.space.params(key),
+            calls=self.table.calls,
+            history=[(calls, self.space.params(best)) for calls, best in driver.log.history],
+            best_score=math.fsum(row.values()) / len(row) if row else math.nan,
+            trials=self.study.get_trials(deepcopy=False),
+            order=driver.log.order,
+            ended=ended,
+            study=self.study,
+        )
+
+
+def search(
+    space: PromptSpace,
+    evaluate: Evaluate,
+    *,
+    n_examples: int,
+    max_calls: int,
+    sampler: str | BaseSampler | Any | None = "qei",
+    n_jobs: int = 1,
+    batch_size: int | None = None,
+    minibatch_size: int | None = None,
+    seed: int | None = None,
+    schedule: str | None = None,
+    full_eval_steps: int = FULL_EVAL_STEPS,
+    retries: int = 0,
+    storage: Any = None,
+    study_name: str | None = None,
+    resume: bool | str = False,
+    **sampler_options: Any,
+) -> SearchRun:
+    """Search ``space`` for the combination with the highest mean score, within ``max_calls`` scored examples.
+
+    Args:
+        space: The combinations.
+        evaluate: ``(params, examples) -> scores``: one finite number for each of ``examples``, which are indices
+            below ``n_examples``. It is called from ``n_jobs`` threads, each in a copy of this context; with
+            ``n_jobs=1`` from this thread. An evaluation that raises makes a FAILED trial.
+        n_examples: Size of the validation set.
+        max_calls: Examples to score at most. The same (combination, example) is never scored twice.
+        sampler: What :func:`dspy.promptune.make_sampler` takes.
+        n_jobs: Evaluations at once.
+        batch_size: Combinations proposed together; by default ``n_jobs``.
+        minibatch_size: Examples of one evaluation. ``None`` lets our sampler decide, and is 35 for others.
+        seed: Any integer, 0 included; ``None`` draws one.
+        schedule: ``"batch"`` evaluates ``batch_size`` combinations and proposes again when all have ended: the same
+            seed gives the same trials. ``"async"`` proposes whenever an evaluation ends. Default: ``"async"`` with
+            several jobs, otherwise ``"batch"``.
+        full_eval_steps: Minibatches between full evaluations of the best average, where minibatches are used.
+        retries: Times an evaluation that raised is tried again.
+        storage: Where the run is written as it goes, so that it can be resumed: a SQLite file, an Optuna journal
+            (``*.log``), a database URL or an Optuna storage. ``None`` keeps it in memory.
+        study_name: Name of the study in the storage; default "search".
+        resume: ``True`` goes on with the study if it is there and of the same space, examples and ``evaluate``;
+            ``"force"`` in any case. ``max_calls`` counts what it has spent already.
+        sampler_options: What the sampler takes, such as ``embedder`` or ``max_space_size``.
+
+    Raises:
+        OptionError: An option out of its range, or one that the sampler does not take.
+        BudgetError: A budget that allows nothing.
+        EvaluationError: Every evaluation failed, too many in a row to go on.
+        StorageError: The storage cannot be used, or holds another run under this name.
+    """
+    check_jobs(n_jobs, batch_size, schedule)
+    options = with_batch_size(sampler, batch_size or n_jobs, sampler_options)
+    budget = {
+        "n_examples": n_examples,
+        "max_calls": max_calls,
+        "minibatch_size": minibatch_size,
+        "full_every": full_eval_steps,
+    }
+    store = make_store(storage, study_name, resume, "search")
+    if store is not None:
+        described = {"sampler": sampler, "seed": seed, **budget, **options}
+        store.begin(search_manifest(space, evaluate, n_examples, described))
+    try:
+        run = Run(space, sampler, budget, seed=seed, options=options, store=store)
+        keep = keep_nothing if store is None else store.keep_scores
+        work: Work = Inline(space, evaluate, keep) if n_jobs == 1 else Threaded(space, evaluate, n_jobs, keep)
+        plan = make_schedule(n_jobs, batch_size, schedule)
+        driver = Driver(run.spending, run.table, work, plan, limits=Limits(retries=retries), on_end=run.note)
+        if store is not None:
+            store.lost = driver.stop
+        found = run.result(driver, driver.run())
+        if store is not None:
+            store.close(found.ended, best=found.best_params, best_score=found.best_score)
+        return found
+    finally:
+        if store is not None:
+            store.close()
+
+
+def make_schedule(n_jobs: int, batch_size: int | None, schedule: str | None) -> Schedule:
+    """The schedule that the options ask for."""
+    if schedule is None:
+        schedule = "async" if n_jobs > 1 else "batch"
+    if schedule == "batch":
+        return Schedule(n_jobs=n_jobs, batch=batch_size or n_jobs)
+    return Schedule(n_jobs=n_jobs, ahead=1 if n_jobs > 1 else 0)
+
+
+class quiet_optuna:  # noqa: N801 - used as a statement: with quiet_optuna():
+    """Optuna's messages at warning level inside the block, and as they were after it."""
+
+    def __enter__(self) -> None:
+        import optuna
+
+        self._before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(max(self._before, optuna.logging.WARNING))
+
+    def __exit__(self, *error: object) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(self._before)

@@ -1,0 +1,219 @@
+"""Opening what a run is written to, with a clear error where that cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.errors import StorageError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+__all__ = ["Opened", "explain", "open_storage", "place_of"]
+
+JOURNALS = (".log", ".journal", ".jsonl")
+SQLITE_MAGIC = b"SQLite format 3\x00"
+LOCK_SECONDS = 10.0  # to wait for another process that is writing to a SQLite file
+JOURNAL_GRACE = 5  # seconds after which the lock file of a killed process is removed
+MIN_FREE = 4 << 20  # bytes on the disk, below which a run is not begun
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open storage, and how it is called in messages: no password is in ``place``."""
+
+    storage: BaseStorage
+    place: str
+
+
+def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: bool = False) -> Opened:
+    """Open what the user named.
+
+    Args:
+        storage: The path of a SQLite file (created where it is missing) or of an Optuna journal (``*.log``,
+            ``*.journal``, ``*.jsonl``), a URL as SQLAlchemy takes it (``sqlite:///runs.db``,
+            ``postgresql://user@host/base``), or an Optuna storage.
+        must_exist: Refuse a file that is not there, instead of creating it.
+
+    Raises:
+        StorageError: It cannot be opened, read or written. The message names the storage without its password.
+    """
+    from optuna.storages import BaseStorage, get_storage
+
+    if isinstance(storage, BaseStorage):
+        return Opened(get_storage(storage), type(storage).__name__)
+    if not isinstance(storage, (str, os.PathLike)):
+        raise StorageError(f"storage={storage!r}: it must be a path, a URL or an Optuna storage.")
+    text = os.fspath(storage)
+    if "://" in text and not text.startswith("sqlite"):
+        return _open_server(text)
+    path = Path(text if "://" not in text else text.partition(":///")[2])
+    if "://" in text and str(path) in (".", ":memory:"):
+        raise StorageError(f"storage={text!r} is a database in memory: name a file, such as sqlite:///runs.db.")
+    _check_file(path, must_exist)
+    try:
+        if path.suffix.lower() in JOURNALS:
+            return Opened(_open_journal(path), str(path))
+        return Opened(_open_sqlite(path), str(path))
+    except StorageError:
+        raise
+    except Exception as error:
+        raise explain(error, str(path)) from error
+
+
+def place_of(storage: str) -> str:
+    """How a storage is called in messages: a URL without its password and its options."""
+    import sqlalchemy
+
+    if "://" not in storage:
+        return storage
+    try:
+        return sqlalchemy.make_url(storage).set(query={}).render_as_string(hide_password=True)
+    except Exception:
+        return "the storage"
+
+
+def explain(error: BaseException, place: str, password: str | None = None) -> StorageError:
+    """What to do about an error of a storage, in words."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = " ".join(str(getattr(cause, "orig", None) or cause).split())
+    if password:
+        text = text.replace(password, "***")
+    found = next((remedy for mark, remedy in _REMEDIES if mark in f"{text} {error}".lower()), None)
+    return StorageError(f"The storage {place} cannot be used: {text or type(cause).__name__}. {found or _ANY}")
+
+
+_ANY = "Correct it, or choose another storage."
+_REMEDIES = (
+    ("authentication failed", "Correct user name and password."),
+    ("no password supplied", "Put the password into the URL or into ~/.pgpass."),
+    ("connection refused", "Start the server, or correct host and port."),
+    ("could not translate host", "Correct the host's name."),
+    ("does not exist", "Create the database first, or correct its name."),
+    ("database is locked", "Another process is writing to it: end that one, or use a storage of its own."),
+    ("readonly", "Make the file and its folder writable, or choose another one."),
+    ("read-only", "Make the file and its folder writable, or choose another one."),
+    ("disk is full", "Free some space and run again with resume=True."),
+    ("no space left", "Free some space and run again with resume=True."),
+    ("file too large", "The file may not grow any more: raise the limit and run again with resume=True."),
+    ("disk i/o error", "The disk is full or broken: mend it and run again with resume=True."),
+    ("no longer compatible", "The tables were made by another version of Optuna."),
+    ("no module named", 'Install the driver: pip install "dspy[postgresql]".'),
+    ("failed to import db", 'Install the driver: pip install "dspy[postgresql]".'),
+    ("not a database", "It is another kind of file; the names of Optuna journals end in .log or .journal."),
+)
+
+
+def _check_file(path: Path, must_exist: bool) -> None:
+    if path.is_dir():
+        raise StorageError(f"The storage {path} is a folder: name a file in it, such as {path / 'runs.db'}.")
+    if not path.exists() and must_exist:
+        raise StorageError(f"The storage {path} does not exist: correct the name.")
+    if not path.parent.is_dir():
+        raise StorageError(f"The storage {path} has no folder: create {path.parent} first.")
+    for place in (path, path.parent) if path.exists() else (path.parent,):
+        writable = stat.S_IMODE(place.stat().st_mode) & 0o222
+        if not writable or not os.access(place, os.R_OK | os.W_OK):
+            raise StorageError(f"The storage {path} cannot be written: {place} is read-only; change its permissions.")
+    free = shutil.disk_usage(path.parent).free
+    if free < MIN_FREE:
+        raise StorageError(f"The disk of {path} is full ({free >> 10} KiB free): free some space, or choose another.")
+
+
+def _open_sqlite(path: Path) -> BaseStorage:
+    import sqlalchemy
+    from optuna.storages import RDBStorage, get_storage
+
+    if path.exists() and path.stat().st_size and _head(path, len(SQLITE_MAGIC)) != SQLITE_MAGIC:
+        raise StorageError(f"The storage {path} is not a SQLite database: names of journals end in .log, .journal.")
+    with sqlite3.connect(path, timeout=LOCK_SECONDS) as probe:
+        probe.execute("PRAGMA journal_mode=WAL")
+        probe.execute("BEGIN IMMEDIATE")
+        probe.execute("ROLLBACK")
+    probe.close()
+    url = sqlalchemy.URL.create("sqlite", database=str(path))
+    rdb = RDBStorage(
+        url.render_as_string(), engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS, "check_same_thread": False}}
+    )
+
+    def relax(connection: Any, _: Any) -> None:
+        # With the write-ahead log, what is committed outlives the process; only a power cut can lose the very last.
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    sqlalchemy.event.listen(rdb.engine, "connect", relax)
+    rdb.remove_session()
+    rdb.engine.dispose()
+    return get_storage(rdb)
+
+
+def _head(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    if path.exists():
+        _mend_journal(path)
+    return JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), JOURNAL_GRACE)))
+
+
+def _mend_journal(path: Path) -> None:
+    """Cut off half a line that a killed process left at the end; nothing could be read or written behind it."""
+    with path.open("rb+") as file:
+        first = file.readline()
+        if first.endswith(b"\n"):
+            try:
+                json.loads(first)
+            except ValueError:
+                raise StorageError(
+                    f"The storage {path} is not an Optuna journal: names of SQLite files end in .db."
+                ) from None
+        size = file.seek(0, os.SEEK_END)
+        end = size
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+
+
+def _open_server(text: str) -> Opened:
+    import sqlalchemy
+    from optuna.storages import RDBStorage, get_storage
+
+    try:
+        url = sqlalchemy.make_url(text)
+    except Exception:
+        raise StorageError("The storage's URL cannot be read; write postgresql://user:password@host/base.") from None
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername=_postgresql_driver())
+    place = url.set(query={}).render_as_string(hide_password=True)
+    try:
+        rdb = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+        return Opened(get_storage(rdb), place)
+    except Exception as error:
+        raise explain(error, place, str(url.password) if url.password else None) from None
+
+
+def _postgresql_driver() -> str:
+    from importlib.util import find_spec
+
+    installed = [name for name in ("psycopg", "psycopg2") if find_spec(name) is not None]
+    return f"postgresql+{installed[0]}" if installed else "postgresql"

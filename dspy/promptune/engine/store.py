@@ -1,0 +1,307 @@
+"""A run on disk: what it is, what it has produced and scored so far, and taking it up again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.engine.encoding import as_json
+from dspy.promptune.engine.enduring import Past, past_of, told_scores
+from dspy.promptune.engine.lease import RENEW_SECONDS, SETTLE_SECONDS, Lease, holder
+from dspy.promptune.engine.manifest import differences
+from dspy.promptune.engine.records import Job
+from dspy.promptune.engine.scrub import Scrubber
+from dspy.promptune.engine.storage import Opened, explain, open_storage
+from dspy.promptune.engine.writer import SafeStorage, Writer
+from dspy.promptune.errors import OptionError, StorageError
+from dspy.promptune.space import Key, PromptSpace
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+__all__ = ["Store", "make_store"]
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "promptune:"  # of the attributes that a run needs to go on; those for people have plain names
+LEASE = PREFIX + "lease"
+SCORES = PREFIX + "early_scores:"
+
+
+def make_store(storage: Any, study_name: str | None, resume: Any, default_name: str, secrets: Any = ()) -> Store | None:
+    """The store that the options ask for; ``None`` where nothing is to be kept.
+
+    Raises:
+        OptionError: ``study_name`` or ``resume`` without ``storage``, or a value that is none of theirs.
+        StorageError: The storage cannot be opened.
+    """
+    if resume not in (False, True, "force"):
+        raise OptionError(f'resume={resume!r}: it must be False, True or "force".')
+    if storage is None:
+        if study_name is not None or resume:
+            name, value = ("study_name", study_name) if study_name is not None else ("resume", resume)
+            raise OptionError(f"{name}={value!r} needs storage=: a file such as runs.db, or a URL.")
+        return None
+    if study_name is not None and (not isinstance(study_name, str) or not study_name):
+        raise OptionError(f"study_name={study_name!r}: it must be a text, or None for {default_name!r}.")
+    return Store(open_storage(storage), study_name or default_name, resume, Scrubber(secrets))
+
+
+class Store:
+    """One study in a storage, held by this run from :meth:`begin` to :meth:`close`.
+
+    Args:
+        opened: Where.
+        name: Of the study.
+        resume: What to do when the study is there already: ``False`` refuses, ``True`` goes on with it if it is the
+            same run, ``"force"`` goes on in any case.
+        scrubber: Keeps secrets out.
+    """
+
+    study: Study
+
+    def __init__(self, opened: Opened, name: str, resume: Any, scrubber: Scrubber) -> None:
+        self.name, self.place = name, opened.place
+        self.resumed = False
+        self.spent: Callable[[], Mapping[str, Any]] | None = None
+        self.lost: Callable[[str], None] = lambda why: None
+        self._storage = SafeStorage(opened.storage, opened.place, scrubber)
+        self._resume = resume
+        self._lease = Lease()
+        self._notes: dict[str, Any] = {}
+        self._ids: dict[int, int] = {}
+        self._writer: Writer | None = None
+        self._renewed = 0.0
+
+    @property
+    def broken(self) -> StorageError | None:
+        """Why nothing can be written any more, if so."""
+        return self._storage.broken
+
+    def begin(self, manifest: Mapping[str, Any]) -> None:
+        """Create the study, or take it up: nobody else must be running it, and it must be the same run.
+
+        Raises:
+            StorageError: It is there and was not to be resumed, is being run, or is another run; each difference is
+                named.
+        """
+        try:
+            known = self._open_study()
+            self._take(known)
+            if known:
+                self._check(manifest)
+                self._close_stale()
+            for name, value in manifest.items():
+                self.study.set_user_attr(name, value)
+        except (StorageError, OptionError):
+            self._let_go()
+            raise
+        except Exception as error:
+            self._let_go()
+            raise explain(error, self.place) from error
+        self._storage.lenient = True
+        self._storage.on_broken = lambda error: self.lost(str(error))
+        self._writer = Writer(self._storage, self.study._study_id, self._tick)
+        self._writer.start(sum(name.startswith(SCORES) for name in self._notes))
+        if self.resumed:
+            logger.info("Resuming study %r in %s.", self.name, self.place)
+
+    def recall(self, name: str) -> Any:
+        """What was remembered under a name, or ``None``."""
+        return self._notes.get(PREFIX + name)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Write down a finished piece of work, as JSON, unless a secret is in it. From any thread."""
+        self._notes[PREFIX + name] = value
+        if as_json(self.clean(value)) != as_json(value):
+            logger.warning("Something of step 1 or 2 (%s) holds a secret and is not written: it is not resumed.", name)
+        elif self.broken is None:
+            self._storage.set_study_system_attr(self.study._study_id, PREFIX + name, value)
+
+    def show(self, name: str, value: Any) -> None:
+        """Write down something for people: an attribute of the study."""
+        if self.broken is None:
+            self.study.set_user_attr(name, value)
+
+    def clean(self, value: Any) -> Any:
+        """JSON as it is written: without secrets."""
+        return self._storage.scrubber.value(value)
+
+    def keep_scores(self, job: Job, scores: Mapping[int, float]) -> None:
+        """Write scores of a job's examples, and return when they are on disk. From any thread."""
+        if self._writer is not None:
+            trial_id = None if job.number < 0 else self._trial_id(job.number)
+            self._writer.put(trial_id, job.key, scores)
+
+    def early_scores(self) -> dict[Key, dict[int, float]]:
+        """Scores of combinations that were written before these had a trial."""
+        found: dict[Key, dict[int, float]] = {}
+        for name, rows in sorted(self._notes.items()):
+            if name.startswith(SCORES):
+                for key, example, score in rows:
+                    found.setdefault(tuple(key), {})[int(example)] = float(score)
+        return found
+
+    def known(self, key: Key) -> set[int]:
+        """Examples that a combination is scored on, before the space is known: of trials with all these indices."""
+        found = set(self.early_scores().get(key, ()))
+        for trial in self._finished():
+            if _key_of(trial.params) == key:
+                found.update(example for example, _ in told_scores(trial))
+                found.update(trial.intermediate_values)
+        return found
+
+    def past(self, space: PromptSpace, n_examples: int) -> Past:
+        """What was scored before, of the combinations of this space."""
+        return past_of(self._finished(), self.early_scores(), space, n_examples)
+
+    def spent_before(self) -> Mapping[str, Mapping[str, float]]:
+        """What earlier starts have spent, by step."""
+        found: Mapping[str, Mapping[str, float]] = self.study.user_attrs.get("spent", {}) if self.resumed else {}
+        return found
+
+    def _finished(self) -> list[FrozenTrial]:
+        trials = self.study.get_trials(deepcopy=False) if self.resumed else []
+        return [trial for trial in trials if trial.state.is_finished()]
+
+    def close(self, ended: str | None = None, **shown: Any) -> None:
+        """Write what is left, and let go of the study."""
+        if self._writer is not None:
+            self._writer.close()
+        try:
+            if self.broken is None and self._writer is not None:
+                for name, value in {**shown, **({"ended": ended} if ended else {})}.items():
+                    self.show(name, value)
+                self._show_spent()
+        except StorageError:
+            logger.debug("Not written", exc_info=True)
+        self._let_go()
+
+    # ------------------------------------------------------------------
+
+    def _open_study(self) -> bool:
+        """Create or load the study; whether it was there."""
+        import optuna
+
+        from dspy.promptune.engine.search import quiet_optuna
+
+        inner = self._storage.inner
+        with quiet_optuna():
+            try:
+                self.study = optuna.create_study(storage=inner, study_name=self.name, direction="maximize")
+                known = False
+            except optuna.exceptions.DuplicatedStudyError:
+                self.study = optuna.load_study(storage=inner, study_name=self.name)
+                known = True
+        self.study._storage = self._storage  # type: ignore[assignment]
+        if known and not self._resume:
+            raise StorageError(
+                f"Study {self.name!r} is in {self.place} already: resume=True goes on with it, another study_name "
+                "begins a new one."
+            )
+        self.resumed = known
+        return known
+
+    def _take(self, known: bool) -> None:
+        """Take the lease, unless somebody holds it."""
+        self._notes = dict(self._read_notes()) if known else {}
+        held = holder(self._notes.get(LEASE))
+        if held is not None and held != "this process" and self._resume == "force":
+            logger.warning("Study %r is taken away from %s.", self.name, held)
+        elif held is not None:
+            raise StorageError(
+                f"Study {self.name!r} in {self.place} is being run by {held}: wait until that ends, or use another "
+                "study_name."
+            )
+        self._renew()
+        time.sleep(SETTLE_SECONDS)
+        if not self._lease.owns(self._read_notes().get(LEASE)):
+            raise StorageError(
+                f"Study {self.name!r} in {self.place} was taken by another run at the same moment: that one goes on."
+            )
+
+    def _check(self, manifest: Mapping[str, Any]) -> None:
+        old = self.study.user_attrs
+        if "format" not in old and self._resume != "force" and self.study.get_trials(deepcopy=False):
+            raise StorageError(
+                f"Study {self.name!r} in {self.place} was not made by promptune: use another study_name, or "
+                'resume="force" to add to it.'
+            )
+        self.refuse(differences(old, manifest))
+
+    def refuse(self, changed: list[str]) -> None:
+        """Refuse to go on with a run that has changed, unless that is forced.
+
+        Raises:
+            StorageError: With all that ``changed``.
+        """
+        if not changed:
+            return
+        what = "; ".join(changed)
+        if self._resume != "force":
+            raise StorageError(
+                f"Study {self.name!r} in {self.place} is another run: {what}. Its scores cannot be compared: use "
+                'another study_name, undo the change, or accept it with resume="force".'
+            )
+        logger.warning("Study %r goes on although it has changed: %s.", self.name, what)
+
+    def _close_stale(self) -> None:
+        """Trials that were running when the process ended, are FAILED; the scores they have stay."""
+        from optuna.trial import TrialState
+
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            self._storage.set_trial_user_attr(trial._trial_id, "error", "The process ended before this evaluation did.")
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+    def _read_notes(self) -> Mapping[str, Any]:
+        return dict(self._storage.inner.get_study_system_attrs(self.study._study_id))
+
+    def _renew(self) -> None:
+        self._storage.set_study_system_attr(self.study._study_id, LEASE, self._lease.note())
+        self._renewed = time.monotonic()
+
+    def _tick(self) -> None:
+        """In the writing thread: renew the lease now and then, unless it was taken away."""
+        if time.monotonic() - self._renewed < RENEW_SECONDS:
+            return
+        note = self._read_notes().get(LEASE)
+        if not self._lease.owns(note):
+            who = holder(note) or "another run"
+            self.lost(f"study {self.name!r} was taken over by {who}")
+        self._renew_unless_lost(note)
+        self._show_spent()
+
+    def _renew_unless_lost(self, note: Any) -> None:
+        if self._lease.owns(note):
+            self._renew()
+        self._renewed = time.monotonic()
+
+    def _show_spent(self) -> None:
+        if self.spent is not None and self.broken is None:
+            self.study.set_user_attr("spent", dict(self.spent()))
+
+    def _let_go(self) -> None:
+        self._lease.release()
+        if not hasattr(self, "study") or self.broken is not None:
+            return
+        try:
+            if self._lease.owns(self._read_notes().get(LEASE)):
+                note = {**self._lease.note(), "released": True}
+                self._storage.set_study_system_attr(self.study._study_id, LEASE, note)
+        except Exception:
+            logger.debug("The lease could not be released", exc_info=True)
+
+    def _trial_id(self, number: int) -> int:
+        if number not in self._ids:
+            study_id = self.study._study_id
+            self._ids[number] = self._storage.inner.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self._ids[number]
+
+
+def _key_of(params: Mapping[str, Any]) -> Key:
+    """The key of a study's parameters, whose names begin with the number of the predictor."""
+    names = sorted(params, key=lambda name: (int(name.partition("_")[0]), name.endswith("_demos")))
+    return tuple(params[name] for name in names)

@@ -1,0 +1,44 @@
+"""Tokens and cost of a run, read from the histories that DSPy keeps of each program's calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from dspy.primitives.module import Module
+
+__all__ = ["Usage"]
+
+
+class Usage:
+    """Sums over the calls of programs. ``tokens`` and ``cost`` are ``None`` until a call says what it took.
+
+    With DSPy's history disabled nothing is known. Answers from the cache cost nothing.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: int | None = None
+        self.cost: float | None = None
+        self._read: WeakKeyDictionary[Module, int] = WeakKeyDictionary()
+
+    def read(self, program: Module) -> None:
+        """Add the calls that ``program`` made since it was read last."""
+        history = program.history
+        start = min(self._read.get(program, 0), len(history))
+        for entry in history[start:]:
+            self._add(entry)
+        self._read[program] = len(history)
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        if getattr(entry.get("response"), "cache_hit", False):
+            return
+        usage = entry.get("usage") or {}
+        total = usage.get("total_tokens")
+        if total is None:
+            counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+            total = sum(count for count in counts if count is not None) if any(counts) else None
+        if total is not None:
+            self.tokens = (self.tokens or 0) + int(total)
+        if entry.get("cost") is not None:
+            self.cost = (self.cost or 0.0) + float(entry["cost"])

@@ -1,0 +1,178 @@
+"""What stands between programs and their language models."""
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+import dspy
+from dspy.promptune.engine.guard import Guard, Stopped, guarded
+from dspy.promptune.engine.pool import Pool
+from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
+from tests.server import Latency, LMServer, TaskRule
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class EchoLM(dspy.BaseLM):
+    """Answers with the prompt, after ``seconds``; raises what ``errors`` still holds; counts how many do so at once."""
+
+    def __init__(self, seconds=0.0, errors=(), **options):
+        super().__init__("echo", **{"cache": False, "num_retries": 0, **options})
+        self.seconds, self.errors = seconds, list(errors)
+        self.calls = self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        with self.lock:
+            self.calls += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+            error = self.errors.pop(0) if self.errors else None
+        time.sleep(self.seconds)
+        with self.lock:
+            self.now -= 1
+        if error is not None:
+            raise error
+        message = SimpleNamespace(content=prompt, tool_calls=None)
+        return SimpleNamespace(choices=[SimpleNamespace(message=message)], usage={}, model="echo")
+
+    async def aforward(self, prompt=None, messages=None, **kwargs):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(self.seconds)
+        self.now -= 1
+        return self.forward(prompt)
+
+
+@pytest.mark.parametrize("view", [guarded, lambda lm: lm])
+def test_the_limit_holds_for_every_call(view):
+    """With a limit of 3, 20 threads make 3 calls at once, whether the model is a view or not."""
+    lm, guard = EchoLM(0.01), Guard(3)
+    with guard.active(), Pool(20) as pool:
+        assert pool.map(view(lm), [str(i) for i in range(40)]) == [[str(i)] for i in range(40)]
+    assert lm.most == 3 == guard.limiter.peak and guard.calls == 40 and guard.limiter.in_flight == 0
+
+
+def test_a_model_that_asks_a_model_needs_one_place():
+    """A call within a call is not held up by the limit that its caller has used up."""
+
+    class Outer(EchoLM):
+        def forward(self, prompt=None, messages=None, **kwargs):
+            inner(prompt)
+            return super().forward(prompt)
+
+    inner, outer, guard = EchoLM(), Outer(), Guard(1)
+    with guard.active(), Pool(4) as pool:
+        pool.map(outer, "abcd")
+    assert inner.calls == outer.calls == 4 and guard.limiter.peak == 1
+
+
+def test_a_view_shares_the_models_state():
+    """What happens through a view is seen at the model: counts, history, later changes."""
+    lm = EchoLM()
+    view = guarded(lm)
+    view("hello")
+    lm.seconds = 0.5
+    assert lm.calls == 1 and len(lm.history) == 1 and view.seconds == 0.5
+    assert isinstance(view, EchoLM) and guarded(view) is view and type(view).__name__ == "EchoLM"
+    copied = view.copy(temperature=1.0)
+    assert copied.kwargs["temperature"] == 1.0 and lm.kwargs["temperature"] is None
+
+
+def test_other_things_are_no_models():
+    """Whatever is no language model is left alone."""
+    assert guarded(None) is None and guarded("x") == "x"
+
+
+def test_a_refused_call_is_made_again_and_slows_the_run_down():
+    """A 429 with Retry-After is retried after that time, and halves the calls allowed."""
+    lm = EchoLM(errors=[LMRateLimitError("slow down", retry_after=0.05)], num_retries=3)
+    guard, begin = Guard(8), time.monotonic()
+    with guard.active():
+        assert guarded(lm)("hello") == ["hello"]
+    assert time.monotonic() - begin >= 0.05
+    assert lm.calls == 2 and guard.retried == 1 and guard.limiter.refused == 1 and guard.limiter.allowed < 8
+
+
+@pytest.mark.parametrize("error", [LMServerError("x", retry_after=0.0), LMTimeoutError("x", retry_after=0.0)])
+def test_retries_are_as_many_as_the_model_says(error):
+    """``num_retries`` of the model is what a run goes by; the last error is raised."""
+    lm, guard = EchoLM(errors=[error] * 5, num_retries=2), Guard(8)
+    with guard.active(), pytest.raises(type(error)):
+        guarded(lm)("hello")
+    assert lm.calls == 3 and guard.limiter.in_flight == 0
+
+
+def test_an_error_of_the_program_is_not_retried():
+    """What is not the provider's fault is raised at once."""
+    lm, guard = EchoLM(errors=[ValueError("x")], num_retries=3), Guard(8)
+    with guard.active(), pytest.raises(ValueError):
+        guarded(lm)("hello")
+    assert lm.calls == 1 and guard.limiter.allowed == 8
+
+
+def test_identical_calls_in_flight_are_made_once(monkeypatch):
+    """Where the cache keeps the answer, the second of two identical calls waits for the first."""
+    monkeypatch.setattr(dspy, "cache", dspy.clients.Cache(False, True, None))
+    guard = Guard(8)
+    with LMServer(TaskRule({}), latency=Latency(0.1, 0.0)) as server:
+        lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=True)
+        with guard.active(), Pool(8) as pool:
+            answers = pool.map(lm, ["same"] * 6 + ["other"])
+        assert server.requests == 2
+    assert len(answers) == 7 and len({str(answer) for answer in answers[:6]}) == 1 and guard.shared == 5
+
+
+def test_without_a_cache_every_call_is_made():
+    """A model that does not cache is asked as often as it is called."""
+    lm, guard = EchoLM(0.02), Guard(8)
+    with guard.active(), Pool(4) as pool:
+        pool.map(lm, ["same"] * 4)
+    assert lm.calls == 4 and guard.shared == 0
+
+
+def test_after_a_stop_no_call_is_made():
+    """Calls that come after the stop raise what no ``except Exception`` catches."""
+    lm, guard = EchoLM(), Guard(2)
+    with guard.active():
+        guard.stop()
+        with pytest.raises(Stopped):
+            lm("hello")
+    assert lm.calls == 0
+
+
+def test_calls_in_an_event_loop_keep_to_the_limit_and_do_not_block_it():
+    """Asynchronous calls of views wait without holding up their event loop."""
+    lm, guard = EchoLM(0.01), Guard(2)
+    view = guarded(lm)
+
+    async def main():
+        return await asyncio.gather(*(view.acall(str(i)) for i in range(8)))
+
+    with guard.active():
+        assert asyncio.run(main()) == [[str(i)] for i in range(8)]
+    assert lm.most == 2 and guard.limiter.in_flight == 0
+
+
+def test_models_without_a_view_do_not_block_an_event_loop():
+    """An asynchronous call that cannot be held up is counted and let through, rather than blocking everybody."""
+    lm, guard = EchoLM(0.01), Guard(1)
+
+    async def main():
+        return await asyncio.gather(*(lm.acall(str(i)) for i in range(4)))
+
+    with guard.active():
+        assert len(asyncio.run(main())) == 4
+    assert guard.calls == 4 and guard.limiter.in_flight == 0
+
+
+def test_outside_a_run_a_view_is_the_model():
+    """No guard, no difference: the model's own retries are in force again."""
+    view = guarded(EchoLM(num_retries=4))
+    assert view.num_retries == 4
+    with Guard(1).active():
+        assert view.num_retries == 0
+    assert view("hello") == ["hello"]

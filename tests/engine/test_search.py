@@ -1,0 +1,261 @@
+"""The search without programs: budgets, schedules, failures."""
+
+import copy
+import math
+import pickle
+import threading
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from dspy.promptune import BudgetError, EvaluationError, OptionError, PromptSpace, search
+
+
+def run(table, evaluate=None, **options):
+    options = {"max_calls": 120, "sampler": "random", "seed": 0, **options}
+    return search(table.space, evaluate or table, n_examples=table.n_examples, **options)
+
+
+@pytest.mark.parametrize("sampler", ["onehot", "tpe", "random"])
+@pytest.mark.parametrize("n_jobs", [1, 4])
+@pytest.mark.parametrize("schedule", ["async", "batch"])
+def test_a_search_spends_its_budget_and_never_more(table, sampler, n_jobs, schedule):
+    """The budget is spent to the last call, and no pair is evaluated twice."""
+    found = run(table, sampler=sampler, n_jobs=n_jobs, schedule=schedule, max_calls=133)
+    assert found.calls == 133 == len(table.paid) == len(set(table.paid))
+    assert found.history[-1] == (133, found.best_params)
+    assert [calls for calls, _ in found.history] == sorted(calls for calls, _ in found.history)
+    assert table.space.key(found.best_params) in table.space
+
+
+def test_a_budget_beyond_the_space_ends_when_all_is_known(table):
+    """A pool that is exhausted before the budget ends the run well, with the truly best combination."""
+    found = run(table, max_calls=10**6, n_jobs=3)
+    assert found.calls == len(table.space) * table.n_examples == len(set(table.paid))
+    means = {key: sum(row) for key, row in table.scores.items()}
+    assert means[table.space.key(found.best_params)] == max(means.values())
+
+
+def test_the_same_seed_gives_the_same_trials_in_batches_whatever_the_threads_do(table):
+    """With ``schedule="batch"`` the trials depend on the seed, not on which evaluation ends first."""
+
+    def jittery(params, examples):
+        threading.Event().wait(0.002 * (hash(tuple(examples)) % 5))
+        return table(params, examples)
+
+    def trials(evaluate):
+        found = run(table, evaluate, sampler="onehot", n_jobs=4, schedule="batch")
+        return [(t.params, t.user_attrs["examples"], t.value) for t in found.trials], found.best_params
+
+    assert trials(jittery) == trials(table)
+
+
+def test_another_seed_gives_other_trials(table):
+    """Seed 0 is a seed like any other."""
+    trials = [[t.params for t in run(table, seed=seed).trials] for seed in (0, 0, 9)]
+    assert trials[0] == trials[1] != trials[2]
+
+
+def test_every_trial_says_what_it_was(table):
+    """A finished trial holds its scores, their examples, its kind and its time."""
+    for trial in run(table, sampler="tpe").trials:
+        attrs = trial.user_attrs
+        assert trial.value == pytest.approx(sum(attrs["scores"]) / len(attrs["scores"]))
+        assert len(attrs["examples"]) == len(attrs["scores"])
+        assert attrs["kind"] in ("block", "minibatch", "full")
+        assert attrs["seconds"] >= 0
+
+
+def test_an_evaluation_that_raises_is_a_failed_trial_and_the_run_goes_on(table):
+    """The trial is FAILED with its error, and what fails does not win, however good it would be."""
+
+    def evaluate(params, examples):
+        if params["0_predictor_instruction"] in (0, 1):
+            raise ZeroDivisionError("no such thing")
+        return table(params, examples)
+
+    found = run(table, evaluate, max_calls=300, n_jobs=2)
+    failed = [trial for trial in found.trials if trial.state == TrialState.FAIL]
+    assert failed and all("ZeroDivisionError" in trial.user_attrs["error"] for trial in failed)
+    assert found.best_params["0_predictor_instruction"] not in (0, 1)
+    assert found.calls == 300
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.5", b"1", [1.0], object()])
+def test_what_is_no_number_is_no_score(table, value):
+    """A value that is no finite number fails the run with a message that names it."""
+    with pytest.raises(EvaluationError, match=r"must return|a list|an object|a object"):
+        run(table, lambda params, examples: [value] * len(examples))
+
+
+@pytest.mark.parametrize("value", [True, 0, -3, 17.5, np.float32(0.5), np.bool_(True), np.int64(2)])
+def test_numbers_of_all_kinds_are_scores(table, value):
+    """Booleans, negative numbers, those beyond 1 and numpy's are taken as they are."""
+    found = run(table, lambda params, examples: [value] * len(examples))
+    assert found.best_score == pytest.approx(float(value))
+
+
+def test_a_wrong_number_of_scores_is_refused(table):
+    """One score an example: fewer are an error that says both numbers."""
+    with pytest.raises(EvaluationError, match=r"1 scores for 35 examples"):
+        run(table, lambda params, examples: [1.0])
+
+
+def test_when_everything_fails_the_run_gives_up_early(table):
+    """A broken evaluation ends the run after a few tries, with its error as the cause."""
+    tries = []
+
+    def broken(params, examples):
+        tries.append(params)
+        raise ConnectionError("unplugged")
+
+    with pytest.raises(EvaluationError, match="unplugged") as caught:
+        run(table, broken, max_calls=10**5)
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert len(tries) == 5
+
+
+def test_failures_after_a_success_end_the_run_with_the_best_so_far(table):
+    """Where something was scored before all began to fail, it is returned, and ``ended`` says why."""
+    calls = []
+
+    def dies(params, examples):
+        calls.append(params)
+        if len(calls) > 2:
+            raise ConnectionError("unplugged")
+        return table(params, examples)
+
+    found = run(table, dies, max_calls=10**5)
+    assert found.calls == 70 and "unplugged" in found.ended
+
+
+def test_a_failed_evaluation_is_tried_again_when_asked_for(table):
+    """With ``retries=1`` an evaluation that fails once counts as if it had not."""
+    seen = set()
+
+    def flaky(params, examples):
+        if (name := str((params, examples))) not in seen:
+            seen.add(name)
+            raise ConnectionError("once")
+        return table(params, examples)
+
+    found = run(table, flaky, retries=1, n_jobs=2)
+    assert found.calls == 120 and all(trial.state == TrialState.COMPLETE for trial in found.trials)
+
+
+def test_n_jobs_evaluations_run_at_once(table):
+    """With ``n_jobs=3`` three evaluations are under way together, and never more."""
+    barrier, busy, most = threading.Barrier(3, timeout=10), [], []
+
+    def evaluate(params, examples):
+        busy.append(1)
+        most.append(len(busy))
+        if len(most) <= 3:
+            barrier.wait()
+        scores = table(params, examples)
+        busy.pop()
+        return scores
+
+    run(table, evaluate, n_jobs=3, minibatch_size=5)
+    assert max(most) == 3
+
+
+def test_one_job_evaluates_in_the_callers_thread(table):
+    """With ``n_jobs=1`` no thread is started: what is bound to the caller's thread may be used."""
+    threads = set()
+
+    def evaluate(params, examples):
+        threads.add(threading.current_thread())
+        return table(params, examples)
+
+    run(table, evaluate)
+    assert threads == {threading.current_thread()}
+
+
+def test_context_variables_are_carried_into_threads(table):
+    """``evaluate`` sees the caller's context in every thread."""
+    import contextvars
+
+    variable = contextvars.ContextVar("variable", default="lost")
+    seen = set()
+
+    def evaluate(params, examples):
+        seen.add(variable.get())
+        return table(params, examples)
+
+    variable.set("carried")
+    run(table, evaluate, n_jobs=4)
+    assert seen == {"carried"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_jobs": 0}, "n_jobs=0: it must be an integer of at least 1"),
+        ({"n_jobs": True}, "n_jobs=True"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"schedule": "later"}, "schedule='later': it must be one of async, batch"),
+        ({"sampler": "best"}, "sampler='best' is unknown"),
+        ({"sampler": "tpe", "max_space_size": 10}, "max_space_size"),
+    ],
+)
+def test_options_are_checked_before_anything_is_evaluated(table, options, message):
+    """A wrong option is refused by its name and value."""
+    with pytest.raises(OptionError, match=message):
+        run(table, **options)
+    assert not table.paid
+
+
+@pytest.mark.parametrize("budget", [{"max_calls": 0}, {"minibatch_size": 41}, {"minibatch_size": 0}])
+def test_a_budget_that_allows_nothing_is_refused(table, budget):
+    """The smallest budget is one call, the largest minibatch the validation set."""
+    with pytest.raises(BudgetError):
+        run(table, **budget)
+
+
+def test_one_combination_only(table):
+    """A space of one combination is searched like any other."""
+    space = PromptSpace({0: ["the only one"]})
+    found = search(space, lambda params, examples: [1.0] * len(examples), n_examples=7, max_calls=100, sampler="random")
+    assert found.calls == 7 and found.best_params == {"0_predictor_instruction": 0}
+
+
+def test_more_jobs_than_combinations(table):
+    """Jobs beyond the number of combinations are not started."""
+    space = PromptSpace({0: ["one", "other"]})
+    found = search(
+        space, lambda params, ex: [float(params["0_predictor_instruction"])] * len(ex), n_examples=9, max_calls=100,
+        sampler="onehot", n_jobs=16,
+    )  # fmt: skip
+    assert found.calls == 18 and found.best_params == {"0_predictor_instruction": 1}
+
+
+def test_the_order_is_recorded(table):
+    """Every trial is asked for once and ends once, and the order says which came first."""
+    found = run(table, n_jobs=4)
+    asked = [number for what, number in found.order if what == "ask"]
+    ended = [number for what, number in found.order if what != "ask"]
+    assert sorted(asked) == sorted(ended) == [trial.number for trial in found.trials]
+    assert all(found.order.index(("ask", n)) < found.order.index(("tell", n)) for n in ended)
+
+
+def test_a_run_travels_without_its_study(table):
+    """A pickled run keeps its trials; a deep copy is the run itself."""
+    found = run(table)
+    copied = pickle.loads(pickle.dumps(found))
+    assert copied.best_params == found.best_params and len(copied.trials) == len(found.trials)
+    assert copied.study is None and isinstance(found.study, optuna.Study)
+    assert copy.deepcopy(found) is found
+
+
+def test_optunas_verbosity_is_left_alone(table):
+    """The log level of Optuna is the same after a search as before it."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.DEBUG)
+    try:
+        run(table)
+        assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
+    finally:
+        optuna.logging.set_verbosity(before)
