@@ -1,0 +1,146 @@
+"""Calls, tokens, dollars and seconds: no new work beyond the limit, and the best so far comes back, complete."""
+
+import re
+import time
+from types import SimpleNamespace
+
+import pytest
+
+import dspy
+from dspy.promptune import BudgetError, OptionError
+from dspy.promptune.engine.budgets import Caps, Meter
+from tests.durable.lives import LIMIT, QUESTIONS, compiled
+from tests.server import Latency, LMServer, TaskRule
+
+EXAMPLES = len(QUESTIONS) - 20
+
+
+@pytest.fixture(scope="module")
+def server():
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.005)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def whole(server):
+    """The run without a limit: requests, and what it spent."""
+    server.reset()
+    program = compiled(server.url, None, resume=False, num_trials=20)
+    spent = program.optimization_run.spent
+    return {name: sum(step.get(name, 0) for step in spent.values()) for name in ("calls", "tokens", "cost")} | {
+        "requests": server.requests
+    }
+
+
+def test_what_is_counted_is_what_the_server_saw(whole):
+    """Calls of all three steps are counted, each once, with their tokens and their price."""
+    assert whole["calls"] == whole["requests"] > 200
+    assert whole["tokens"] > 0 and whole["cost"] > 0
+
+
+@pytest.mark.parametrize(
+    ("cap", "kind"), [("max_lm_calls", "calls"), ("max_tokens_spent", "tokens"), ("max_cost", "cost")]
+)
+def test_a_limit_is_kept_and_the_winner_is_complete(server, whole, cap, kind):
+    """About half of what the whole run takes is allowed: it ends there, and the winner has been evaluated in full."""
+    limit = whole[kind] * 0.55 if kind == "cost" else int(whole[kind] * 0.55)
+    server.reset()
+    program = compiled(server.url, None, resume=False, num_trials=20, **{cap: limit})
+    run = program.optimization_run
+    spent = sum(step.get(kind, 0) for step in run.spent.values())
+    slack = LIMIT * spent / server.requests if kind != "calls" else 0
+    assert 0.6 * limit < spent <= limit + slack
+    assert cap in run.ended
+    best = [trial for trial in run.trials if trial.params == run.best_params and trial.value is not None]
+    scored = {example for trial in best for example in trial.user_attrs["examples"]}
+    assert len(scored) == EXAMPLES
+    if kind == "calls":
+        assert server.requests <= limit
+
+
+def test_the_time_limit_ends_a_run(server):
+    """A run whose time is over starts nothing more, and gives what it has."""
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.05)) as slow:
+        began = time.monotonic()
+        program = compiled(slow.url, None, resume=False, num_trials=2000, timeout=4)
+        assert "timeout" in program.optimization_run.ended
+        assert time.monotonic() - began < 60 and program.optimization_run.calls >= EXAMPLES
+
+
+def test_a_budget_is_counted_over_all_starts(server, tmp_path):
+    """What the first start spent is spent: the second goes on with the rest of it."""
+    place = str(tmp_path / "runs.db")
+    server.reset()
+    compiled(server.url, place, num_trials=20, max_lm_calls=120)
+    first = server.requests
+    compiled(server.url, place, num_trials=20, max_lm_calls=200)
+    assert first <= 120 < server.requests <= 200
+
+
+def test_a_budget_that_allows_nothing_is_refused(server):
+    """Fewer calls than steps 1 and 2 and a first evaluation take: refused before the first call, with the number."""
+    server.reset()
+    with pytest.raises(BudgetError, match=r"max_lm_calls=5: .* at least"):
+        compiled(server.url, None, resume=False, max_lm_calls=5)
+    assert server.requests == 0
+
+
+def test_the_estimate_comes_first(server, caplog):
+    """Before the first call the log says about how many calls, tokens and dollars the run will take."""
+    caplog.set_level("INFO", logger="dspy")
+    server.reset()
+    compiled(server.url, None, resume=False)
+    lines = [record.getMessage() for record in caplog.records]
+    at = next(i for i, line in enumerate(lines) if line.startswith("Estimate:"))
+    assert not any("Trial" in line or "Step" in line for line in lines[:at])
+    calls, tokens = re.search(r"about ([\d,]+) calls .* ([\d,]+) tokens, \$", lines[at]).groups()
+    assert server.requests / 2 < int(calls.replace(",", "")) < server.requests * 2
+    assert int(tokens.replace(",", "")) > int(calls.replace(",", "")) * 20
+
+
+def test_an_unknown_price_is_said_once(caplog):
+    """A model without a price is named once, when dollars are limited."""
+    meter = Meter(Caps(max_cost=1.0))
+    for _ in range(3):
+        meter.add({"model": "mine", "usage": {"total_tokens": 5}, "cost": None, "response": None})
+    assert caplog.text.count("The price of mine is not known") == 1
+    assert meter.spent()["search"]["tokens"] == 15
+
+
+def test_answers_from_the_cache_are_free():
+    """Neither calls nor tokens are counted for what the cache answered."""
+    meter = Meter()
+    assert meter.admit()
+    response = SimpleNamespace(cache_hit=True)
+    meter.add({"model": "m", "usage": {"total_tokens": 5}, "cost": 0.1, "response": response})
+    meter.ended(reached=False)
+    assert not {"calls", "tokens", "cost"} & set(meter.spent()["search"])
+
+
+@pytest.mark.parametrize(
+    "given", [{"max_lm_calls": 0}, {"max_lm_calls": 1.5}, {"max_cost": -1}, {"timeout": True}, {"max_tokens_spent": ""}]
+)
+def test_limits_out_of_range_are_refused(given):
+    """A limit is a number above 0, and the message names it."""
+    with pytest.raises(OptionError, match=next(iter(given))):
+        Caps(**given)
+
+
+def test_the_program_saves_and_loads(server, tmp_path):
+    """The optimised program is saved and loaded as upstream's."""
+    program = compiled(server.url, str(tmp_path / "runs.db"))
+    program.save(tmp_path / "program.json")
+    other = dspy.Predict("question -> answer")
+    other.load(tmp_path / "program.json")
+    assert other.signature.instructions == program.signature.instructions
+    assert [dict(demo) for demo in other.demos] == [dict(demo) for demo in program.demos]
+
+
+def test_the_run_as_a_table(server):
+    """``to_dataframe`` has a row for each trial, with its parameters, its score and what it took."""
+    run = compiled(server.url, None, resume=False).optimization_run
+    frame = run.to_dataframe()
+    assert list(frame["number"]) == [trial.number for trial in run.trials]
+    assert {"0_predictor_instruction", "score", "seconds", "tokens", "examples"} <= set(frame.columns)
+    assert frame["paid"].sum() == run.calls
+    assert set(run.spent) == {"bootstrap", "propose", "search"} and run.ended
