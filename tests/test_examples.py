@@ -1,0 +1,55 @@
+"""The examples: their data, and the scripts' parts that need no language model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+LETTERS = [json.loads(line) for line in (EXAMPLES / "letters.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_letters_are_balanced_in_every_split() -> None:
+    """240 letters: 100 to learn from, 40 to choose with, 100 to judge by, the four subjects evenly in each."""
+    counted = Counter((letter["split"], letter["subject"]) for letter in LETTERS)
+    sizes = {"train": 25, "validation": 10, "test": 25}
+    subjects = ("food", "sport", "weather", "music")
+    assert counted == {(split, subject): n for split, n in sizes.items() for subject in subjects}
+
+
+def test_no_letter_appears_twice() -> None:
+    """Letters differ by more than case and punctuation, across splits too."""
+    texts = ["".join(filter(str.isalnum, letter["letter"].lower())) for letter in LETTERS]
+    assert len(set(texts)) == len(texts)
+
+
+def test_letters_have_the_fields_of_the_program() -> None:
+    """Each has a split, a text of a sentence's length and a subject."""
+    for letter in LETTERS:
+        assert set(letter) == {"split", "letter", "subject"}
+        assert 15 <= len(letter["letter"]) <= 120
+
+
+def test_word_problems_end_in_their_answer() -> None:
+    """Each has a question, the worked steps, and `####` before a whole number, as GSM8K has."""
+    rows = [json.loads(line) for line in (EXAMPLES / "word_problems.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) >= 20
+    assert len({row["question"] for row in rows}) == len(rows)
+    for row in rows:
+        steps, _, number = row["answer"].partition("#### ")
+        assert steps.strip()
+        assert number.isdigit()
+        assert number in steps
+
+
+@pytest.mark.parametrize("script", ["demo.py", "gsm8k.py"])
+def test_scripts_explain_themselves(script: str) -> None:
+    """`--help` prints the options without starting anything."""
+    command = [sys.executable, str(EXAMPLES / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "--seed" in done.stdout
