@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dspy.promptune.engine.programs import STRAGGLERS
 from tests.durable.lives import LIMIT, QUESTIONS, compiled, found
 from tests.server import Latency, LMServer, TaskRule
 
@@ -99,8 +100,8 @@ def test_a_few_kills(tmp_path, file):
     studies, records = killed(str(tmp_path / file), kills=4)
     assert check(studies, records).deaths == 4
     calm = undisturbed()
-    for study in studies:
-        assert study["found"]["calls"] == calm["calls"]
+    for study in studies:  # the last stragglers of a run are not waited for
+        assert calm["calls"] - STRAGGLERS <= study["found"]["calls"] <= calm["calls"] + STRAGGLERS
         assert abs(study["found"]["score"] - calm["score"]) <= 35  # a run of 24 examples; its trials differ
 
 

@@ -119,9 +119,9 @@ def interrupt(at, act):
 
 
 def test_d_an_interrupt_ends_the_run_and_keeps_the_best():
-    """D: interrupted, plain pools still make every call; here nothing new starts, and the best so far is returned."""
+    """D: interrupted, plain pools go on with their calls; here nothing new starts, and the best so far is returned."""
     returned, calls, _ = interrupt(8, 'naive_pool(dspy.Predict("question -> answer"), threads=1, metric=announcing)')
-    assert not returned and calls == 4 * len(VALSET)
+    assert not returned and calls >= 2 * len(VALSET)  # all of them, where hazard C does not strike first
     returned, calls, _ = interrupt(50, "compiled(lm, metric=announcing, num_threads=1)")
     assert returned and calls < 90
 
