@@ -1,4 +1,4 @@
-"""The command ``python -m dspy.promptune``: list, show, export and delete runs in a storage."""
+"""The command ``python -m dspy.promptune``: list, show, export, report and delete runs in a storage."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--program", type=Path, metavar="FILE", help="the best program as JSON, for program.load(FILE)"
     )
+    report = _command(commands, "report", "write a run's report, one page of HTML", _report)
+    report.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
+    report.add_argument("-o", "--output", type=Path, metavar="FILE", default=Path("report.html"))
     prune = _command(commands, "prune", "delete one run and all that it has paid for", _prune)
     prune.add_argument("--study", metavar="NAME", required=True, help="which run")
     prune.add_argument("--yes", action="store_true", help="do it; without this nothing is deleted")
@@ -114,6 +117,12 @@ def _export(args: argparse.Namespace) -> None:
             raise StorageError(f"Run {study.study_name!r} has no best program: it has not ended, or searched a table.")
         _writing(args.program).write_text(json.dumps(program, indent=2, ensure_ascii=False), encoding="utf-8")
         print(f"The best program in {args.program}.")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dspy.promptune.report.page import write
+
+    print(f"The report in {write(_study(args), args.output)}.")
 
 
 def _prune(args: argparse.Namespace) -> None:

@@ -49,22 +49,24 @@ def open_books(
 
 
 class Books:
-    """One compile's study (``store``, ``None`` for in memory) and its ``meter``."""
+    """One compile's study (``store``, ``None`` for in memory), its ``meter``, and the ``facts`` of how it is made."""
 
     def __init__(self, store: Store | None, meter: Meter) -> None:
         self.store = store
         self.meter = meter
         self.memory: Memory = NoMemory() if store is None else StoredMemory(store)
+        self.facts: Mapping[str, Any] = {}
 
     def begin(self, manifest: Callable[[], Mapping[str, Any]]) -> None:
-        """Open the study; ``manifest`` is asked for only where there is one.
+        """Note what the run is, and open its study where there is one.
 
         Raises:
             StorageError: It is another run's, or somebody is running it.
         """
+        self.facts = manifest()
         if self.store is None:
             return
-        self.store.begin(manifest())
+        self.store.begin(self.facts)
         self.meter.take_up(self.store.spent_before())
         self.store.spent = self.meter.spent
 

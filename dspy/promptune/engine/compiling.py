@@ -22,7 +22,7 @@ from dspy.promptune.engine.pool import Pool
 from dspy.promptune.engine.programs import Programs, ProgramWork, Rules
 from dspy.promptune.engine.progress import Progress, Standing
 from dspy.promptune.engine.records import Job
-from dspy.promptune.engine.search import Run, SearchRun
+from dspy.promptune.engine.search import Run, SearchRun, shown
 from dspy.promptune.engine.usage import Usage
 from dspy.promptune.errors import OptionError
 from dspy.promptune.space import Key, PromptSpace
@@ -204,12 +204,13 @@ def optimize(task: Task, engine: Engine) -> Module:
     try:
         ended = driver.run()
         limited = run.spending.ended if isinstance(run.spending, Capped) else None
-        found = replace(run.result(driver, limited or ended), spent=engine.books.meter.spent())
+        spent, facts = engine.books.meter.spent(), engine.books.facts
+        found = replace(run.result(driver, limited or ended), spent=spent, facts=facts)
     finally:
         programs.release()
         recorder.close()
     best = _finished(task, run, programs, recorder, found)
-    engine.books.end(best, found.ended, best=found.best_params, best_score=found.best_score)
+    engine.books.end(best, found.ended, **shown(found))
     return best
 
 

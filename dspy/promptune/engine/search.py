@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.driver import Driver, Limits, Schedule
@@ -48,6 +49,8 @@ class SearchRun:
         study: The Optuna study. It does not travel with pickles of the run.
         spent: By step ("bootstrap", "propose", "search"): calls, tokens, dollars (``cost``) and seconds, over all
             starts of the run.
+        space: The combinations searched.
+        facts: How the run was made: metric, settings, options, versions and the like, as a stored run has them.
     """
 
     best_params: dict[str, int]
@@ -59,6 +62,23 @@ class SearchRun:
     ended: str
     study: Study | None = field(repr=False)
     spent: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    space: PromptSpace | None = field(default=None, repr=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report, one page of HTML that needs nothing else, and return its path.
+
+        Raises:
+            OptionError: The folder is not there, or plotly is not installed.
+        """
+        from dspy.promptune.report.page import write
+
+        return write(self, path)
+
+    def _repr_html_(self) -> str:
+        from dspy.promptune.report.page import summary
+
+        return summary(self)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """The trials as a table: one row each, with its parameters, mean score, examples, seconds and what it took.
@@ -157,6 +177,7 @@ class Run:
             order=driver.log.order,
             ended=ended,
             study=self.study,
+            space=self.space,
         )
 
 
@@ -220,9 +241,9 @@ def search(
         "full_every": full_eval_steps,
     }
     store = make_store(storage, study_name, resume, "search")
+    facts = search_manifest(space, evaluate, n_examples, {"sampler": sampler, "seed": seed, **budget, **options})
     if store is not None:
-        described = {"sampler": sampler, "seed": seed, **budget, **options}
-        store.begin(search_manifest(space, evaluate, n_examples, described))
+        store.begin(facts)
     try:
         run = Run(space, sampler, budget, seed=seed, options=options, store=store)
         keep = keep_nothing if store is None else store.keep_scores
@@ -231,13 +252,20 @@ def search(
         driver = Driver(run.spending, run.table, work, plan, limits=Limits(retries=retries), on_end=run.note)
         if store is not None:
             store.lost = driver.stop
-        found = run.result(driver, driver.run())
+        found = replace(run.result(driver, driver.run()), facts=facts)
         if store is not None:
-            store.close(found.ended, best=found.best_params, best_score=found.best_score)
+            store.close(found.ended, **shown(found))
         return found
     finally:
         if store is not None:
             store.close()
+
+
+def shown(found: SearchRun) -> dict[str, Any]:
+    """What a stored run says of its end."""
+    assert found.space is not None
+    history = [[calls, list(found.space.key(params))] for calls, params in found.history]
+    return {"best": found.best_params, "best_score": found.best_score, "history": history}
 
 
 def make_schedule(n_jobs: int, batch_size: int | None, schedule: str | None) -> Schedule:

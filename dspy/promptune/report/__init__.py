@@ -1,0 +1,1 @@
+"""What a run shows to people: figures, and one page with all of them."""
