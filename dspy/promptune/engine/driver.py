@@ -151,15 +151,20 @@ class Driver:
                 self._note_best()
                 return
             self._ask(self._schedule.ahead - len(self._ready))
-            for event in self._next_events():
-                if self._settled(*event):
-                    self._note_best(every=self._limits.note_every)
+            self._settle(self._next_events())
         self._wind_down()
 
     def _fill(self) -> None:
-        """Start what there is room for."""
+        """Start what there is room for; what ends meanwhile counts for the next proposal already."""
         while not self._stopping and self._work.room(len(self._running)) and (self._ready or self._ask(1)):
             self._start(self._ready.pop(0))
+            with contextlib.suppress(Empty):
+                self._settle(self._with_others(self._events.get_nowait()))
+
+    def _settle(self, ended: list[tuple[Job, Outcome]]) -> None:
+        for event in ended:
+            if self._settled(*event):
+                self._note_best(every=self._limits.note_every)
 
     def _run_batches(self, size: int) -> None:
         while not self._stopping:
