@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dspy.primitives.example import Example
     from dspy.primitives.module import Module
     from dspy.promptune.engine.compiling import CompileOptions, Engine
+    from dspy.promptune.engine.programs import Rules
     from dspy.promptune.engine.step_report import StepReport
 
 __all__ = [
@@ -99,6 +100,8 @@ class MIPROv2(_upstream.MIPROv2):
         max_tokens_spent: int | None = None,
         max_cost: float | None = None,
         timeout: float | None = None,
+        executor: Any = None,
+        executor_keys: str | None = None,
     ) -> Any:
         """Optimise ``student``: bootstrap demos, propose instructions, search their combinations.
 
@@ -133,6 +136,11 @@ class MIPROv2(_upstream.MIPROv2):
             max_tokens_spent: Tokens at most, of prompts and answers.
             max_cost: US dollars at most, as far as prices are known.
             timeout: Seconds of wall time at most.
+            executor: Where programs are evaluated: any ``concurrent.futures.Executor``, such as a
+                ``ProcessPoolExecutor`` or ``dask.distributed.Client(...).get_executor()``; ``None`` for threads. The
+                limits are the run's, whatever the number of workers. It is not shut down.
+            executor_keys: ``"environment"`` leaves keys, tokens and headers out of the language models that go to the
+                workers, which read their own from their environment; ``None`` sends them.
 
         Returns:
             The best program, with upstream's attributes (``trial_logs``, ``score``, ...) and ``optimization_run``.
@@ -244,9 +252,11 @@ class _Run(MIPROv2):
         bootstrapped, labeled = options["max_bootstrapped_demos"], options["max_labeled_demos"]
         zero_shot = bootstrapped == 0 and labeled == 0
         self._zero_shot = zero_shot
+        rules = self._rules(options["max_errors"])
+        self._engine.check(program, rules)
         self._estimate(program, options)
         self._engine.books.begin(lambda: self._manifest(program, trainset, options))
-        self._begin(program, trainset, options["max_errors"], 1 if zero_shot else 2)
+        self._begin(program, trainset, rules, 1 if zero_shot else 2)
         if zero_shot:
             bootstrapped, labeled = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT, LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT
         chosen = BootstrapOptions(
@@ -312,15 +322,18 @@ class _Run(MIPROv2):
             options={**self._options.__dict__, "budget": self._budget},
         )
 
-    def _begin(self, program: Module, trainset: list[Example], max_errors: int, parts: int) -> None:
+    def _rules(self, max_errors: int) -> Rules:
+        """How programs are scored."""
+        from dspy.promptune.engine.programs import Rules
+
+        timeout = self._options.example_timeout
+        return Rules(metric=self.metric, valset=self._valset, max_errors=max_errors, timeout=timeout)
+
+    def _begin(self, program: Module, trainset: list[Example], rules: Rules, parts: int) -> None:
         """Start what waits for neither step: the default program's evaluation, and the summary of the trainset."""
         from dspy.promptune.engine.budgets import PROPOSE
-        from dspy.promptune.engine.programs import Rules
         from dspy.promptune.engine.steps import start_summary
 
-        rules = Rules(
-            metric=self.metric, valset=self._valset, max_errors=max_errors, timeout=self._options.example_timeout
-        )
         if self._given["data_aware_proposer"] and not self._engine.books.has("instructions"):
             with self._engine.books.meter.step(PROPOSE):
                 self._summary = start_summary(
@@ -431,6 +444,7 @@ _SAMPLER_OPTIONS = ("max_space_size", "n_batches", "min_cold_start", "embedder",
 _RUN_OPTIONS = (
     *("batch_size", "schedule", "max_concurrency", "example_timeout", "disable_progress_bar"),
     *("storage", "study_name", "resume", "max_lm_calls", "max_tokens_spent", "max_cost", "timeout"),
+    *("executor", "executor_keys"),
 )
 _UPSTREAM_OPTIONS = tuple(
     name for name in inspect.signature(_upstream.MIPROv2.compile).parameters if name not in ("self", "student")

@@ -21,6 +21,7 @@ __all__ = ["BOOTSTRAP", "PROPOSE", "SEARCH", "Capped", "Caps", "Meter", "answere
 logger = logging.getLogger(__name__)
 
 BOOTSTRAP, PROPOSE, SEARCH = "bootstrap", "propose", "search"
+KINDS = {"max_lm_calls": "calls", "max_tokens_spent": "tokens", "max_cost": "cost"}  # what a limit is on
 SETTLED = 5  # examples, from which on the mean of what one takes is trusted
 
 _step: contextvars.ContextVar[str] = contextvars.ContextVar("promptune_step", default=SEARCH)
@@ -143,6 +144,26 @@ class Meter:
         with self._lock:
             return self._reached()
 
+    def charge(self, spent: Mapping[str, float]) -> None:
+        """Calls, tokens and dollars that were spent elsewhere."""
+        for kind in ("calls", "tokens", "cost"):
+            if spent.get(kind):
+                self._add(kind, spent[kind])
+
+    def left(self, name: str) -> float:
+        """What a limit that is given leaves."""
+        if name == "timeout":
+            return float(self.caps.timeout or 0.0) - (time.monotonic() - self._began)
+        with self._lock:
+            return float(getattr(self.caps, name)) - self._total(KINDS[name])
+
+    def rate(self, name: str, calls_per_example: float) -> float | None:
+        """What an example has taken so far; ``None`` while nothing is known."""
+        with self._lock:
+            if self.examples >= SETTLED:
+                return self._now.get(KINDS[name], 0.0) / self.examples
+            return calls_per_example if name == "max_lm_calls" else None
+
     def affordable(self, calls_per_example: float) -> float:
         """How many more examples the limits pay for, by what an example has taken so far; may be infinite."""
         with self._lock:
@@ -156,7 +177,7 @@ class Meter:
             rate = (now - self._search_began) / self.examples if settled else 0.0
             left = limit - (now - self._began)
         else:
-            kind = {"max_lm_calls": "calls", "max_tokens_spent": "tokens", "max_cost": "cost"}[name]
+            kind = KINDS[name]
             prior = calls_per_example if kind == "calls" else 0.0
             rate = self._now.get(kind, 0.0) / self.examples if settled else prior
             left = limit - self._total(kind)
@@ -166,7 +187,7 @@ class Meter:
 
     def _reached(self) -> str | None:
         caps = self.caps
-        for name, kind in (("max_lm_calls", "calls"), ("max_tokens_spent", "tokens"), ("max_cost", "cost")):
+        for name, kind in KINDS.items():
             limit = getattr(caps, name)
             if limit is not None and self._total(kind) >= limit:
                 return f"{name}={limit} is spent"

@@ -18,10 +18,12 @@ from dspy.promptune.engine.driver import Driver, Limits, Schedule
 from dspy.promptune.engine.guard import Guard
 from dspy.promptune.engine.options import OURS, check_integer
 from dspy.promptune.engine.outcome import Outcome
+from dspy.promptune.engine.parcel import Packer, check_executor
 from dspy.promptune.engine.pool import Pool
 from dspy.promptune.engine.programs import Programs, ProgramWork, Rules
 from dspy.promptune.engine.progress import Progress, Standing
 from dspy.promptune.engine.records import Job
+from dspy.promptune.engine.remote import RemoteWork
 from dspy.promptune.engine.search import Run, SearchRun, shown
 from dspy.promptune.engine.usage import Usage
 from dspy.promptune.errors import OptionError
@@ -59,6 +61,8 @@ class CompileOptions:
     max_tokens_spent: int | None = None
     max_cost: float | None = None
     timeout: float | None = None
+    executor: Any = None
+    executor_keys: str | None = None
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,6 +71,7 @@ class CompileOptions:
         limit = self.example_timeout
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise OptionError(f"example_timeout={limit!r}: it must be a number of seconds above 0, or None.")
+        check_executor(self.executor, self.executor_keys)
 
     def caps(self) -> Caps:
         """What the run may spend beside its evaluations."""
@@ -101,15 +106,43 @@ class Engine:
         self.books = books
         self.guard = Guard(limit, books.meter)
         self.pool = Pool(min(threads, limit + spare))
-        self.work: ProgramWork | None = None
+        self.work: ProgramWork | RemoteWork | None = None
+        self._packer: Packer | None = None
+        self._threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
         self._loading: list[threading.Thread] = []
         logger.info("At most %d language-model calls in flight (%d prompts at once).", limit, options.n_jobs)
 
+    def check(self, program: Module, rules: Rules) -> None:
+        """Refuse what workers could not evaluate, before anything is paid for.
+
+        Raises:
+            OptionError: Something that cannot be pickled.
+        """
+        if self.options.executor is not None:
+            self._packer = Packer(rules, self.options.executor_keys)
+            self._packer.check(program)
+
+    def _work(self, programs: Programs, rules: Rules) -> ProgramWork | RemoteWork:
+        """Where step 3 evaluates."""
+        keep, n_jobs = self.books.keep, self.options.n_jobs
+        if self._packer is None:
+            return ProgramWork(programs, rules, self.pool, n_jobs, keep=keep)
+        return RemoteWork(
+            programs,
+            rules,
+            self.options.executor,
+            pool=self.pool,
+            guard=self.guard,
+            threads=self._threads,
+            n_jobs=n_jobs,
+            packer=self._packer,
+            keep=keep,
+        )
+
     def begin(self, program: Module, rules: Rules, default: Key) -> None:
         """Evaluate the default program with whatever threads steps 1 and 2 leave idle, and load the sampler's parts."""
-        keep = self.books.keep
-        self.work = ProgramWork(Programs(program, default), rules, self.pool, self.options.n_jobs, keep=keep)
+        self.work = self._work(Programs(program, default), rules)
         self._head_start(default, range(len(rules.valset)))
         texts = [predictor.signature.instructions for predictor in program.predictors()]
         self._load(PromptSpace({0: texts}))
@@ -142,6 +175,8 @@ class Engine:
 
     def stop(self) -> None:
         """Nothing more is started."""
+        if isinstance(self.work, RemoteWork):
+            self.work.cancel()
         self.guard.stop()
         self.pool.stop()
 
@@ -286,6 +321,7 @@ class _Recorder:
     def __call__(self, job: Job, outcome: Outcome) -> None:
         tokens, cost = self._usage.tokens, self._usage.cost
         self._usage.read(self._programs[job.key])
+        self._usage.add(outcome.spent)
         self.run.note(job, outcome, tokens=_more(tokens, self._usage.tokens), cost=_more(cost, self._usage.cost))
         row = self.run.table.row(job.key)
         scores = () if outcome.error else tuple(row[example] for example in job.examples)

@@ -18,7 +18,7 @@ from dspy.promptune.engine.work import Work
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.space import Key
 
-__all__ = ["Driver", "Limits", "Schedule"]
+__all__ = ["Driver", "Limits", "Schedule", "interrupts"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Driver:
             KeyboardInterrupt: Interrupted twice, or before anything was scored.
         """
         try:
-            with _interrupts(self._interrupted):
+            with interrupts(self._interrupted):
                 self._ready.extend(self._first() if self._first else ())
                 self._asked(self._ready)
                 if self._schedule.batch is None:
@@ -371,7 +371,7 @@ def _line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts(first: Callable[[], None]) -> Iterator[None]:
+def interrupts(first: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C once calls ``first``, twice raises. Only the main thread can say so; elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield

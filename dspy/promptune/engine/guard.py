@@ -21,7 +21,7 @@ from dspy.promptune.engine.pool import holding, waiting
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError, is_retryable_lm_error
 
-__all__ = ["Guard", "Stopped", "guarded"]
+__all__ = ["Guard", "Stopped", "guarded", "unguarded"]
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +179,15 @@ def guarded(lm: Any) -> Any:
     except (TypeError, AttributeError):  # slots, or a metaclass of its own
         return lm
     return view
+
+
+def unguarded(lm: Any) -> Any:
+    """The language model behind a view that :func:`guarded` made; anything else as it is."""
+    if not isinstance(lm, _Guarded):
+        return lm
+    model: Any = object.__new__(type(lm).__mro__[2])
+    model.__dict__ = lm.__dict__
+    return model
 
 
 class _Guarded:

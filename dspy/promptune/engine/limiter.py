@@ -24,12 +24,14 @@ class Limiter:
         limit: What the user allows.
         peak: Highest number in flight so far.
         refused: Calls that were refused or timed out.
+        retry_after: Longest pause that a refusal asked for, in seconds.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.peak = 0
         self.refused = 0
+        self.retry_after: float | None = None
         self._allowed = float(limit)
         self._in_flight = 0
         self._round = 0
@@ -80,6 +82,12 @@ class Limiter:
                 self._grow()
             self._free.notify()
 
+    def give_back(self) -> None:
+        """Give a place back that was not used: it says nothing about how the provider is."""
+        with self._free:
+            self._in_flight -= 1
+            self._free.notify()
+
     def stop(self) -> None:
         """Let nobody in any more."""
         with self._free:
@@ -97,6 +105,7 @@ class Limiter:
     def _shrink(self, taken_in: int, retry_after: float | None) -> None:
         self.refused += 1
         if retry_after:
+            self.retry_after = max(self.retry_after or 0.0, retry_after)
             self._resume_at = max(self._resume_at, time.monotonic() + min(retry_after, MAX_PAUSE))
         if taken_in < self._round:
             return  # it was let in before the last decrease: that has answered it already

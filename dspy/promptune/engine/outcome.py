@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dspy.promptune.errors import EvaluationError
 
-__all__ = ["Outcome", "number", "numbers"]
+__all__ = ["Outcome", "added", "number", "numbers"]
 
 
 @dataclass
@@ -18,7 +18,8 @@ class Outcome:
 
     ``transient`` says of an error that trying again may help; ``seconds`` is the time from its start; ``unreadable``
     and ``errors`` count examples whose answer could not be read, and examples on which program or metric raised and
-    which were scored as failures; ``cut`` says that the job ended without its last examples.
+    which were scored as failures (``raised`` holds what); ``cut`` says that the job ended without its last examples;
+    ``spent`` holds calls, tokens and ``cost`` of an evaluation elsewhere, which no history here tells of.
     """
 
     scores: dict[int, float] = field(default_factory=dict)
@@ -28,6 +29,8 @@ class Outcome:
     unreadable: int = 0
     errors: int = 0
     cut: bool = False
+    raised: dict[int, BaseException] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
 
     def after(self, earlier: Outcome | None) -> Outcome:
         """This end of a job that was taken up more than once, with what its earlier parts brought."""
@@ -39,7 +42,13 @@ class Outcome:
             seconds=earlier.seconds + self.seconds,
             unreadable=earlier.unreadable + self.unreadable,
             errors=earlier.errors + self.errors,
+            spent=added(earlier.spent, self.spent),
         )
+
+
+def added(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """Sums, name by name."""
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
 
 
 def number(score: Any, what: str = "The metric") -> float:

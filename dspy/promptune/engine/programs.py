@@ -53,6 +53,7 @@ class Rules:
         retries: Times an example is tried again when the language model could not be reached.
         timeout: Seconds at work, waiting for a place not counted, after which an example is given up; ``None`` for
             ever.
+        part: The examples are a part of a job's: it is not for this part to say that all of them raised.
     """
 
     metric: Callable[..., Any]
@@ -61,6 +62,7 @@ class Rules:
     failure_score: float = 0.0
     retries: int = 1
     timeout: float | None = 120.0
+    part: bool = False
 
 
 class Programs:
@@ -81,6 +83,10 @@ class Programs:
             assert self.space is not None
             self._built[key] = self._guard(self.space.build(self._student, key))
         return self._built[key]
+
+    def built(self) -> list[Module]:
+        """Those built so far, the student first."""
+        return list(self._built.values())
 
     def release(self) -> None:
         """Give the predictors their own language models back."""
@@ -301,13 +307,14 @@ class ProgramWork:
             state.over = state.waiting == 0
             over = state.over
         if over:
-            all_failed = 0 < state.outcome.errors == len(state.outcome.scores)
+            all_failed = not self._rules.part and 0 < state.outcome.errors == len(state.outcome.scores)
             self._finish(state, state.first_error if all_failed else None)
 
     def _note_error(self, state: _State, index: int, example: Any, error: Exception) -> None:
         with state.lock:
             state.first_error = state.first_error or error
             state.outcome.errors += 1
+            state.outcome.raised[index] = error
             too_many = state.outcome.errors >= self._rules.max_errors
         logger.debug("Example %d of trial %d raised", index, state.job.number, exc_info=error)
         if too_many:

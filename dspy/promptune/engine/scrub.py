@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["Scrubber", "secrets_of"]
+__all__ = ["Scrubber", "is_secret", "secrets_of"]
 
 MASK = "[removed]"
 MIN_LENGTH = 6  # characters of a value that is looked for; shorter ones are in ordinary words too
@@ -55,9 +55,14 @@ def secrets_of(lm: Any) -> set[str]:
     found: set[str] = set()
     for source in (getattr(lm, "kwargs", None), getattr(lm, "__dict__", None)):
         for name, value in (source or {}).items():
-            if SECRET_NAME.search(str(name)) and not HARMLESS_NAME.search(str(name)):
+            if is_secret(name):
                 found |= _texts(value)
     return found
+
+
+def is_secret(name: Any) -> bool:
+    """Whether a setting of this name is a key, a token, or a header that may hold one."""
+    return bool(SECRET_NAME.search(str(name))) and not HARMLESS_NAME.search(str(name))
 
 
 def _texts(value: Any) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,13 @@ class Usage:
         for entry in history[start:]:
             self._add(entry)
         self._read[program] = len(history)
+
+    def add(self, spent: Mapping[str, float]) -> None:
+        """Calls made elsewhere, of which only the sums are known."""
+        if "tokens" in spent:
+            self.tokens = (self.tokens or 0) + int(spent["tokens"])
+        if "cost" in spent:
+            self.cost = (self.cost or 0.0) + spent["cost"]
 
     def _add(self, entry: dict[str, Any]) -> None:
         if getattr(entry.get("response"), "cache_hit", False):
