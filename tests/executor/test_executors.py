@@ -68,8 +68,11 @@ def test_a_metric_that_raises_is_scored_as_in_threads(processes, compiled):
 
     found = compiled(processes, metric=picky, schedule="batch")
     expected = compiled(None, metric=picky, schedule="batch")
-    values = [[(t.values, t.user_attrs.get("errors")) for t in each.optimization_run.trials] for each in (found, expected)]
-    assert values[0] == values[1]
+    values, others = (
+        [(trial.values, trial.user_attrs.get("errors")) for trial in each.optimization_run.trials]
+        for each in (found, expected)
+    )
+    assert values == others
     with pytest.raises(EvaluationError, match="no score today"):
         compiled(processes, metric=lambda example, prediction, trace=None: True if trace else no_score())
 

@@ -78,13 +78,14 @@ class Beliefs:
         means = self._posterior.mean
         return max(keys, key=lambda key: means[self._place[key]] if key in self._place else -np.inf)
 
-    def choose(self, running: Iterable[Job], closed: Iterable[Key], size: int) -> Key | None:
-        """The prompt whose next ``size`` scores are worth most, or ``None`` where the whole pool is closed.
+    def choose(self, running: Iterable[Job], closed: Iterable[Key], size: int, count: int = 1) -> list[Key]:
+        """The prompts whose next ``size`` scores are worth most, one given another; none where all are closed.
 
         Args:
             running: Jobs whose scores will come: their uncertainty is taken as gone.
             closed: Prompts that cannot be measured any more.
             size: Examples in the next job.
+            count: How many; a prompt may be among them again.
         """
         assert self._posterior is not None
         self._settle()
@@ -95,9 +96,13 @@ class Beliefs:
                 self._posterior.observe(j, noise[j] / len(job.examples), None, job.examples)
         out = np.zeros(len(self._pool), dtype=bool)
         out[[self._place[key] for key in closed if key in self._place]] = True
-        if out.all():
-            return None
-        return self._pool[next_member(self._posterior, self._posterior.noise(size), out)]
+        chosen: list[Key] = []
+        while len(chosen) < count and not out.all():
+            if chosen:
+                self._posterior.observe(j, noise[j] / size)
+            j = next_member(self._posterior, self._posterior.noise(size), out)
+            chosen.append(self._pool[j])
+        return chosen
 
     def _settle(self) -> None:
         """Take off the running jobs."""

@@ -12,7 +12,7 @@ from dspy.promptune.engine.beliefs import Beliefs
 from dspy.promptune.engine.records import Job, JobKind, ScoreTable
 from dspy.promptune.engine.spending import Budget, Purse, Trials
 from dspy.promptune.gp.data import Observation
-from dspy.promptune.samplers.qei import QEISampler
+from dspy.promptune.samplers.qei import STRIDE, QEISampler
 from dspy.promptune.space import Key, PromptSpace
 
 BLOCK = 5  # examples in one job
@@ -62,6 +62,7 @@ class Blocks:
         self._confirmation = int(CONFIRM * budget.max_calls)
         self._order = self._trials.random.sample(range(budget.n_examples), budget.n_examples)
         self._failures: dict[Key, int] = {}
+        self._planned: list[Key] = []
 
     def next_job(self) -> Job | None:
         """A block for the prompt that deserves it most; ``None`` where no call is left, or nothing is left to ask."""
@@ -120,9 +121,15 @@ class Blocks:
         measured = self._table.keys()
         if len(measured) < self._cold or not self._believing():
             return self._unseen()
+        while self._planned:
+            key = self._planned.pop(0)
+            if self._may(key):
+                return key
         touched = {*measured, *self._failures, *(job.key for job in self._purse.jobs.values())}
         closed = [key for key in touched if not self._may(key)]
-        return self._beliefs.choose(self._purse.jobs.values(), closed, self._block)
+        count = max(1, len(self._purse.jobs) // STRIDE)
+        self._planned = self._beliefs.choose(self._purse.jobs.values(), closed, self._block, count)
+        return self._planned.pop(0) if self._planned else None
 
     def _to_confirm(self, left: int) -> Key | None:
         """The winner, when the calls left are just those of its full evaluation, and twice as many as are in flight.
@@ -137,7 +144,7 @@ class Blocks:
         return winner if max(0, left - self._block - later) < missing <= min(left, self._confirmation) else None
 
     def _busy(self, key: Key) -> set[int]:
-        return {example for job in self._purse.jobs.values() if job.key == key for example in job.examples}
+        return {example for job in self._purse.of(key) for example in job.examples}
 
     def _open(self, key: Key) -> list[int]:
         """Examples that a prompt has neither been scored on nor is being, in the common order."""

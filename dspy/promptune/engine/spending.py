@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,10 @@ class Trials:
         In a space where not all combinations are allowed, a sampler that does not know it may propose one that is
         not: that trial fails, and one with the nearest allowed combination takes its place.
         """
+        from dspy.promptune.samplers.qei import QEISampler
+
+        if isinstance(self.study.sampler, QEISampler):
+            return self.force(self.study.sampler.next_key(self.study))
         trial = self.study.ask(self._distributions)
         key = tuple(int(trial.params[name]) for name in self.space.names)
         if key in self.space:
@@ -112,20 +116,28 @@ class Trials:
 
     def tell(self, job: Job, scores: Sequence[float]) -> None:
         """Complete a job's trial with its scores; their mean is its value."""
-        self._note(
+        trial_id = self._note(
             job, scores=[float(score) for score in scores], examples=list(job.examples), kind=job.kind
         )
-        self.study.tell(job.number, math.fsum(scores) / len(scores))
+        self._end(trial_id, job.number, TrialState.COMPLETE, math.fsum(scores) / len(scores))
 
     def fail(self, job: Job, error: BaseException) -> None:
         """Mark a job's trial as failed."""
-        self._note(job, error=f"{type(error).__name__}: {error}", kind=job.kind)
-        self.study.tell(job.number, state=TrialState.FAIL)
+        trial_id = self._note(job, error=f"{type(error).__name__}: {error}", kind=job.kind)
+        self._end(trial_id, job.number, TrialState.FAIL)
 
-    def _note(self, job: Job, **attributes: Any) -> None:
+    def _end(self, trial_id: int, number: int, state: TrialState, value: float | None = None) -> None:
+        """As ``study.tell``, which reads the trial three times; samplers that want to hear of its end do."""
+        if type(self.study.sampler).after_trial is BaseSampler.after_trial:
+            self.study._storage.set_trial_state_values(trial_id, state=state, values=None if value is None else [value])
+        else:
+            self.study.tell(number, value, state=state)
+
+    def _note(self, job: Job, **attributes: Any) -> int:
         trial_id = self._running.pop(job.number)
         for name, value in attributes.items():
             self.study._storage.set_trial_user_attr(trial_id, name, value)
+        return trial_id
 
     def _nearest(self, key: Key) -> Key:
         """An allowed combination with as many parts in common as possible, ties at random."""
@@ -141,6 +153,9 @@ class Purse:
         self.table = table
         self.budget = budget
         self.jobs: dict[int, Job] = {}
+        self._of: dict[Key, dict[int, Job]] = {}
+        self._claims: dict[Key, int] = {}
+        self._claimed = 0
         self.allow: Callable[[], float] = lambda: math.inf
 
     def left(self) -> int:
@@ -149,17 +164,35 @@ class Purse:
 
     def claimed(self) -> int:
         """Calls that running jobs will take."""
-        return sum(len(self.table.missing(job.key, job.examples)) for job in self.jobs.values())
+        return self._claimed
+
+    def of(self, key: Key) -> Iterable[Job]:
+        """The running jobs of a prompt."""
+        return self._of.get(key, {}).values()
 
     def job(self, number: int, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
         """A new running job."""
         job = Job(number, key, tuple(examples), kind)
         self.jobs[number] = job
+        self._of.setdefault(key, {})[number] = job
+        self._recount(key)
         return job
 
     def close(self, job: Job) -> None:
         """The job is no longer running."""
         self.jobs.pop(job.number, None)
+        running = self._of.get(job.key, {})
+        running.pop(job.number, None)
+        if not running:
+            self._of.pop(job.key, None)
+        self._recount(job.key)
+
+    def _recount(self, key: Key) -> None:
+        """What is claimed of a prompt has changed: with its jobs, or with the scores that the end of one brought."""
+        now = sum(len(self.table.missing(key, job.examples)) for job in self.of(key))
+        self._claimed += now - self._claims.pop(key, 0)
+        if now:
+            self._claims[key] = now
 
     def complete(self, key: Key) -> bool:
         """Whether every example of a prompt is scored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -33,13 +34,14 @@ class SafeStorage:
         self.broken: StorageError | None = None
         self.lenient = False
         self.on_broken: Callable[[StorageError], None] = lambda error: None
+        self._attributes: dict[int, dict[str, Any]] = {}  # of trials that have not ended
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """As Optuna's."""
-        self.note(self.inner.set_trial_user_attr, trial_id, key, self.scrubber.value(value))
+        """As Optuna's, but written with the trial's end, all at once: until then it says nothing that counts."""
+        self._attributes.setdefault(trial_id, {})[key] = self.scrubber.value(value)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         """As Optuna's."""
@@ -51,6 +53,8 @@ class SafeStorage:
 
     def set_trial_state_values(self, trial_id: int, state: Any, values: Sequence[float] | None = None) -> bool:
         """As Optuna's."""
+        if state.is_finished() and (attributes := self._attributes.pop(trial_id, None)):
+            self.note(_write_attributes, self.inner, trial_id, attributes)
         return bool(self.note(self.inner.set_trial_state_values, trial_id, state=state, values=values))
 
     def create_new_trial(self, study_id: int, template_trial: Any = None) -> int:
@@ -202,6 +206,32 @@ def _write_rows(storage: Any, rows: list[tuple[int, int, float]]) -> None:
             storage.set_trial_intermediate_value(trial_id, example, score)
         except UpdateFinishedTrialError:
             logger.debug("Trial %d ended before the score of example %d was written.", trial_id, example)
+
+
+def _write_attributes(storage: Any, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    """User attributes of one trial, in one transaction where the storage is a relational database."""
+    if not _insert_attributes(storage, trial_id, attributes):
+        for name, value in attributes.items():
+            storage.set_trial_user_attr(trial_id, name, value)
+
+
+def _insert_attributes(storage: Any, trial_id: int, attributes: Mapping[str, Any]) -> bool:
+    from optuna.storages import RDBStorage
+    from sqlalchemy import insert
+    from sqlalchemy.exc import IntegrityError
+
+    rdb = getattr(storage, "_backend", storage)
+    if not isinstance(rdb, RDBStorage):
+        return False
+    try:
+        from optuna.storages._rdb.models import TrialUserAttributeModel as Model
+
+        rows = [{"trial_id": trial_id, "key": name, "value_json": json.dumps(v)} for name, v in attributes.items()]
+        with rdb.engine.begin() as connection:
+            connection.execute(insert(Model), rows)
+    except (ImportError, AttributeError, IntegrityError):  # another Optuna, or an attribute that is there already
+        return False
+    return True
 
 
 def _in_one_transaction(storage: Any, rows: list[tuple[int, int, float]]) -> bool:

@@ -27,6 +27,8 @@ from dspy.promptune.space import Key, PromptSpace
 
 logger = logging.getLogger(__name__)
 
+STRIDE = 16  # with more jobs at once, so many times fewer proposals: those ahead are not much better informed
+
 
 class QEISampler(BaseSampler):
     """Proposes prompts by a Gaussian process over what their parts mean, several at a time.
@@ -135,7 +137,7 @@ class QEISampler(BaseSampler):
                 if not (mine and name in self._own)
             }
             if mine:
-                params.update(self.space.params(self._next(study, trial)))
+                params.update(self.space.params(self._next(study, trial.number)))
         return params
 
     def sample_independent(
@@ -167,12 +169,20 @@ class QEISampler(BaseSampler):
             return max(observations, key=lambda one: one.value).key
         return keys[int(np.argmax(posterior.mean))]
 
-    def _next(self, study: Study, trial: FrozenTrial) -> Key:
+    def next_key(self, study: Study) -> Key:
+        """What a trial would be given that is asked for now; for those who make the trial themselves."""
+        with self._lock:
+            return self._next(study)
+
+    def _next(self, study: Study, but: int | None = None) -> Key:
+        stride = self.options.batch_size // STRIDE
+        if stride > 1 and self._planned and self._planned_at and self._planned_at[0] == study._study_id:
+            return self._planned.pop(0)
         observations = measured(study, self.space)
-        waiting = running(study, self.space, but=trial.number)
+        waiting = running(study, self.space, but=but)
         state = (study._study_id, len(observations))
         if self._planned_at != state or not self._planned:
-            q = max(1, self.options.batch_size - len(waiting))
+            q = max(1, stride, self.options.batch_size - len(waiting))
             self._planned = self._propose(observations, waiting, q)
             self._planned_at = state
         return self._planned.pop(0)
