@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+GOES_ON = "not ended: resume=True goes on"
 STORAGE = "a SQLite file, an Optuna journal (*.log), or a URL such as postgresql://user@host/base"
 
 
@@ -25,11 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         args.do(args)
+        sys.stdout.flush()
     except PromptuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # nobody reads on: that is no error, and there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -79,7 +85,7 @@ def _show(args: argparse.Namespace) -> None:
     from dspy.promptune.engine.tables import trial_rows
 
     study = _study(args)
-    attributes = study.user_attrs
+    attributes = _attributes(study)
     for name, value in _summary(study).items():
         print(f"{name:>10}  {value}")
     for name in ("metric", "language_model", "embedder", "versions", "settings", "options", "spent", "best"):
@@ -183,7 +189,7 @@ def _summary(study: Study) -> dict[str, Any]:
     from dspy.promptune.engine.lease import holder
     from dspy.promptune.engine.store import LEASE
 
-    attributes, trials = study.user_attrs, study.get_trials(deepcopy=False)
+    attributes, trials = _attributes(study), study.get_trials(deepcopy=False)
     states = [trial.state.name for trial in trials]
     spent = attributes.get("spent", {}).values()
     held = holder(study._storage.get_study_system_attrs(study._study_id).get(LEASE))
@@ -197,8 +203,13 @@ def _summary(study: Study) -> dict[str, Any]:
         "best": attributes.get("best_score", ""),
         "calls": sum(amounts.get("calls", 0) for amounts in spent) or "",
         "cost": sum(amounts.get("cost", 0.0) for amounts in spent) or "",
-        "state": f"run by {held}" if held else attributes.get("ended", "not ended: resume=True goes on"),
+        "state": f"run by {held}" if held else attributes.get("ended", GOES_ON if attributes else "not of promptune"),
     }
+
+
+def _attributes(study: Study) -> Mapping[str, Any]:
+    """Those of a run; none of a study that was made by somebody else, whatever it has under these names."""
+    return study.user_attrs if "format" in study.user_attrs and "kind" in study.user_attrs else {}
 
 
 def _winner(attributes: Mapping[str, Any]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future
 
     from dspy.evaluate.evaluate import Evaluate
@@ -165,13 +166,17 @@ class MIPROv2(_upstream.MIPROv2):
         run._given = upstream
         run.seed = self.seed if seed is None else seed
         from dspy.promptune.engine.guard import Stopped
+        from dspy.promptune.errors import StorageError
 
         try:
             with run._engine.guard.active():
                 return inspect.unwrap(_upstream.MIPROv2.compile)(run, student, **{**upstream, "seed": None})
-        except Stopped as stop:
-            logger.warning("Nothing was searched, the program is returned as it was: %s.", stop)
-            run._engine.books.close(str(stop))
+        except (Stopped, StorageError) as stop:
+            if isinstance(stop, StorageError) and run._engine.over is None:
+                raise
+            why = run._engine.over or str(stop)
+            logger.warning("Nothing was searched, the program is returned as it was: %s", why)
+            run._engine.books.close(why)
             return student.deepcopy()
         finally:
             run._engine.stop()
@@ -254,8 +259,12 @@ class _Run(MIPROv2):
         self._zero_shot = zero_shot
         rules = self._rules(options["max_errors"])
         self._engine.check(program, rules)
-        self._estimate(program, options)
-        self._engine.books.begin(lambda: self._manifest(program, trainset, options))
+        books, check = self._engine.books, self._estimate(program, options)
+        if self._options.resume is False:
+            check()
+        books.begin(lambda: self._manifest(program, trainset, options))
+        if books.store is None or not books.store.resumed:
+            check()
         self._begin(program, trainset, rules, 1 if zero_shot else 2)
         if zero_shot:
             bootstrapped, labeled = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT, LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT
@@ -279,8 +288,8 @@ class _Run(MIPROv2):
             ),
         )
 
-    def _estimate(self, program: Module, step_1: dict[str, Any]) -> None:
-        """Say what this will take, and refuse a budget that is too small for it."""
+    def _estimate(self, program: Module, step_1: dict[str, Any]) -> Callable[[], None]:
+        """Say what this will take; what is returned refuses a budget that is too small for it."""
         from dspy.promptune.engine.estimate import estimate
 
         zero_shot = step_1["max_bootstrapped_demos"] == 0 and step_1["max_labeled_demos"] == 0
@@ -298,8 +307,7 @@ class _Run(MIPROv2):
             },
         )
         logger.info("Estimate: %s.", found)
-        if self._options.resume is False:
-            found.check(self._options.caps(), len(self._valset), len(program.predictors()))
+        return lambda: found.check(self._options.caps(), len(self._valset), len(program.predictors()))
 
     def _manifest(self, program: Module, trainset: list[Example], step_1: dict[str, Any]) -> dict[str, Any]:
         """What this compile is; a study that is taken up again must be the same."""

@@ -54,7 +54,7 @@ def found(program: Any) -> dict[str, Any]:
 
 
 def on_disk(storage: str, name: str) -> dict[str, Any]:
-    """What is stored: (combination, example) pairs with a score, and finished pieces of steps 1 and 2."""
+    """What is stored: (combination, example) pairs with a score, finished pieces of steps 1 and 2, and its step."""
     import optuna
 
     from dspy.promptune.engine.enduring import told_scores
@@ -62,7 +62,7 @@ def on_disk(storage: str, name: str) -> dict[str, Any]:
 
     opened = open_storage(storage).storage
     if name not in [study.study_name for study in opened.get_all_studies()]:
-        return {"pairs": [], "pieces": []}
+        return {"pairs": [], "pieces": [], "step": "start"}
     study = optuna.load_study(study_name=name, storage=opened)
     pairs = set()
     for trial in study.get_trials(deepcopy=False):
@@ -73,7 +73,15 @@ def on_disk(storage: str, name: str) -> dict[str, Any]:
     for note, rows in notes.items():
         if note.startswith("promptune:early_scores:"):
             pairs |= {(*key, example, score) for key, example, score in rows}
-    return {"pairs": sorted(pairs), "pieces": sorted(note for note in notes if note.startswith("promptune:piece:"))}
+    pieces = sorted(note for note in notes if note.startswith("promptune:piece:"))
+    return {"pairs": sorted(pairs), "pieces": pieces, "step": _step(notes)}
+
+
+def _step(notes: Any) -> str:
+    """The step that a study is in."""
+    if "promptune:demos" not in notes:
+        return "bootstrap"
+    return "search" if "promptune:instructions" in notes else "propose"
 
 
 def forked(function: Any, *args: Any) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import dspy
 from dspy.promptune import BudgetError, OptionError
 from dspy.promptune.engine.budgets import Caps, Meter
 from tests.durable.lives import LIMIT, QUESTIONS, compiled
-from tests.server import Latency, LMServer, TaskRule
+from tests.server import Faults, Latency, LMServer, TaskRule
 
 EXAMPLES = len(QUESTIONS) - 20
 
@@ -83,6 +83,51 @@ def test_a_budget_that_allows_nothing_is_refused(server):
     with pytest.raises(BudgetError, match=r"max_lm_calls=5: .* at least"):
         compiled(server.url, None, resume=False, max_lm_calls=5)
     assert server.requests == 0
+
+
+def test_a_budget_that_allows_nothing_is_refused_for_a_new_study(server, tmp_path):
+    """The same where the run could be resumed, and is not there yet."""
+    server.reset()
+    with pytest.raises(BudgetError, match="at least"):
+        compiled(server.url, str(tmp_path / "runs.db"), max_lm_calls=5)
+    assert server.requests == 0
+
+
+@pytest.mark.parametrize("n_jobs", [1, 8])
+@pytest.mark.parametrize("limit", [60, 61, 83, 100])
+def test_no_call_is_made_beyond_the_limit(server, limit, n_jobs):
+    """From barely enough on, the server counts at most the calls allowed, and the winner is evaluated in full."""
+    server.reset()
+    run = compiled(server.url, None, resume=False, n_jobs=n_jobs, num_trials=12, max_lm_calls=limit).optimization_run
+    assert server.requests <= limit and run.ended.startswith(f"max_lm_calls={limit}")
+    scored = {e for t in run.trials if t.params == run.best_params and t.value is not None
+              for e in t.user_attrs["examples"]}  # fmt: skip
+    assert len(scored) == EXAMPLES
+
+
+@pytest.mark.parametrize("cap", [{"max_tokens_spent": 1}, {"max_cost": 1e-9}, {"timeout": 0.01}])
+def test_the_least_budget_gives_the_program_back(server, caplog, cap):
+    """A limit that is reached in step 1 starts nothing more than is in flight: the program comes back as it was."""
+    server.reset()
+    program = compiled(server.url, None, resume=False, **cap)
+    assert server.requests <= LIMIT and "Nothing was searched" in caplog.text
+    assert program.signature.instructions == dspy.Predict("question -> answer").signature.instructions
+
+
+def test_the_scarcest_of_several_limits_is_named(server):
+    """With all limits given, the run says which one ended it."""
+    caps = {"max_lm_calls": 150, "max_tokens_spent": 20000, "max_cost": 1.0, "timeout": 600}
+    run = compiled(server.url, None, resume=False, num_trials=12, **caps).optimization_run
+    assert run.ended.startswith("max_tokens_spent=20000")
+
+
+def test_the_time_limit_waits_for_no_call_of_step_1():
+    """A language model that does not answer cannot keep a run from ending in time."""
+    faults = Faults(rates={"hang": 1.0})
+    with LMServer(TaskRule(QUESTIONS), faults=faults) as silent:
+        began = time.monotonic()
+        compiled(silent.url, None, resume=False, timeout=1.0)
+        assert time.monotonic() - began < 30  # a call would give up after ten minutes
 
 
 def test_the_estimate_comes_first(server, caplog):

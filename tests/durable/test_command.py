@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sqlite3
 import subprocess
 import sys
 
@@ -77,6 +78,7 @@ def test_a_run_is_deleted_only_on_request(place, capsys):
         (["show", "{place}", "--study", "none"], "there are 'a compile'"),
         (["export", "{place}"], "give --csv FILE"),
         (["export", "{place}", "--csv", "/nowhere/x.csv"], "create /nowhere first"),
+        (["export", "{place}", "--csv", "/"], "/ cannot be written: Is a directory"),
         (["runs", "{place}.not"], "does not exist"),
         (["runs", "postgresql://me:hidden-word@127.0.0.1:1/base"], "cannot be used"),
     ],
@@ -103,3 +105,34 @@ def test_it_runs_as_a_module(tmp_path):
         [sys.executable, "-m", "dspy.promptune", "runs", str(tmp_path / "none.db")], capture_output=True, text=True
     )
     assert done.returncode == 1 and "does not exist" in done.stderr
+
+
+def test_a_pipe_that_nobody_reads_is_no_error(place):
+    """``runs STORAGE | true`` ends quietly."""
+    script = f"{sys.executable} -m dspy.promptune runs {place} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_studies_of_others_are_told_from_runs(tmp_path, capsys):
+    """Whatever a study made elsewhere holds, it is listed and shown, and called what it is."""
+    path = tmp_path / "runs.db"
+    study = optuna.create_study(storage=f"sqlite:///{path}", study_name="theirs", directions=["maximize", "minimize"])
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=2)
+    for name in ("spent", "best", "candidates"):
+        study.set_user_attr(name, 3)
+    for arguments in (["runs", str(path)], ["show", str(path)]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert "theirs" in text and "not of promptune" in text
+
+
+def test_looking_at_another_database_leaves_it_alone(tmp_path, capsys):
+    """A database without runs is refused, and not a byte of it is changed."""
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE letters (text)")
+    connection.close()
+    before = path.read_bytes()
+    assert main(["runs", str(path)]) == 1
+    assert "holds no runs" in capsys.readouterr().err and path.read_bytes() == before

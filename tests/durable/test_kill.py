@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.server import Latency, LMServer, TaskRule
 
 ROOT = Path(__file__).resolve().parents[2]
 RULE = TaskRule(QUESTIONS)
+NOISE = 100 * (0.25 / (len(QUESTIONS) - 20)) ** 0.5  # of a score in percent of the validation set
 LONGEST = 11 + 3 * 2  # calls of the summary and of three descriptions: a piece of step 2 is repeated as a whole
 
 
@@ -26,7 +28,8 @@ class Toll:
     """What some deaths cost, over all studies.
 
     ``twice`` counts requests of examples, ``most_twice`` those of one death, ``steps`` those of unfinished pieces of
-    step 2; ``late`` is the longest time (s) between an answer and the death that took it.
+    step 2; ``late`` is the longest time (s) between an answer and the death that took it; ``steps_of`` counts deaths
+    by the step they came in; ``scores`` are those of the programs that the studies ended with.
     """
 
     deaths: int = 0
@@ -35,6 +38,8 @@ class Toll:
     most_twice: int = 0
     steps: int = 0
     late: float = 0.0
+    steps_of: Counter[str] = field(default_factory=Counter)
+    scores: list[float] = field(default_factory=list)
 
 
 def killed(storage: str, **config: Any) -> tuple[list[dict[str, Any]], Any]:
@@ -47,10 +52,10 @@ def killed(storage: str, **config: Any) -> tuple[list[dict[str, Any]], Any]:
         return json.loads(done.stdout.splitlines()[-1]), server.records()
 
 
-def undisturbed() -> dict[str, Any]:
+def undisturbed(**options: Any) -> dict[str, Any]:
     """The same run without a death and without a storage."""
-    with LMServer(RULE, process=True) as server:
-        return found(compiled(server.url, None, resume=False))
+    with LMServer(RULE, latency=Latency(0.05), process=True) as server:
+        return found(compiled(server.url, None, resume=False, **options))
 
 
 def check(studies: list[dict[str, Any]], records: Any) -> Toll:
@@ -66,7 +71,9 @@ def check(studies: list[dict[str, Any]], records: Any) -> Toll:
         final = study["stored"]
         pairs = {tuple(pair) for pair in final["pairs"]}
         assert before <= pairs | set(final["pieces"])
-        assert len(pairs) == len({pair[:-1] for pair in pairs}) == study["found"]["calls"]
+        assert len(pairs) == len({pair[:-1] for pair in pairs})
+        # An answer that comes after the end of a run, which waits for no straggler, is stored all the same.
+        assert study["found"]["calls"] <= len(pairs) <= study["found"]["calls"] + LIMIT
         assert "RUNNING" not in study["found"]["states"]
         _count(toll, study, mine)
     return toll
@@ -75,6 +82,8 @@ def check(studies: list[dict[str, Any]], records: Any) -> Toll:
 def _count(toll: Toll, study: dict[str, Any], records: list[Any]) -> None:
     """For each death: requests of the life it ended that were made again in a later one."""
     toll.deaths += len(study["deaths"])
+    toll.steps_of.update(death["step"] for death in study["deaths"])
+    toll.scores.append(study["found"]["score"])
     toll.requests += len(records)
     last = {record.key: record.start for record in records}
     start = study["began"]
@@ -91,7 +100,8 @@ def _count(toll: Toll, study: dict[str, Any], records: list[Any]) -> None:
         answered = [death["at"] - record.end for record in again if record.end < death["at"]]
         toll.late = max([toll.late, *answered])
         start = death["at"]
-    assert max(Counter(record.key for record in records).values()) <= 1 + len(study["deaths"])
+    answers = Counter(record.key for record in records if record.label == "answer")
+    assert max(answers.values()) <= 1 + len(study["deaths"])
 
 
 @pytest.mark.parametrize("file", ["runs.db", "runs.log"])
@@ -102,16 +112,19 @@ def test_a_few_kills(tmp_path, file):
     calm = undisturbed()
     for study in studies:  # the last stragglers of a run are not waited for
         assert calm["calls"] - STRAGGLERS <= study["found"]["calls"] <= calm["calls"] + STRAGGLERS
-        assert abs(study["found"]["score"] - calm["score"]) <= 35  # a run of 24 examples; its trials differ
+        assert abs(study["found"]["score"] - calm["score"]) <= 3.5 * NOISE  # its trials differ
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "sampler"), [("runs.db", "tpe"), ("runs.log", "onehot")])
 def test_a_hundred_kills(tmp_path, file, sampler, capsys):
-    """In a hundred deaths of many studies, nothing finished is lost and nothing but calls in flight is repeated."""
+    """In a hundred deaths, in every step, nothing finished is lost, and nothing but calls in flight is repeated."""
     config = {"kills": 100, "kills_each": 12, "options": {"sampler": sampler}}
     studies, records = killed(str(tmp_path / file), **config)
     toll = check(studies, records)
     assert toll.deaths >= 90 and toll.twice > 0
+    assert all(toll.steps_of[step] > 0 for step in ("bootstrap", "propose", "search"))
+    calm = [undisturbed(**config["options"])["score"] for _ in range(3)]
+    assert mean(toll.scores) >= mean(calm) - 3 * NOISE / len(calm) ** 0.5
     with capsys.disabled():
         print(f"\n{file}, {sampler}: {len(studies)} studies, {toll}")

@@ -5,13 +5,16 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy
+from optuna.storages.journal import JournalFileSymlinkLock
 
 import dspy.promptune.engine.storage as storage_module
+import dspy.promptune.engine.store as store_module
 from dspy.promptune import StorageError, search
 from dspy.promptune.engine.storage import open_storage
 
@@ -144,3 +147,53 @@ def test_relative_and_url_paths_name_the_same_file(tmp_path, monkeypatch):
     optuna.create_study(storage=open_storage("runs.db").storage, study_name="one")
     assert [each.study_name for each in open_storage("sqlite:///runs.db").storage.get_all_studies()] == ["one"]
     assert os.path.exists(tmp_path / "runs.db")
+
+
+@pytest.mark.parametrize("name", ["runs.db", "runs.log"])
+@pytest.mark.parametrize("what", ["study", "file"])
+def test_what_is_deleted_in_the_midst_of_a_run_is_said(tmp_path, table, at_once, monkeypatch, caught, name, what):
+    """A study, or the file with it, that somebody deletes ends the run with the best so far, and the reason."""
+    monkeypatch.setattr(store_module, "RENEW_SECONDS", 0.0)
+    path = tmp_path / name
+
+    def delete():
+        if what == "study":
+            optuna.delete_study(study_name="one", storage=open_storage(path).storage)
+        else:
+            for each in tmp_path.iterdir():
+                each.unlink()
+
+    def evaluate(params, examples):
+        if len(table.paid) == 40:
+            delete()
+        return table(params, examples)
+
+    found = search(
+        table.space, evaluate, n_examples=12, max_calls=144, sampler="random", minibatch_size=4, seed=0, storage=path,
+        study_name="one",
+    )  # fmt: skip
+    assert 40 <= found.calls <= 144 and "deleted" in found.ended + caught.text or "No such file" in found.ended
+    assert found.best_params in [trial.params for trial in found.trials]
+
+
+def test_options_in_a_sqlite_url_are_no_part_of_the_name(tmp_path):
+    """``sqlite:///runs.db?timeout=5`` is the file ``runs.db``."""
+    assert open_storage(f"sqlite:///{tmp_path}/runs.db?timeout=5").file == tmp_path / "runs.db"
+
+
+def test_a_journal_that_is_being_written_is_not_cut(tmp_path):
+    """While another process holds the journal's lock, half a line at its end is left to that process."""
+    path = tmp_path / "runs.log"
+    optuna.create_study(storage=open_storage(path).storage, study_name="one")
+    half, lock = b'{"op_code": 4, "worker_id"', JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    with path.open("ab") as file:
+        file.write(half)
+    opened = []
+    thread = threading.Thread(target=lambda: opened.append(open_storage(path)))
+    thread.start()
+    thread.join(0.3)
+    assert not opened and path.read_bytes().endswith(half)
+    lock.release()
+    thread.join(30)
+    assert opened and path.read_bytes().endswith(b"\n")

@@ -166,9 +166,21 @@ class Meter:
 
     def affordable(self, calls_per_example: float) -> float:
         """How many more examples the limits pay for, by what an example has taken so far; may be infinite."""
+        return self.scarcest(calls_per_example)[0]
+
+    def scarcest(self, calls_per_example: float) -> tuple[float, str]:
+        """The same, and the limit that pays for the fewest, in words."""
         with self._lock:
-            left = [self._left(name, limit, calls_per_example) for name, limit in self.caps.given().items()]
-            return min(left, default=math.inf)
+            left = [
+                (self._left(name, limit, calls_per_example), f"{name}={limit:g}")
+                for name, limit in self.caps.given().items()
+            ]
+            return min(left, default=(math.inf, "no limit"))
+
+    def seconds_left(self) -> float:
+        """Until the time limit; infinite where there is none."""
+        limit = self.caps.timeout
+        return math.inf if limit is None else max(0.0, limit - (time.monotonic() - self._began))
 
     def _left(self, name: str, limit: float, calls_per_example: float) -> float:
         settled = self.examples >= SETTLED
@@ -287,10 +299,11 @@ class Capped:
     def _final(self) -> Job | None:
         """The full evaluation of the best, out of the reserve, if it was a limit that ended the search."""
         self._last = True
-        limited = self._affordable() <= self._reserve
+        affordable, scarcest = self._meter.scarcest(self._calls_per_example)
+        limited = affordable <= self._reserve
         if not limited or not self._table.calls:
             return None
-        self.ended = self.ended or f"{', '.join(self._meter.caps.given())}: only the reserve is left"
+        self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
         best = self.inner.best()
         examples = range(self._n_examples)
         missing = self._table.missing(best, examples)

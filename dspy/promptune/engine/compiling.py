@@ -15,7 +15,7 @@ from dspy.promptune.engine.attributes import Entry, Ledger, attach, entries_of
 from dspy.promptune.engine.books import Books
 from dspy.promptune.engine.budgets import Capped, Caps
 from dspy.promptune.engine.driver import Driver, Limits, Schedule
-from dspy.promptune.engine.guard import Guard
+from dspy.promptune.engine.guard import Guard, Stopped
 from dspy.promptune.engine.options import OURS, check_integer
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.parcel import Packer, check_executor
@@ -110,6 +110,8 @@ class Engine:
         self._packer: Packer | None = None
         self._threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
+        self.over: str | None = None
+        self._timer: threading.Timer | None = None
         self._loading: list[threading.Thread] = []
         logger.info("At most %d language-model calls in flight (%d prompts at once).", limit, options.n_jobs)
 
@@ -142,6 +144,14 @@ class Engine:
 
     def begin(self, program: Module, rules: Rules, default: Key) -> None:
         """Evaluate the default program with whatever threads steps 1 and 2 leave idle, and load the sampler's parts."""
+        if self.books.store is not None:
+            self.books.store.lost = self.expire
+        if self.options.timeout is not None:
+            self._timer = threading.Timer(
+                self.books.meter.seconds_left(), self.expire, [f"timeout={self.options.timeout:g} seconds are over"]
+            )
+            self._timer.daemon = True
+            self._timer.start()
         self.work = self._work(Programs(program, default), rules)
         self._head_start(default, range(len(rules.valset)))
         texts = [predictor.signature.instructions for predictor in program.predictors()]
@@ -173,8 +183,27 @@ class Engine:
         self._loading.append(thread)
         thread.start()
 
+    def expire(self, why: str) -> None:
+        """The run is over in the midst of step 1 or 2: nothing more is called, and nothing is waited for."""
+        self.over = self.over or why
+        self.guard.stop()
+        self.pool.give_up(Stopped(why))
+
+    def search_begins(self) -> None:
+        """From now on the search looks after its end by itself.
+
+        Raises:
+            Stopped: It has come before.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.over is not None:
+            raise Stopped(self.over)
+
     def stop(self) -> None:
         """Nothing more is started."""
+        if self._timer is not None:
+            self._timer.cancel()
         if isinstance(self.work, RemoteWork):
             self.work.cancel()
         self.guard.stop()
@@ -216,6 +245,7 @@ def optimize(task: Task, engine: Engine) -> Module:
     """
     assert engine.work is not None
     engine.await_loaded()
+    engine.search_begins()
     space = PromptSpace(task.instructions, task.demos)
     engine.books.settle(space)
     run = _run(task, engine, space)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dspy.promptune.engine.store import Store
 
-__all__ = ["Enduring", "Past", "past_of"]
+__all__ = ["Enduring", "Past", "frozen", "past_of"]
 
 FARTHER = 0x9E3779B1  # between the seeds of two starts of a run
 
@@ -83,6 +83,24 @@ def told_scores(trial: FrozenTrial) -> list[tuple[int, float]]:
     return [(example, score) for example, score in pairs if math.isfinite(score)]
 
 
+def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> list[FrozenTrial]:
+    """Jobs that ended well as the trials that a study would have of them."""
+    from optuna.distributions import CategoricalDistribution
+    from optuna.trial import create_trial
+
+    distributions = {part.name: CategoricalDistribution(range(len(part.candidates))) for part in space.parts}
+    trials = []
+    for job, scores in jobs:
+        noted = {"kind": job.kind, "examples": list(job.examples), "scores": list(scores)}
+        mean = math.fsum(scores) / len(scores)
+        trial = create_trial(
+            value=mean, params=space.params(job.key), distributions=distributions, user_attrs=noted
+        )  # fmt: skip
+        trial.number = job.number
+        trials.append(trial)
+    return sorted(trials, key=lambda trial: trial.number)
+
+
 class Enduring:
     """Spending that ends well when the storage fails: nothing more is started, and the best so far is known.
 
@@ -94,6 +112,7 @@ class Enduring:
 
     def __init__(self, inner: Any, table: ScoreTable, store: Store) -> None:
         self._inner, self._table, self._store = inner, table, store
+        self.jobs: list[tuple[Job, Sequence[float]]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -112,6 +131,7 @@ class Enduring:
 
     def told(self, job: Job, scores: Sequence[float]) -> None:
         """The scores are in the table whatever becomes of the trial."""
+        self.jobs.append((job, list(scores)))
         try:
             self._inner.told(job, scores)
         except Exception:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RENEW_SECONDS", "STALE_SECONDS", "Lease", "holder"]
+__all__ = ["RENEW_SECONDS", "STALE_SECONDS", "Lease", "abroad", "holder"]
 
 RENEW_SECONDS = 2.0
 STALE_SECONDS = 60.0  # without renewal, after which a run on another machine counts as dead
@@ -50,18 +50,23 @@ def holder(note: Any) -> str | None:
     """Who holds the study, in words; ``None`` when nobody does any more.
 
     A process of this machine holds it as long as it lives, one of another machine until it has not been seen for
-    ``STALE_SECONDS``.
+    ``STALE_SECONDS``. Clocks differ and jump: what was seen so far in the future counts as little.
     """
     if not isinstance(note, Mapping) or "token" not in note or note.get("released"):
         return None
     pid, host = note.get("pid"), note.get("host")
-    age = max(0.0, time.time() - float(note.get("seen", 0.0)))
+    age = abs(time.time() - float(note.get("seen", 0.0)))
     if host != socket.gethostname():
         return f"process {pid} on {host}, last seen {age:.0f} s ago" if age < STALE_SECONDS else None
     if pid == os.getpid():
         return "this process" if note["token"] in _mine else None
     alive = isinstance(pid, int) and _process_start(pid) == note.get("process_start") and _alive(pid)
     return f"process {pid} on this machine" if alive else None
+
+
+def abroad(note: Any) -> bool:
+    """Whether a note is of a run on another machine that has not said it is over: only watching tells if it lives."""
+    return isinstance(note, Mapping) and not note.get("released") and note.get("host") != socket.gethostname()
 
 
 def _alive(pid: int) -> bool:

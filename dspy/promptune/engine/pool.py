@@ -198,16 +198,26 @@ class Pool:
     def _abandon(self) -> None:
         with self._ready:
             late = [task for task in self._running if task.limit is not None and task.seconds() > task.limit]
-            for task in late:
-                task.abandoned = True
-                self._running.discard(task)
-                self._threads -= 1
             self.given_up += len(late)
-            self._staff()
+            self._abandoned(late)
         for task in late:
-            for let_go in list(task.holding.values()):
-                let_go()
-            task.future.set_exception(TimeoutError(f"No answer within {task.limit:g} seconds."))
+            _fail(task, TimeoutError(f"No answer within {task.limit:g} seconds."))
+
+    def _abandoned(self, tasks: list[Task]) -> None:
+        """Under the lock: nobody waits for these tasks any more, and others take the places of their threads."""
+        for task in tasks:
+            task.abandoned = True
+            self._running.discard(task)
+            self._threads -= 1
+        self._staff()
+
+    def give_up(self, error: BaseException) -> None:
+        """Wait no longer for what is running: its futures fail with ``error``. What waits is started as before."""
+        with self._ready:
+            running = list(self._running)
+            self._abandoned(running)
+        for task in running:
+            _fail(task, error)
 
     def _queued(self) -> int:
         return len(self._tasks[0]) + len(self._tasks[1])
@@ -248,6 +258,13 @@ class Pool:
             return True
         finally:
             self._idle -= 1
+
+
+def _fail(task: Task, error: BaseException) -> None:
+    """Settle a task that was given up, and let go of what it holds."""
+    for let_go in list(task.holding.values()):
+        let_go()
+    task.future.set_exception(error)
 
 
 def _run(task: Task) -> Callable[[], None] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.driver import Driver, Limits, Schedule
-from dspy.promptune.engine.enduring import Enduring, Past
+from dspy.promptune.engine.enduring import Enduring, Past, frozen
 from dspy.promptune.engine.manifest import search_manifest
 from dspy.promptune.engine.options import check_jobs, with_batch_size
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.records import Job, ScoreTable, Spending
 from dspy.promptune.engine.store import Store, make_store
 from dspy.promptune.engine.work import Evaluate, Inline, Threaded, Work, keep_nothing
-from dspy.promptune.errors import OptionError
+from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.space import Key, PromptSpace
 
 if TYPE_CHECKING:
@@ -151,7 +152,11 @@ class Run:
         return job
 
     def note(self, job: Job, outcome: Outcome, **spent: float | None) -> None:
-        """Write down what the study's trial should know of a job beyond its scores."""
+        """Write down what the study's trial should know of a job beyond its scores, if it can be written."""
+        with contextlib.suppress(StorageError):
+            self._note(job, outcome, **spent)
+
+    def _note(self, job: Job, outcome: Outcome, **spent: float | None) -> None:
         storage = self.study._storage
         trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, job.number)
         storage.set_trial_user_attr(trial_id, "seconds", round(outcome.seconds, 4))
@@ -173,12 +178,19 @@ class Run:
             calls=self.table.calls,
             history=[(calls, self.space.params(best)) for calls, best in driver.log.history],
             best_score=math.fsum(row.values()) / len(row) if row else math.nan,
-            trials=self.study.get_trials(deepcopy=False),
+            trials=self._trials(),
             order=driver.log.order,
             ended=ended,
             study=self.study,
             space=self.space,
         )
+
+    def _trials(self) -> list[FrozenTrial]:
+        """All trials of the study; where it can no longer be read, those of this start that ended well."""
+        try:
+            return self.study.get_trials(deepcopy=False)
+        except StorageError:
+            return frozen(self.space, self.spending.jobs) if isinstance(self.spending, Enduring) else []
 
 
 def search(

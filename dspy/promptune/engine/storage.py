@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,10 +28,11 @@ MIN_FREE = 4 << 20  # bytes on the disk, below which a run is not begun
 
 @dataclass(frozen=True)
 class Opened:
-    """An open storage, and how it is called in messages: no password is in ``place``."""
+    """An open storage, how it is called in messages (no password is in ``place``), and its file if it is one."""
 
     storage: BaseStorage
     place: str
+    file: Path | None = None
 
 
 def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: bool = False) -> Opened:
@@ -40,7 +42,7 @@ def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: b
         storage: The path of a SQLite file (created where it is missing) or of an Optuna journal (``*.log``,
             ``*.journal``, ``*.jsonl``), a URL as SQLAlchemy takes it (``sqlite:///runs.db``,
             ``postgresql://user@host/base``), or an Optuna storage.
-        must_exist: Refuse a file that is not there, instead of creating it.
+        must_exist: Refuse what holds no studies yet, instead of creating a file or tables.
 
     Raises:
         StorageError: It cannot be opened, read or written. The message names the storage without its password.
@@ -53,15 +55,15 @@ def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: b
         raise StorageError(f"storage={storage!r}: it must be a path, a URL or an Optuna storage.")
     text = os.fspath(storage)
     if "://" in text and not text.startswith("sqlite"):
-        return _open_server(text)
-    path = Path(text if "://" not in text else text.partition(":///")[2])
+        return _open_server(text, must_exist)
+    path = Path(text if "://" not in text else text.partition(":///")[2].partition("?")[0])
     if "://" in text and str(path) in (".", ":memory:"):
         raise StorageError(f"storage={text!r} is a database in memory: name a file, such as sqlite:///runs.db.")
     _check_file(path, must_exist)
     try:
         if path.suffix.lower() in JOURNALS:
-            return Opened(_open_journal(path), str(path))
-        return Opened(_open_sqlite(path), str(path))
+            return Opened(_open_journal(path), str(path), path)
+        return Opened(_open_sqlite(path, must_exist), str(path), path)
     except StorageError:
         raise
     except Exception as error:
@@ -98,7 +100,12 @@ _REMEDIES = (
     ("no password supplied", "Put the password into the URL or into ~/.pgpass."),
     ("connection refused", "Start the server, or correct host and port."),
     ("could not translate host", "Correct the host's name."),
+    ("record does not exist", "The study was deleted while it was running: run again under another study_name."),
+    ("relation ", "There are no runs in it: correct the name."),
     ("does not exist", "Create the database first, or correct its name."),
+    ("no such table", "There are no runs in it: correct the name."),
+    ("was deleted", "Its runs are lost with it: run again with another storage."),
+    ("already finished", "Another run has taken the study over."),
     ("database is locked", "Another process is writing to it: end that one, or use a storage of its own."),
     ("readonly", "Make the file and its folder writable, or choose another one."),
     ("read-only", "Make the file and its folder writable, or choose another one."),
@@ -129,12 +136,14 @@ def _check_file(path: Path, must_exist: bool) -> None:
         raise StorageError(f"The disk of {path} is full ({free >> 10} KiB free): free some space, or choose another.")
 
 
-def _open_sqlite(path: Path) -> BaseStorage:
+def _open_sqlite(path: Path, must_exist: bool) -> BaseStorage:
     import sqlalchemy
     from optuna.storages import RDBStorage, get_storage
 
     if path.exists() and path.stat().st_size and _head(path, len(SQLITE_MAGIC)) != SQLITE_MAGIC:
         raise StorageError(f"The storage {path} is not a SQLite database: names of journals end in .log, .journal.")
+    if must_exist and not _has_studies(path):
+        raise StorageError(f"The storage {path} holds no runs: it was not made by promptune or Optuna.")
     with sqlite3.connect(path, timeout=LOCK_SECONDS) as probe:
         probe.execute("PRAGMA journal_mode=WAL")
         probe.execute("BEGIN IMMEDIATE")
@@ -155,6 +164,12 @@ def _open_sqlite(path: Path) -> BaseStorage:
     return get_storage(rdb)
 
 
+def _has_studies(path: Path) -> bool:
+    """Whether a SQLite file has Optuna's tables; it is only read."""
+    with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as probe:
+        return bool(probe.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchall())
+
+
 def _head(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         return file.read(size)
@@ -163,9 +178,11 @@ def _head(path: Path, size: int) -> bytes:
 def _open_journal(path: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+    from optuna.storages.journal._file import get_lock_file
 
     if path.exists():
-        _mend_journal(path)
+        with get_lock_file(JournalFileSymlinkLock(str(path), JOURNAL_GRACE)):  # the line may be one being written
+            _mend_journal(path)
     return JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), JOURNAL_GRACE)))
 
 
@@ -194,7 +211,7 @@ def _mend_journal(path: Path) -> None:
             file.truncate(end)
 
 
-def _open_server(text: str) -> Opened:
+def _open_server(text: str, must_exist: bool) -> Opened:
     import sqlalchemy
     from optuna.storages import RDBStorage, get_storage
 
@@ -206,7 +223,11 @@ def _open_server(text: str) -> Opened:
         url = url.set(drivername=_postgresql_driver())
     place = url.set(query={}).render_as_string(hide_password=True)
     try:
-        rdb = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={"pool_pre_ping": True})
+        rdb = RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs={"pool_pre_ping": True},
+            skip_table_creation=must_exist,
+        )
         return Opened(get_storage(rdb), place)
     except Exception as error:
         raise explain(error, place, str(url.password) if url.password else None) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.encoding import as_json
 from dspy.promptune.engine.enduring import Past, past_of, told_scores
-from dspy.promptune.engine.lease import RENEW_SECONDS, SETTLE_SECONDS, Lease, holder
+from dspy.promptune.engine.lease import RENEW_SECONDS, SETTLE_SECONDS, Lease, abroad, holder
 from dspy.promptune.engine.manifest import differences
 from dspy.promptune.engine.records import Job
 from dspy.promptune.engine.scrub import Scrubber
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "promptune:"  # of the attributes that a run needs to go on; those for people have plain names
 LEASE = PREFIX + "lease"
+WATCH_SECONDS = 2.5 * RENEW_SECONDS  # after which a run that is alive has renewed its lease
 SCORES = PREFIX + "early_scores:"
 
 
@@ -69,6 +70,8 @@ class Store:
         self.spent: Callable[[], Mapping[str, Any]] | None = None
         self.lost: Callable[[str], None] = lambda why: None
         self._storage = SafeStorage(opened.storage, opened.place, scrubber)
+        self._file = opened.file
+        self._file_id: object = None
         self._resume = resume
         self._lease = Lease()
         self._notes: dict[str, Any] = {}
@@ -96,6 +99,7 @@ class Store:
                 self._close_stale()
             for name, value in manifest.items():
                 self.study.set_user_attr(name, value)
+            self._file_id = self._identity()
         except (StorageError, OptionError):
             self._let_go()
             raise
@@ -133,7 +137,10 @@ class Store:
     def keep_scores(self, job: Job, scores: Mapping[int, float]) -> None:
         """Write scores of a job's examples, and return when they are on disk. From any thread."""
         if self._writer is not None:
-            trial_id = None if job.number < 0 else self._trial_id(job.number)
+            try:
+                trial_id = None if job.number < 0 else self._trial_id(job.number)
+            except StorageError:
+                return
             self._writer.put(trial_id, job.key, scores)
 
     def early_scores(self) -> dict[Key, dict[int, float]]:
@@ -173,6 +180,7 @@ class Store:
             self._writer.close()
         try:
             if self.broken is None and self._writer is not None:
+                self._check_file()
                 for name, value in {**shown, **({"ended": ended} if ended else {})}.items():
                     self.show(name, value)
                 self._show_spent()
@@ -208,13 +216,13 @@ class Store:
     def _take(self, known: bool) -> None:
         """Take the lease, unless somebody holds it."""
         self._notes = dict(self._read_notes()) if known else {}
-        held = holder(self._notes.get(LEASE))
+        held = holder(self._notes.get(LEASE)) or self._seen_alive()
         if held is not None and held != "this process" and self._resume == "force":
             logger.warning("Study %r is taken away from %s.", self.name, held)
         elif held is not None:
             raise StorageError(
-                f"Study {self.name!r} in {self.place} is being run by {held}: wait until that ends, or use another "
-                "study_name."
+                f"Study {self.name!r} in {self.place} is being run by {held}: wait until that ends, use another "
+                'study_name, or take it over with resume="force".'
             )
         self._renew()
         time.sleep(SETTLE_SECONDS)
@@ -223,6 +231,16 @@ class Store:
                 f"Study {self.name!r} in {self.place} was taken by another run at the same moment: that one goes on."
             )
 
+    def _seen_alive(self) -> str | None:
+        """A run on another machine whose note is old by the clock here, but renewed before our eyes."""
+        note = self._notes.get(LEASE)
+        end = time.monotonic() + WATCH_SECONDS
+        while abroad(note) and time.monotonic() < end:
+            time.sleep(min(0.25, WATCH_SECONDS))
+            if (now := self._read_notes().get(LEASE)) != note:
+                return f"process {now.get('pid')} on {now.get('host')}, whose clock differs"
+        return None
+
     def _check(self, manifest: Mapping[str, Any]) -> None:
         old = self.study.user_attrs
         if "format" not in old and self._resume != "force" and self.study.get_trials(deepcopy=False):
@@ -230,7 +248,7 @@ class Store:
                 f"Study {self.name!r} in {self.place} was not made by promptune: use another study_name, or "
                 'resume="force" to add to it.'
             )
-        self.refuse(differences(old, manifest))
+        self.refuse(differences(old, self.clean(dict(manifest))))
 
     def refuse(self, changed: list[str]) -> None:
         """Refuse to go on with a run that has changed, unless that is forced.
@@ -267,12 +285,28 @@ class Store:
         """In the writing thread: renew the lease now and then, unless it was taken away."""
         if time.monotonic() - self._renewed < RENEW_SECONDS:
             return
+        self._check_file()
         note = self._read_notes().get(LEASE)
         if not self._lease.owns(note):
             who = holder(note) or "another run"
             self.lost(f"study {self.name!r} was taken over by {who}")
         self._renew_unless_lost(note)
         self._show_spent()
+
+    def _identity(self) -> object:
+        """Of the storage's file, if it is one: another file under the same name has another."""
+        if self._file is None:
+            return None
+        try:
+            found = self._file.stat()
+        except OSError:
+            return "deleted"
+        return found.st_dev, found.st_ino
+
+    def _check_file(self) -> None:
+        """A SQLite file that was deleted can be written for ever, and nobody would find it again."""
+        if self.broken is None and self._identity() != self._file_id:
+            raise self._storage.give_up(FileNotFoundError(f"{self._file} was deleted or replaced during the run"))
 
     def _renew_unless_lost(self, note: Any) -> None:
         if self._lease.owns(note):
@@ -297,7 +331,7 @@ class Store:
     def _trial_id(self, number: int) -> int:
         if number not in self._ids:
             study_id = self.study._study_id
-            self._ids[number] = self._storage.inner.get_trial_id_from_study_id_trial_number(study_id, number)
+            self._ids[number] = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
         return self._ids[number]
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -24,9 +25,9 @@ logger = logging.getLogger(__name__)
 class SafeStorage:
     """A storage whose attributes hold no secrets, and which says in one way that it cannot be written any more.
 
-    It stands in a study in the place of the storage ``inner``, and does what that does. The first error of a write
-    becomes a :class:`StorageError` and is kept as ``broken``. Once it is ``lenient``, ``on_broken`` is called with
-    that, and of later writes only new trials fail: so the run comes to its end with what it has in memory.
+    It stands in a study in the place of the storage ``inner``, and does what that does. The first error of a read or a
+    write becomes a :class:`StorageError` and is kept as ``broken``. Once it is ``lenient``, ``on_broken`` is called
+    with that, and of later writes only new trials fail: so the run comes to its end with what it has in memory.
     """
 
     def __init__(self, inner: Any, place: str, scrubber: Scrubber) -> None:
@@ -37,7 +38,8 @@ class SafeStorage:
         self._attributes: dict[int, dict[str, Any]] = {}  # of trials that have not ended
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        found = getattr(self.inner, name)
+        return partial(self._call, found) if callable(found) else found
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna's, but written with the trial's end, all at once: until then it says nothing that counts."""
@@ -88,20 +90,26 @@ class SafeStorage:
         Raises:
             StorageError: It failed, or one before it did.
         """
-        from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import SQLAlchemyError
-
         if self.broken is not None:
             raise self.broken
+        return self._call(function, *args, **options)
+
+    def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        # KeyError is Optuna's for a study or trial that somebody deleted, the other for a run that took this one over.
+        errors = (OSError, SQLAlchemyError, StorageInternalError, KeyError, UpdateFinishedTrialError)
         try:
             return function(*args, **options)
-        except (OSError, SQLAlchemyError, StorageInternalError) as error:
+        except errors as error:
             raise self.give_up(error) from error
 
     def give_up(self, error: BaseException) -> StorageError:
         """Remember that nothing can be written any more."""
+        first = self.broken is None
         self.broken = self.broken or explain(error, self.place)
-        if self.lenient:
+        if self.lenient and first:
             logger.error("%s The run ends with what it has.", self.broken)
             self.on_broken(self.broken)
         return self.broken
