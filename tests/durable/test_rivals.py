@@ -68,34 +68,31 @@ def check_rivals(storage, table):
     sound(storage, table)
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_at_once(place, table):
     """One of two processes that start on one study at the same moment runs it; what is stored is sound."""
     check_rivals(place, table)
 
 
-def test_a_run_that_was_taken_over_ends_with_what_it_has(place, table, at_once, monkeypatch):
+def test_a_run_that_was_taken_over_ends_with_what_it_has(tmp_path, table, at_once, monkeypatch):
     """``resume="force"`` takes a study from a living run: that one gives its best so far, and the other goes on."""
     monkeypatch.setattr(store_module, "RENEW_SECONDS", 0.0)
-    inside, go_on, first = threading.Event(), threading.Event(), []
+    place, others = str(tmp_path / "runs.db"), []
 
-    def slow(params, examples):
-        if len(table.paid) >= 20:
-            inside.set()
-            assert go_on.wait(30)
+    def evaluate(params, examples):
+        if len(table.paid) >= 20 and not others:
+            code = textwrap.dedent(BOTH).replace("resume=True", 'resume="force"')
+            command = [sys.executable, "-c", code, place, "100"]
+            others.append(subprocess.run(command, input="\n", capture_output=True, text=True, cwd=ROOT, timeout=120))
         return table(params, examples)
 
-    slow.__qualname__, slow.__module__ = Table.__qualname__, Table.__module__
-    given = {"n_examples": 12, "max_calls": 100, "sampler": "random", "minibatch_size": 4, "storage": place,
-             "study_name": "one", "seed": 1}  # fmt: skip
-    thread = threading.Thread(target=lambda: first.append(search(table.space, slow, **given)))
-    thread.start()
-    assert inside.wait(30)
-    other = Table(instructions=4, demos=3, n_examples=12)
-    second = search(other.space, other, **{**given, "seed": 2}, resume="force")
-    go_on.set()
-    thread.join(30)
-    assert second.calls == 100 and "100" not in str(first[0].calls)
-    assert 20 <= first[0].calls < 100 and ("taken over" in first[0].ended or "cannot be used" in first[0].ended)
+    evaluate.__qualname__, evaluate.__module__ = Table.__qualname__, Table.__module__
+    found = search(
+        table.space, evaluate, n_examples=12, max_calls=100, sampler="random", minibatch_size=4, seed=1, storage=place,
+        study_name="one",
+    )  # fmt: skip
+    assert "calls 100" in others[0].stdout, others[0].stderr
+    assert 20 <= found.calls < 100 and ("taken over" in found.ended or "already finished" in found.ended)
     sound(place, table)
 
 

@@ -50,6 +50,8 @@ def test_nothing_planted_is_in_the_file(tmp_path, monkeypatch):
         "Authorization: Bearer abcdefghijkl",
         "https://me:hidden-word@host",
         "AKIAABCDEFGHIJKLMNOP",
+        "https://host/v1?api_key=hidden-word&x=1",
+        "https://host/v1?x=1&key=hidden-word",
     ],
 )
 def test_what_looks_like_a_secret_is_one(text):
@@ -68,5 +70,28 @@ def test_ordinary_texts_stay_as_they_are(monkeypatch):
 def test_the_secrets_of_a_model():
     """Keys, tokens and all that is in headers are secrets; sizes in tokens and temperatures are not."""
     lm = dspy.LM("openai/m", api_key=KEY, extra_headers={"x-any": HEADER}, max_tokens=100000, temperature=0.25)
+    lm.kwargs["extra_query"] = {"code": "planted-query-value"}
     found = secrets_of(lm)
-    assert {KEY, HEADER} <= found and not any("100000" in text for text in found)
+    assert {"planted-query-value", KEY, HEADER} <= found and not any("100000" in text for text in found)
+
+
+def test_a_closure_and_the_environment_at_another_start(tmp_path, monkeypatch, at_once):
+    """A key that only a metric's closure holds is in no file, and a program that speaks of a secret can be resumed."""
+    monkeypatch.setenv("PLANTED", ENVIRONMENT)
+    data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in list(QUESTIONS.items())[:12]]
+
+    def judge(key):
+        return lambda example, prediction, trace=None: bool(key) and example.answer == prediction.answer
+
+    program = dspy.Predict(dspy.Signature("question -> answer", f"Answer for {ENVIRONMENT}."))
+    with LMServer(TaskRule(QUESTIONS)) as server:
+        lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key=KEY, cache=False)
+        for trials in (2, 4):
+            with dspy.context(lm=lm):
+                dspy.MIPROv2(metric=judge("plantedinaclosure"), auto=None, num_candidates=2, seed=1).compile(
+                    program, trainset=data[:4], valset=data[4:], num_trials=trials, minibatch_size=4, sampler="random",
+                    n_jobs=2, storage=str(tmp_path / "runs.log"), resume=True,
+                )  # fmt: skip
+    written = (tmp_path / "runs.log").read_bytes()
+    assert b"Answer for [removed]" in written and b"plantedinaclosure" not in written
+    assert ENVIRONMENT.encode() not in written

@@ -16,8 +16,10 @@ LOOKS_SECRET = re.compile(
     r"\b(?:sk|pk|rk|gsk|xai|hf|ghp|gho|AKIA|AIza)[-_]?[A-Za-z0-9_-]{16,}"  # keys by their well-known prefixes
     r"|(?i:\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}"
     r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password@ of a URL
+    r"|(?i:(?<=[?&]key=)|(?<=[?&_]token=)|(?<=api_key=)|(?<=api-key=)|(?<=apikey=)|(?<=secret=)|(?<=password=))"
+    r"[^&\s\"'\\]{6,}"  # of a URL's options
 )
-SECRET_NAME = re.compile(r"key|token|secret|passw|auth|credential|header|cookie|signature", re.IGNORECASE)
+SECRET_NAME = re.compile(r"key|token|secret|passw|auth|credential|header|cookie|signature|query", re.IGNORECASE)
 HARMLESS_NAME = re.compile(r"max_(completion_)?tokens|_tokens$", re.IGNORECASE)
 
 
