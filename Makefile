@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-$(UPSTREAM)
 MYPY := $(abspath $(BIN))/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-all lint types check wheel bench bench-regret test-upstream upgrade-upstream
+.PHONY: help install dev demo test test-all lint types check screenshots wheel bench bench-regret test-upstream upgrade-upstream
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ types: dev ## mypy, strict, on this fork's own modules
 	$(MYPY) tools benchmarks/import_time.py
 
 check: lint types test ## what to run before a commit
+
+screenshots: dev ## pictures of a report, docs/images/report-*.png (STORAGE=FILE: of a stored run)
+	PYTHONPATH=. $(BIN)/python docs/screenshots.py $(STORAGE)
 
 wheel: install ## build dist/dspy-*.whl
 	$(BIN)/python -m build --wheel

@@ -1,13 +1,71 @@
-"""The figures of a run, for notebooks: each takes ``program.optimization_run`` (or a stored study), returns a figure.
+"""Figures of a run: each function takes a run and returns plotly's figure, for notebooks and papers.
 
-::
+A run is ``program.optimization_run``, what :func:`dspy.promptune.search` returns, or the Optuna study of a stored run.
+Scores are in percent. In all figures ``I3 D1`` is the prompt of instruction 3 and demo set 1; 0 is the program's own.
 
-    from dspy.promptune import plots
-    plots.best_so_far(program.optimization_run).show()
-
-They need plotly: ``pip install "dspy[report]"``, or plotly alone.
+Every function raises :class:`~dspy.promptune.OptionError` where plotly is not installed, or what it is given is no run.
 """
 
-from dspy.promptune.report.figures import best_so_far, effects, prompt_map, spending, timeline
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 __all__ = ["best_so_far", "effects", "prompt_map", "spending", "timeline"]
+
+
+def best_so_far(run: Any, against: str = "calls") -> Figure:
+    """What the run would have returned, against what it had cost by then.
+
+    The bold line is each such prompt's mean score over all its examples, the dotted one what was known of it at that
+    moment: where that is far above, the prompt had been lucky.
+
+    Args:
+        run: The run.
+        against: ``"calls"`` (examples scored) or ``"seconds"`` (of the search).
+    """
+    from dspy.promptune.report.curves import draw_best_so_far
+    from dspy.promptune.report.record import record_of
+
+    return draw_best_so_far(record_of(run), against)
+
+
+def timeline(run: Any) -> Figure:
+    """What ran when: a lane for each worker, with its waits and failures, and one for the proposals."""
+    from dspy.promptune.report.record import record_of
+    from dspy.promptune.report.timeline import draw_timeline
+
+    return draw_timeline(record_of(run))
+
+
+def prompt_map(run: Any) -> Figure:
+    """The prompts laid out by what their texts say (the two principal directions of their embeddings).
+
+    The colour is the posterior mean, the size the certainty of it, and the texts show on hovering. Where the run's own
+    embedder cannot be had (of a stored run, one that was a callable), hashed n-grams stand in for it.
+    """
+    from dspy.promptune.report.prompts import draw_prompt_map
+    from dspy.promptune.report.record import record_of
+
+    return draw_prompt_map(record_of(run))
+
+
+def effects(run: Any) -> Figure:
+    """What each instruction and each demo set brings by itself, and the strongest interaction of two of them.
+
+    An effect is the mean of the posterior means over everything it can be combined with; its bar is their spread.
+    """
+    from dspy.promptune.report.prompts import draw_effects
+    from dspy.promptune.report.record import record_of
+
+    return draw_effects(record_of(run))
+
+
+def spending(run: Any) -> Figure:
+    """How many examples each prompt was scored on, evaluation by evaluation: the 25 with the most, and the others."""
+    from dspy.promptune.report.racing import draw_spending
+    from dspy.promptune.report.record import record_of
+
+    return draw_spending(record_of(run))

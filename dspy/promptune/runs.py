@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 GOES_ON = "not ended: resume=True goes on"
+LIVE = (
+    "To watch a run while it goes on: pip install optuna-dashboard, then optuna-dashboard sqlite:///runs.db for "
+    "storage=\"runs.db\" (or optuna-dashboard runs.log, or the database's URL), and open the address that it prints."
+)
 STORAGE = "a SQLite file, an Optuna journal (*.log), or a URL such as postgresql://user@host/base"
 
 
@@ -55,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     report = _command(commands, "report", "write a run's report, one page of HTML", _report)
     report.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
-    report.add_argument("-o", "--output", type=Path, metavar="FILE", default=Path("report.html"))
+    report.add_argument("-o", "--output", type=Path, metavar="FILE", default=Path("report.html"), help="the page")
+    report.epilog = LIVE
     prune = _command(commands, "prune", "delete one run and all that it has paid for", _prune)
     prune.add_argument("--study", metavar="NAME", required=True, help="which run")
     prune.add_argument("--yes", action="store_true", help="do it; without this nothing is deleted")

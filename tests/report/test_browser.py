@@ -1,113 +1,150 @@
-"""The report in a real browser, and the run in a real dashboard."""
+"""The report of a finished run in Debian's chromium, and the run's study in optuna-dashboard."""
 
 import json
+import shutil
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+from dspy.promptune.report.record import record_of
 from tests.report.conftest import MARKUP
+
+FIGURES = ["best-calls", "best-seconds", "timeline", "map", "effects", "spending"]
 
 
 @pytest.fixture(scope="module")
-def report(stored, tmp_path_factory):
-    """The address of a written report."""
+def address(stored, tmp_path_factory):
+    """The report's address."""
     return stored[1].optimization_run.report(tmp_path_factory.mktemp("page") / "report.html").as_uri()
 
 
-def opened(browser, address, *, width=1280, scheme="light"):
-    """The page, and what the browser complained of."""
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    complaints = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:"))
-            else complaints.append(request.url))  # fmt: skip
-    page.goto(address)
-    page.wait_for_selector("body[data-painted]")
-    return page, complaints
+@pytest.fixture
+def opened(browser, address):
+    """Opens the report in a window, and returns it with what the browser complained of or fetched."""
+    contexts = []
+
+    def open_page(width=1280, **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
+        page, said = contexts[-1].new_page(), []
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("request", lambda request: None if request.url == address else said.append(request.url))
+        page.goto(address)
+        page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 6")
+        return page, said
+
+    yield open_page
+    for context in contexts:
+        context.close()
 
 
-def test_all_figures_are_drawn(browser, report):
-    """A laptop shows six figures, each with marks, and the browser has nothing to complain of or to fetch."""
-    page, complaints = opened(browser, report)
-    assert complaints == []
-    assert page.locator(".js-plotly-plot .main-svg >> nth=0").is_visible()
-    marks = "figure => figure.querySelectorAll('.point, .lines, .points path, .hm image, .js-line').length"
-    counts = [page.locator(".js-plotly-plot").nth(i).evaluate(marks) for i in range(6)]
-    assert page.locator(".js-plotly-plot").count() == 6 and min(counts) > 0
+def hovered(page, figure, curve, point):
+    """What the label of a figure's point shows, as text."""
+    show = "([f, c, p]) => Plotly.Fx.hover(document.getElementById(f), [{curveNumber: c, pointNumber: p}])"
+    page.evaluate(show, [figure, curve, point])
+    return page.locator(f"#{figure} .hoverlayer .hovertext").first.text_content()
 
 
-def test_markup_does_nothing(browser, report):
-    """A script in an instruction is shown, not run; so is what the hover of a figure says."""
-    page, complaints = opened(browser, report)
-    assert page.title().startswith("Optimisation report") and complaints == []
-    assert MARKUP in page.locator("table td").all_text_contents()
-    hover = page.evaluate(
-        "() => { Plotly.Fx.hover('figure-2', [{curveNumber: 0, pointNumber: 0}]);"
-        " return document.querySelector('#figure-2 .hovertext').textContent; }"
-    )
-    assert "examples" in hover and "<script>" in hover
+def test_all_figures_are_drawn_and_the_console_is_silent(opened):
+    """A laptop shows six figures with marks in each, and no message, error or request comes of it."""
+    page, said = opened()
+    assert said == []
+    marks = "f => document.querySelectorAll(`#${f} .main-svg :is(.point, .js-line, .hm image)`).length"
+    assert all(page.evaluate(marks, figure) > 0 for figure in FIGURES)
+
+
+def test_hovering_shows_the_prompt(opened, stored):
+    """The label of the winner on the map has its score and its texts as they are."""
+    page, _ = opened()
+    record = record_of(stored[1].optimization_run)
+    names = page.evaluate("document.getElementById('map').data.map(t => t.name)")
+    shown = hovered(page, "map", names.index("winner"), 0)
+    assert shown.startswith(record.codes(record.best)) and "believed" in shown
+    text = record.space.texts(0)[record.best[0]]
+    assert text[:40] in shown
+
+
+def test_markup_in_a_prompt_stays_text(opened):
+    """Tags of a prompt are shown on the page and in labels, make no element, and nothing of them runs."""
+    page, said = opened()
+    shown = hovered(page, "effects", 0, 0)
+    assert "<b>the</b>" in shown and "&amp;" in shown and "<script>" in shown
+    assert MARKUP in page.locator("main").text_content()
+    assert page.locator("img, main script:not([type='application/json'])").count() == 0
+    assert page.title() == "Predict: optimisation report" and said == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it(browser, report, scheme):
-    """On a phone nothing is wider than the screen, and ink and paper differ in both schemes."""
-    page, complaints = opened(browser, report, width=390, scheme=scheme)
-    assert complaints == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    ink, paper, axis = page.evaluate(
-        "() => [getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor,"
-        " getComputedStyle(document.querySelector('.xtick text')).fill]"
-    )
-    assert abs(luminance(ink) - luminance(paper)) > 100 and abs(luminance(axis) - luminance(paper)) > 100
+def test_a_phone_needs_no_sideways_scrolling(opened, scheme):
+    """At 360 pixels neither the page nor a figure is wider than the screen."""
+    page, said = opened(width=360, color_scheme=scheme, is_mobile=True, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360 and said == []
+    assert all(page.locator(f"#{figure}").bounding_box()["width"] <= 360 for figure in FIGURES)
 
 
-def luminance(color):
-    """Brightness of ``rgb(r, g, b)``, 0 to 255."""
-    numbers = [float(part) for part in color[color.index("(") + 1 : -1].split(",")[:3]]
-    return 0.3 * numbers[0] + 0.6 * numbers[1] + 0.1 * numbers[2]
+def test_dark_mode_can_be_read(opened):
+    """In both modes, and after a change, texts of page and figures stand out from the card (WCAG: 4.5 to 1)."""
+    page, _ = opened(color_scheme="light")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_timeout(300)
+        card = luminance(page, "section", "backgroundColor")
+        assert (card < 0.1) == (scheme == "dark")
+        for text, what in (("h2", "color"), (".subtitle", "color"), ("#map .g-ytitle text", "fill")):
+            ratio = contrast(card, luminance(page, text, what))
+            assert ratio >= 4.5, (scheme, text, ratio)
 
 
-def test_the_dashboard_shows_the_run(stored):
-    """optuna-dashboard on the run's storage lists the study and its trials."""
-    pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVE, f"sqlite:///{stored[0]}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
-    ) as child:  # fmt: skip
+def luminance(page, selector, what):
+    """Relative luminance of a colour in use, as WCAG 2 defines it."""
+    style = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{what}")
+    parts = [float(each) / 255 for each in style.partition("(")[2].rstrip(")").split(",")[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first, second):
+    return (max(first, second) + 0.05) / (min(first, second) + 0.05)
+
+
+# ---------------------------------------------------------------------- live
+
+
+def test_the_dashboard_lists_the_study_and_its_trials(stored):
+    """``optuna-dashboard`` on the run's storage serves its page, the study and all its trials."""
+    command = Path(sys.executable).with_name("optuna-dashboard")
+    if not (command.exists() or shutil.which("optuna-dashboard")):
+        pytest.skip("optuna-dashboard is not installed: pip install optuna-dashboard")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [str(command), "--host", "127.0.0.1", "--port", str(port), f"sqlite:///{stored[0]}"]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        base = f"http://127.0.0.1:{port}"
+        (study,) = answer(process, f"{base}/api/studies")["study_summaries"]
+        trials = answer(process, f"{base}/api/studies/{study['study_id']}?after=0")["trials"]
+        assert study["study_name"] == "Predict"
+        assert len(trials) == len(stored[1].optimization_run.trials)
+        with urllib.request.urlopen(f"{base}/dashboard/", timeout=30) as response:
+            assert b"Optuna Dashboard" in response.read()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def answer(process, address):
+    """JSON of a server that may be starting still."""
+    for _ in range(300):
         try:
-            base = f"http://127.0.0.1:{int(child.stdout.readline())}"
-            studies = answered(f"{base}/api/studies")["study_summaries"]
-            assert [study["study_name"] for study in studies] == ["Predict"]
-            number = studies[0]["study_id"]
-            trials = answered(f"{base}/api/studies/{number}?after=0")["trials"]
-            assert len(trials) == len(stored[1].optimization_run.trials)
-            assert b"<div" in urllib.request.urlopen(f"{base}/dashboard", timeout=10).read()
-        finally:
-            child.terminate()
-
-
-SERVE = """
-import sys
-from wsgiref.simple_server import make_server
-from optuna.storages import RDBStorage
-from optuna_dashboard import wsgi
-server = make_server("127.0.0.1", 0, wsgi(RDBStorage(sys.argv[1])))
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
-
-
-def answered(address):
-    """What a server that may still be starting answers, as JSON."""
-    for attempt in range(50):
-        try:
-            with urllib.request.urlopen(address, timeout=10) as answer:
-                return json.load(answer)
+            with urllib.request.urlopen(address, timeout=30) as response:
+                return json.load(response)
         except OSError:
-            if attempt == 49:
-                raise
-            time.sleep(0.2)
+            assert process.poll() is None, "optuna-dashboard ended"
+            time.sleep(0.1)
+    raise AssertionError(f"{address} did not answer")

@@ -1,161 +1,146 @@
-"""The report of a run, without a browser."""
+"""The page of a run, without a browser: what is in it, and that texts stay texts."""
 
-import itertools
-import math
+import json
 import pickle
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
+import optuna
 import pytest
 
-from dspy.promptune import PromptSpace, plots, search
-from dspy.promptune.errors import OptionError, StorageError
-from dspy.promptune.report.page import _diff, page, summary
-from dspy.promptune.report.record import record_of, space_of
+from dspy.promptune import OptionError, StorageError
+from dspy.promptune.report.compared import compared
+from dspy.promptune.report.page import page, summary
+from dspy.promptune.report.record import record_of
 from dspy.promptune.runs import main
-from tests.report.conftest import MARKUP
-
-FIGURES = [plots.best_so_far, plots.timeline, plots.prompt_map, plots.effects, plots.spending]
+from tests.report.conftest import MARKUP, Table
 
 
-def searched(evaluate=None, demos=True, **options):
-    """A small search of a table."""
-    space = PromptSpace(
-        {0: [f"Do it way {i}, {word}." for i, word in enumerate("now later never slowly well badly".split())]},
-        {0: [[], [{"q": "1+1", "a": "2"}], [{"q": "2+2", "a": "4"}]]} if demos else None,
-    )
-    known = evaluate or (lambda params, examples: [float((7 * i + sum(params.values())) % 5 > 1) for i in examples])
-    return search(space, known, n_examples=30, max_calls=120, seed=0, embedder="ngram", **options)
+@pytest.fixture(scope="module")
+def text(stored):
+    return page(stored[1].optimization_run)
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_each_figure_is_drawn_of_a_run(figure, stored):
-    """Each figure of a compile, of its stored study, and of a search without demos has something to show."""
-    for run in (stored[1].optimization_run, studied(stored[0]), searched(demos=False)):
-        drawn = figure(run)
-        assert drawn.layout.title.text
-        assert any(len(trace.x if trace.x is not None else trace.z) for trace in drawn.data)
+def visible(text):
+    """The page without plotly's code and without scripts and styles."""
+    return re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
 
 
-def studied(path):
-    """The study of a stored run."""
-    import optuna
-
-    return optuna.load_study(study_name=None, storage=f"sqlite:///{path}")
-
-
-def test_a_stored_run_is_the_same_run(stored):
-    """Read back from its storage, a run has the same winner, scores, calls and history."""
-    live, read = record_of(stored[1].optimization_run), record_of(studied(stored[0]))
-    assert (live.best, live.rows, live.calls, live.history) == (read.best, read.rows, read.calls, read.history)
-    assert live.space.texts(0) == read.space.texts(0) and live.space.texts(1) == read.space.texts(1)
-    assert live.facts["metric"] == read.facts["metric"]
+def cards(text):
+    """The numbers of the headline, but for the wall time, which is written a moment before the end."""
+    found = dict(re.findall(r'class="name">(.*?)</span><span class="value">(.*?)</span>', text))
+    return {name: value for name, value in found.items() if name != "wall time"}
 
 
-def test_the_headline_is_true(stored):
-    """Before, after and the examples scored are those of the run."""
-    program, record = stored[1], record_of(stored[1].optimization_run)
-    assert 100 * record.mean(record.best) == pytest.approx(program.score, abs=0.01)
-    assert f"{program.score:.1f} %" in page(program.optimization_run)
-    assert record.calls == program.optimization_run.calls
-    assert 0 < record.busy / record.seconds <= 3
+def test_the_headline_has_the_runs_numbers(stored, text):
+    """Before, after, examples, calls and trials on the page are those of the run."""
+    program = stored[1]
+    record = record_of(program.optimization_run)
+    shown = cards(text)
+    before = [each for each in program.candidate_programs if each["program"].signature.instructions == MARKUP]
+    assert shown["after"] == f"{program.score:.1f} %"
+    assert shown["before"] in {f"{each['score']:.1f} %" for each in before if not each["program"].demos}
+    assert f"{program.optimization_run.calls:,} examples scored" in text
+    assert shown["trials"] == str(len(program.optimization_run.trials)) == str(len(record.evaluations))
+    assert shown["language-model calls"] == f"{sum(each['calls'] for each in record.spent.values()):,.0f}"
 
 
-def test_every_evaluation_has_its_lane(stored):
-    """In the timeline no two evaluations overlap in one lane, and no trial is missing."""
-    bars = [trace for trace in plots.timeline(stored[1].optimization_run).data if trace.name != "proposed, waiting"]
-    spans = sorted((y, b, b + x) for t in bars for x, b, y in zip(t.x, t.base, t.y, strict=True))
-    assert len(spans) == len(stored[1].optimization_run.trials)
-    assert all(a[0] != b[0] or a[2] <= b[1] + 0.01 for a, b in itertools.pairwise(spans))
+def test_nothing_comes_from_elsewhere(text):
+    """The page has no address that a browser would fetch."""
+    shown = visible(text)
+    assert "<link" not in text and not re.search(r"(src|href)=", shown.replace("img src=x onerror", ""))
+    assert "default-src 'none'" in text
 
 
-def test_markup_in_a_prompt_stays_text(stored):
-    """A prompt's markup is escaped in the page, in its figures and in the summary."""
-    text = page(stored[1].optimization_run)
-    assert "document.title = 'hacked'" not in text.replace("&#x27;", "?") and "<b>the</b>" not in text
-    assert "&lt;script&gt;" in text and MARKUP not in text
-    assert "<script>" not in summary(stored[1].optimization_run)
+def test_texts_stay_texts(stored, text):
+    """An instruction with tags, entities and a script is escaped in the page, its JSON, and the notebook's summary."""
+    assert "&lt;script&gt;document.title = 2&lt;/script&gt;" in visible(text)
+    run = stored[1].optimization_run
+    as_it_came = replace(run, best_params=dict.fromkeys(run.best_params, 0))
+    for shown in (visible(text), summary(as_it_came)):
+        assert "<script" not in shown
+        assert "<img" not in shown
+        assert "&amp;amp;" in shown
+    blocks = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, flags=re.DOTALL)
+    assert len(blocks) == 6 and all("<" not in block for block in blocks)
+    assert any("&lt;img src=x" in json.dumps(json.loads(block)) for block in blocks)
 
 
-def test_a_diff_marks_words():
-    """What was removed and added is marked word by word, escaped."""
-    assert _diff("Answer it.", "Answer <it> well.") == (
-        "Answer <ins>&lt;</ins>it<ins>&gt; well</ins>."
-    )
+def test_what_is_needed_to_reproduce_is_there(text):
+    """Versions, seed, settings, options, metric and the call itself are on the page."""
+    shown = visible(text)
+    for part in ("versions", "settings", "options", "language model", "data"):
+        assert f"<summary>{part}</summary>" in shown
+    assert "sampler=&#x27;qei&#x27;, n_jobs=2" in shown and "seed=1" in shown and "conftest.exact" in shown
 
 
-def test_failures_are_listed():
-    """A trial that failed is in the page with its error."""
-
-    def moody(params, examples):
-        if params["0_predictor_instruction"] == 1:
-            raise ValueError("no <luck> today")
-        return [float(i % 2) for i in examples]
-
-    run = searched(moody)
-    assert "no &lt;luck&gt; today" in page(run) and "failed" in {trace.name for trace in plots.timeline(run).data}
+def test_failures_are_listed_with_their_errors():
+    """A trial that failed is in the table of failures with its error, escaped."""
+    shown = page(Table(broken=(1,)).search(full_eval_steps=0))
+    table = shown.partition('id="failures"')[2].partition("</table>")[0]
+    failed = re.findall(r"I1 D\d", table)
+    assert failed and "No &lt;b&gt;luck&lt;/b&gt;." in table and f"{len(failed)} failed" in shown
 
 
-def test_the_command_writes_the_report(stored, tmp_path, capsys):
-    """``report`` writes a page that needs no network; a folder that is not there is named."""
+def test_a_stored_run_gives_the_same_page(stored, text, tmp_path, capsys):
+    """The command writes the report of a stored run: same headline, winner and best-so-far as the run in memory."""
     target = tmp_path / "report.html"
-    assert main(["report", str(stored[0]), "-o", str(target)]) == 0
-    text = target.read_text()
-    assert 'src="http' not in text and "@import" not in text and "<link" not in text
-    assert main(["report", str(stored[0]), "-o", str(tmp_path / "no" / "report.html")]) == 1
-    assert "has no folder" in capsys.readouterr().err
+    assert main(["report", stored[0], "-o", str(target)]) == 0
+    again = target.read_text(encoding="utf-8")
+    for part in (cards, lambda each: re.search(r"<h2>The winning prompt</h2>(.*?)</section>", each, re.DOTALL).group(1)):
+        assert part(again) == part(text)
+    curves = [re.search(r'data-for="best-calls">(.*?)</script>', each, re.DOTALL).group(1) for each in (again, text)]
+    assert curves[0] == curves[1] and "report.html" in capsys.readouterr().out
 
 
-def test_what_is_no_run_is_refused():
-    """A study of somebody else has no report, and the error says why."""
-    import optuna
-
-    study = optuna.create_study(direction="maximize")
-    with pytest.raises(StorageError, match="holds no candidates"):
-        record_of(study)
-    study.set_user_attr("candidates", {"0_predictor_instruction": ["a"]})
-    with pytest.raises(StorageError, match="no finished evaluation"):
-        record_of(study)
+def test_a_run_without_its_study_gives_the_same_page(stored, text):
+    """A run that was pickled with its program has lost its study, not its report."""
+    again = page(pickle.loads(pickle.dumps(stored[1].optimization_run)))
+    assert visible(again) == visible(text)
 
 
-def test_a_run_that_was_killed_has_a_report(stored):
-    """Without its last words (best, history) a stored run is told by its averages."""
-    import optuna
-
-    whole = studied(stored[0])
-    study = optuna.create_study(direction="maximize")
-    study.add_trials(whole.trials)
-    study.set_user_attr("candidates", whole.user_attrs["candidates"])
-    record = record_of(study)
-    assert record.ended == "not ended" and record.history and not math.isnan(record.mean(record.best))
-    assert "not ended" in page(study)
+def test_a_secret_in_an_error_is_not_shown():
+    """What looks like a key in the error of a failed trial does not get into the page."""
+    shown = page(Table(broken=(1,), error="refused for sk-wertyuiopsdfghjklxcvbnm").search(full_eval_steps=0))
+    assert "refused for [removed]" in shown and "wertyuiop" not in shown
 
 
-def test_the_notebook_shows_the_headline(stored):
-    """The run's own HTML is a small table with the score."""
-    shown = stored[1].optimization_run._repr_html_()
-    assert shown.startswith("<table>") and f"{stored[1].score:.1f} %" in shown
+def test_what_is_no_run_is_refused(tmp_path):
+    """A value that is no run, another tool's study, and a folder that is not there are each named."""
+    with pytest.raises(StorageError, match="int is no run"):
+        page(3)
+    with pytest.raises(StorageError, match="has no candidates"):
+        page(optuna.create_study(study_name="theirs"))
+    with pytest.raises(OptionError, match=r"create .*nowhere first"):
+        Table().search().report(tmp_path / "nowhere" / "report.html")
 
 
-def test_a_run_still_travels(stored):
-    """A pickled run has its report too."""
-    run = pickle.loads(pickle.dumps(stored[1].optimization_run))
-    assert record_of(run).best == record_of(stored[1].optimization_run).best
+def test_plotly_is_asked_for_where_it_is_missing():
+    """Without plotly the report's error says what to install, and the notebook's summary does without."""
+    code = (
+        "import sys; sys.modules['plotly'] = None\n"
+        "from tests.report.conftest import Table\n"
+        "run = Table().search()\n"
+        "assert 'before' in run._repr_html_()\n"
+        "try: run.report('x.html')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "OptionError Figures and reports need plotly" in done.stdout and "pip install" in done.stdout
 
 
-def test_an_unknown_axis_is_refused():
-    """``against`` is one of two words."""
-    with pytest.raises(OptionError, match="'time'"):
-        plots.best_so_far(searched(), against="time")
-
-
-def test_candidates_become_a_space_again():
-    """Instructions and demo sets of several predictors keep their order."""
-    space = space_of({"1_predictor_instruction": ["c"], "0_predictor_instruction": ["a", "b"]})
-    assert space.names == ("0_predictor_instruction", "1_predictor_instruction") and space.texts(0) == ["a", "b"]
-
-
-def test_plotly_is_loaded_late():
-    """Importing the figures loads neither plotly nor torch."""
-    code = "import sys, dspy.promptune.plots; print([n for n in ('plotly', 'torch') if n in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        ("Answer the question.", "Answer the hard question.", "Answer the <ins>hard </ins>question."),
+        ("a b c d", "a b c d", "a b c d"),
+        ("Keep <b> this word.", "Keep <i> this word.", "Keep &lt;<del>b</del><ins>i</ins>&gt; this word."),
+        ("", "x", "<ins>x</ins>"),
+        ("one two", "three", "<del>one two</del>\n<ins>three</ins>"),
+    ],
+)
+def test_a_diff_marks_what_changed(before, after, shown):
+    """Words that were added or left out are marked, and texts with little in common are shown one after the other."""
+    assert compared(before, after) == shown

@@ -17,6 +17,7 @@ from dspy.promptune.engine.options import check_jobs, with_batch_size
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.records import Job, ScoreTable, Spending
 from dspy.promptune.engine.store import Store, make_store
+from dspy.promptune.engine.timed import Timed
 from dspy.promptune.engine.work import Evaluate, Inline, Threaded, Work, keep_nothing
 from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.space import Key, PromptSpace
@@ -136,7 +137,7 @@ class Run:
             self.study.sampler = self.sampler
         self.table = ScoreTable()
         self.past.refill(self.table)
-        spending: Any = make_spending(self.study, space, self.table, limits, seed=seed)
+        spending: Any = Timed(make_spending(self.study, space, self.table, limits, seed=seed), self.study)
         if self.past.jobs:
             spending.recall(self.past.jobs)
         self.spending: Spending = spending if store is None else Enduring(spending, self.table, store)
@@ -253,7 +254,8 @@ def search(
         "full_every": full_eval_steps,
     }
     store = make_store(storage, study_name, resume, "search")
-    facts = search_manifest(space, evaluate, n_examples, {"sampler": sampler, "seed": seed, **budget, **options})
+    described = {"sampler": sampler, "seed": seed, "n_jobs": n_jobs, "schedule": schedule, **budget, **options}
+    facts = search_manifest(space, evaluate, n_examples, described)
     if store is not None:
         store.begin(facts)
     try:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["trial_rows"]
 
-NOTED = ("kind", "paid", "tokens", "cost", "errors", "unreadable", "error")
+NOTED = ("kind", "proposing", "paid", "tokens", "cost", "errors", "unreadable", "error")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:

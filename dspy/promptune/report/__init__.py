@@ -1,1 +1,1 @@
-"""What a run shows to people: figures, and one page with all of them."""
+"""Looking at a run: figures, and one page that shows it all. Knows nothing of how a run works."""

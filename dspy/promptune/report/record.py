@@ -1,243 +1,278 @@
-"""One view of a run for all figures: of a run that has just ended, or of one that is read from its storage."""
+"""One frozen record of a run, made from a run in memory or from a stored study: all that figures and page read."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.encoding import decode
+from dspy.promptune.engine.scrub import Scrubber
 from dspy.promptune.errors import StorageError
+from dspy.promptune.report.clock import Span, clock_of
 from dspy.promptune.space import Key, PromptSpace
 
 if TYPE_CHECKING:
-    from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-    from dspy.promptune.engine.search import SearchRun
     from dspy.promptune.gp.data import Observation
+    from dspy.promptune.report.beliefs import Beliefs
 
-__all__ = ["Evaluation", "RunRecord", "record_of"]
+__all__ = ["Evaluation", "Moment", "RunRecord", "record_of"]
 
-FACTS = ("metric", "program", "language_model", "data", "embedder", "settings", "options", "versions")
+SHRINK = 4.0  # examples' worth of trust in the common level, where the best of a moment has to be reconstructed
+PART = re.compile(r"(\d+)_predictor_(instruction|demos)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One trial. Times are in seconds since the first trial was proposed; ``error`` is that of a failed one."""
+    """One trial: a combination on some examples, at its time.
+
+    Attributes:
+        number: Of the trial.
+        key: The combination; ``None`` where it is not one of the space.
+        kind: "block", "minibatch" or "full".
+        state: "complete", "failed" or "running".
+        scores: By example, of those it was told with.
+        paid: Examples that were newly scored for it.
+        span: When it was proposed, asked for, begun and ended, in seconds of the run.
+        lane: Of the timeline: evaluations of one lane never overlap.
+        error: Of a failed one.
+        tokens: Taken by it, where known.
+        cost: Dollars, where known.
+    """
 
     number: int
-    key: Key
+    key: Key | None
     kind: str
     state: str
-    scores: tuple[float, ...]
+    scores: Mapping[int, float]
     paid: int
-    proposed: float
-    began: float
-    ended: float
+    span: Span
+    lane: int
     error: str | None = None
+    tokens: float | None = None
+    cost: float | None = None
 
     @property
     def mean(self) -> float:
-        """Mean of its scores; NaN where it has none."""
-        return math.fsum(self.scores) / len(self.scores) if self.scores else math.nan
+        """Mean of its scores; NaN without."""
+        return mean(self.scores.values())
 
 
 @dataclass(frozen=True)
+class Moment:
+    """What the run would have returned after ``calls`` scored examples, ``seconds`` after its beginning."""
+
+    calls: int
+    seconds: float
+    key: Key
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What the figures are drawn from.
+    """A run as it is shown. All times are seconds since its first proposal or evaluation, idle stretches cut out.
 
     Attributes:
-        name: Of the study.
-        space: The candidates.
-        evaluations: In the order of their trials.
-        observations: The same as the model sees them, those that ended well.
-        best: The winner.
-        history: ``(calls, key)``: what the run would have returned after so many scored examples.
-        ended: Why it ended.
-        spent: By step: calls, tokens, dollars (``cost``) and seconds.
-        facts: What is known of how the run was made.
+        name: Of the study, or what the run was.
+        space: The combinations.
+        evaluations: In the order of their numbers.
+        history: In the order of time.
+        replayed: Whether the history had to be reconstructed from the scores.
+        best: The winner; ``None`` while nothing was scored.
+        facts: Settings, options, versions and the like, as JSON.
+        spent: By step: calls, tokens, ``cost`` and seconds.
+        ended: Why it ended; ``None`` where it has not.
+        embedder: Gives the texts their place on the map, where it is known.
+        seconds: Wall time of the search.
+        idle: Seconds that were cut out, between two starts of the run.
+        observations: What the model is told.
     """
 
     name: str
     space: PromptSpace
     evaluations: tuple[Evaluation, ...]
-    observations: tuple[Observation, ...] = field(repr=False)
-    best: Key
-    history: tuple[tuple[int, Key], ...]
-    ended: str
+    history: tuple[Moment, ...]
+    replayed: bool
+    best: Key | None
+    facts: Mapping[str, Any]
     spent: Mapping[str, Mapping[str, float]]
-    facts: Mapping[str, Any] = field(repr=False)
-
-    @cached_property
-    def rows(self) -> dict[Key, dict[int, float]]:
-        """The scores of each prompt, by example: all that its trials have measured."""
-        found: dict[Key, dict[int, float]] = {}
-        for one in self.observations:
-            scores = one.scores or ()
-            examples = one.examples or tuple(-1 - one_more for one_more in range(len(scores)))
-            found.setdefault(one.key, {}).update(zip(examples, scores, strict=True))
-        return found
-
-    def mean(self, key: Key) -> float:
-        """Mean of a prompt's scores; NaN where it has none."""
-        row = self.rows.get(key, {})
-        return math.fsum(row.values()) / len(row) if row else math.nan
+    ended: str | None
+    embedder: Any
+    seconds: float
+    idle: float
+    observations: Sequence[Observation] = field(repr=False)
 
     @property
     def default(self) -> Key:
-        """The program as it came."""
-        return (0,) * len(self.space.sizes)
+        """The program as it came: the first candidate of each part."""
+        return (0,) * len(self.space.names)
 
     @property
     def calls(self) -> int:
         """Examples scored."""
-        return sum(one.paid for one in self.evaluations)
+        return sum(each.paid for each in self.evaluations)
 
     @property
-    def seconds(self) -> float:
-        """From the first proposal to the end of the last evaluation."""
-        return max((one.ended for one in self.evaluations), default=0.0)
+    def failures(self) -> list[Evaluation]:
+        """The evaluations that failed."""
+        return [each for each in self.evaluations if each.state == "failed"]
 
-    @property
-    def busy(self) -> float:
-        """Seconds of all evaluations, as if one had followed the other."""
-        return math.fsum(one.ended - one.began for one in self.evaluations)
+    @cached_property
+    def rows(self) -> dict[Key, dict[int, float]]:
+        """Scores by combination and example."""
+        found: dict[Key, dict[int, float]] = {}
+        for each in self.evaluations:
+            if each.key is not None and each.scores:
+                row = found.setdefault(each.key, {})
+                for example, score in each.scores.items():
+                    row.setdefault(example, score)
+        return found
 
-    def total(self, what: str) -> float:
-        """Calls, tokens or dollars (``cost``) over all steps."""
-        return math.fsum(amounts.get(what, 0.0) for amounts in self.spent.values())
+    @cached_property
+    def beliefs(self) -> Beliefs | None:
+        """What the model believes of the prompts at the end; ``None`` while nothing was scored."""
+        from dspy.promptune.report.beliefs import believe
 
-    def text(self, part: int, index: int) -> str:
-        """A candidate as text."""
-        return self.space.texts(part)[index]
+        return believe(self) if self.rows else None
+
+    def codes(self, key: Key) -> str:
+        """A combination in a word: ``I3 D1``; with several predictors, ``I3 D1 | I0 D2``."""
+        words: dict[int, list[str]] = {}
+        for part, index in zip(self.space.parts, key, strict=True):
+            words.setdefault(part.predictor, []).append(f"{part.kind[0].upper()}{index}")
+        return " | ".join(" ".join(each) for each in words.values())
 
 
-def record_of(run: SearchRun | Study | RunRecord) -> RunRecord:
-    """The record of a run.
+def mean(values: Any) -> float:
+    """Mean of some numbers; NaN of none."""
+    found = list(values)
+    return math.fsum(found) / len(found) if found else math.nan
 
-    Args:
-        run: What ``search`` returned or ``program.optimization_run`` is, or the Optuna study of a stored run.
+
+def record_of(run: Any) -> RunRecord:
+    """The record of a run: a :class:`~dspy.promptune.SearchRun`, or the Optuna study of a stored one.
 
     Raises:
-        StorageError: The study is not a run of this package, or it has no result.
+        StorageError: It is neither, or a study without candidates: another tool's, or of a run that was not searching
+            yet when it ended.
     """
     if isinstance(run, RunRecord):
         return run
-    return _of_study(run) if hasattr(run, "user_attrs") else _of_run(run)
+    if getattr(run, "space", None) is not None:
+        said = {"best": run.best_params, "spent": run.spent, "ended": run.ended}
+        said["history"] = [(calls, run.space.key(params)) for calls, params in run.history]
+        name = str(run.facts.get("program", {}).get("class") or "search")
+        embedder = getattr(getattr(run.study, "sampler", None), "embedder", None)
+        return _record(name, run.space, {**run.facts, **said}, run.trials, embedder)
+    if hasattr(run, "get_trials") and hasattr(run, "user_attrs"):
+        space = _space(run.study_name, run.user_attrs.get("candidates"))
+        return _record(run.study_name, space, run.user_attrs, run.get_trials(deepcopy=False))
+    raise StorageError(f"{type(run).__name__} is no run: give program.optimization_run, or the study of a stored run.")
 
 
-def _of_run(run: Any) -> RunRecord:
-    if run.space is None:
-        raise StorageError("This run does not know its candidates: it was made by an older version.")
-    facts = {name: run.facts[name] for name in FACTS if run.facts.get(name) is not None}
-    return RunRecord(
-        name="run",
-        space=run.space,
-        **_trials(run.trials, run.space),
-        best=run.space.key(run.best_params),
-        history=tuple((calls, run.space.key(params)) for calls, params in run.history),
-        ended=run.ended,
-        spent=run.spent,
-        facts=facts,
+def _record(
+    name: str, space: PromptSpace, facts: Mapping[str, Any], trials: Sequence[FrozenTrial], embedder: Any = None
+) -> RunRecord:
+    from dspy.promptune.samplers.trials import key_of, observation
+
+    clock = clock_of(trials)
+    scrub = Scrubber().text
+    evaluations = tuple(
+        _evaluation(trial, key_of(trial.params, space), span, lane, scrub)
+        for trial, span, lane in zip(trials, clock.spans, clock.lanes, strict=True)
     )
+    history, replayed = _history(facts.get("history"), evaluations, space)
+    best = key_of(facts.get("best") or {}, space) or (history[-1].key if history else None)
+    seen = [observation(trial, space) for trial in trials if trial.state.name == "COMPLETE"]
+    return RunRecord(
+        name=name, space=space, evaluations=evaluations, history=history, replayed=replayed, best=best,
+        facts={key: value for key, value in facts.items() if key not in ("history", "best_program", "candidates")},
+        spent=facts.get("spent") or {}, ended=facts.get("ended"), embedder=embedder or _embedder(facts),
+        seconds=clock.seconds, idle=clock.idle, observations=[one for one in seen if one is not None],
+    )  # fmt: skip
 
 
-def _of_study(study: Any) -> RunRecord:
-    attributes = study.user_attrs
-    if "candidates" not in attributes:
+def _space(name: str, candidates: Mapping[str, Any] | None) -> PromptSpace:
+    if not candidates:
         raise StorageError(
-            f"Study {study.study_name!r} holds no candidates: it is not a run of this package, or it ended before its "
-            "search began."
+            f"Run {name!r} has no candidates to show: it ended before its search began (resume=True goes on with it), "
+            "or was not made by promptune."
         )
-    space = space_of(attributes["candidates"])
-    facts = {name: attributes[name] for name in FACTS if attributes.get(name) is not None}
-    trials = study.get_trials(deepcopy=False)
-    best = space.key(attributes["best"]) if attributes.get("best") else _leader(trials, space, study.study_name)
-    found = _trials(trials, space)
-    history = tuple((calls, tuple(key)) for calls, key in attributes.get("history", ()))
-    return RunRecord(
-        name=study.study_name,
-        space=space,
-        **found,
-        best=best,
-        history=history or _averages(found["evaluations"]),
-        ended=attributes.get("ended", "not ended"),
-        spent=attributes.get("spent", {}),
-        facts=facts,
-    )
+    kinds: dict[str, dict[int, list[Any]]] = {"instruction": {}, "demos": {}}
+    for part, texts in candidates.items():
+        if found := PART.fullmatch(part):
+            kinds[found[2]][int(found[1])] = decode(texts)
+    return PromptSpace(kinds["instruction"], kinds["demos"] or None)
 
 
-def space_of(candidates: Mapping[str, Sequence[Any]]) -> PromptSpace:
-    """The space of the candidates that a study holds, by parameter."""
-    instructions: dict[int, Any] = {}
-    demos: dict[int, Any] = {}
-    for name, each in candidates.items():
-        number, _, kind = name.partition("_predictor_")
-        (instructions if kind == "instruction" else demos)[int(number)] = decode(list(each))
-    return PromptSpace(instructions, demos or None)
+def _embedder(facts: Mapping[str, Any]) -> Any:
+    from dspy.promptune.engine.options import OURS
+
+    options = facts.get("options") or {}
+    sampler = options.get("sampler")
+    named = facts.get("embedder") or options.get("embedder")
+    return named or ("onehot" if sampler == "onehot" else "minilm" if sampler in OURS else None)
 
 
-def _leader(trials: Sequence[FrozenTrial], space: PromptSpace, name: str) -> Key:
-    """Of a run that has not ended: the prompt with the best average, those with few scores held back."""
-    from dspy.promptune.samplers.trials import observation
+def _evaluation(trial: FrozenTrial, key: Key | None, span: Span, lane: int, scrub: Any) -> Evaluation:
+    from dspy.promptune.engine.enduring import told_scores
 
-    found = [one for one in (observation(trial, space) for trial in trials) if one is not None]
-    if not found:
-        raise StorageError(f"Study {name!r} has no finished evaluation yet: there is nothing to report.")
-    level = math.fsum(one.value for one in found) / len(found)
-    sums: dict[Key, list[float]] = {}
-    for one in found:
-        sums.setdefault(one.key, []).extend(one.scores or [one.value])
-    return max(sums, key=lambda key: (math.fsum(sums[key]) + 4 * level) / (len(sums[key]) + 4))
-
-
-def _trials(trials: Sequence[FrozenTrial], space: PromptSpace) -> dict[str, Any]:
-    """Trials as evaluations and as observations."""
-    from dspy.promptune.samplers.trials import observation
-
-    start = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
-    evaluations = [_evaluation(trial, space, start) for trial in trials]
-    observed = [observation(trial, space) for trial in trials if trial.state.name == "COMPLETE"]
-    return {
-        "evaluations": tuple(one for one in evaluations if one is not None),
-        "observations": tuple(one for one in observed if one is not None),
-    }
-
-
-def _evaluation(trial: FrozenTrial, space: PromptSpace, start: datetime | None) -> Evaluation | None:
-    from dspy.promptune.samplers.trials import key_of
-
-    key, noted = key_of(trial.params, space), trial.user_attrs
-    if key is None or start is None or trial.datetime_start is None:
-        return None
-    proposed = (trial.datetime_start - start).total_seconds()
-    ended = (trial.datetime_complete - start).total_seconds() if trial.datetime_complete else proposed
-    scores = tuple(float(score) for score in noted.get("scores", ()))
+    noted = trial.user_attrs
+    scores = dict(told_scores(trial)) or dict(trial.intermediate_values)
+    states = {"COMPLETE": "complete", "FAIL": "failed"}
+    error = noted.get("error")
     return Evaluation(
-        number=trial.number,
-        key=key,
-        kind=noted.get("kind", "minibatch"),
-        state=trial.state.name,
-        scores=scores,
-        paid=int(noted.get("paid", len(scores) or len(trial.intermediate_values))),
-        proposed=proposed,
-        began=max(proposed, ended - float(noted.get("seconds", 0.0))),
-        ended=ended,
-        error=noted.get("error"),
-    )
+        number=trial.number, key=key, kind=str(noted.get("kind", "block")),
+        state=states.get(trial.state.name, "running"), scores=scores,
+        paid=int(noted.get("paid", len(trial.intermediate_values))), span=span, lane=lane,
+        error=None if error is None else scrub(str(error)), tokens=noted.get("tokens"), cost=noted.get("cost"),
+    )  # fmt: skip
 
 
-def _averages(evaluations: Sequence[Evaluation]) -> tuple[tuple[int, Key], ...]:
-    """Where a run has not written down what it would have returned: the best average at every moment."""
-    calls, found, sums = 0, [], {}  # type: ignore[var-annotated]
-    for one in sorted(evaluations, key=lambda one: one.ended):
-        calls += one.paid
-        sums.setdefault(one.key, []).extend(one.scores)
-        known = {key: scores for key, scores in sums.items() if scores}
-        if known:
-            found.append((calls, max(known, key=lambda key: math.fsum(known[key]) / (len(known[key]) + 1))))
-    return tuple(found)
+# ---------------------------------------------------------------------- what was best when
+
+
+def _history(
+    given: Any, evaluations: Sequence[Evaluation], space: PromptSpace
+) -> tuple[tuple[Moment, ...], bool]:
+    """The recorded history with the seconds of its entries, or one made from the scores; and whether it was made."""
+    ended = sorted((each for each in evaluations if each.state != "running"), key=lambda each: each.span.ended)
+    entries = [(int(calls), tuple(key)) for calls, key in given or ()]
+    total = sum(each.paid for each in ended)
+    known = [(calls, key) for calls, key in entries if key in space]
+    if not known or known[-1][0] > total or _begins_late(known, ended):
+        return tuple(_replay(ended)), bool(ended)
+    moments, paid, position = [], 0, 0
+    for calls, key in known:
+        while position < len(ended) and paid < calls:
+            paid += ended[position].paid
+            position += 1
+        moments.append(Moment(calls, ended[max(0, position - 1)].span.ended if ended else 0.0, key))
+    return tuple(moments), False
+
+
+def _begins_late(known: Sequence[tuple[int, Key]], ended: Sequence[Evaluation]) -> bool:
+    """Whether a history is that of a later start of the run alone."""
+    first = next((each.paid for each in ended if each.paid), 0)
+    early = sum(each.paid for each in ended[: max(4, len(ended) // 4)])
+    return known[0][0] > max(first, early)
+
+
+def _replay(ended: Sequence[Evaluation]) -> list[Moment]:
+    """After each evaluation the combination with the highest mean, means of few examples drawn to that of all."""
+    rows: dict[Key, dict[int, float]] = {}
+    moments: list[Moment] = []
+    calls = 0
+    for each in ended:
+        calls += each.paid
+        if each.key is None or not each.scores:
+            continue
+        rows.setdefault(each.key, {}).update(each.scores)
+        level = mean(score for row in rows.values() for score in row.values())
+        worth = {key: (sum(row.values()) + SHRINK * level) / (len(row) + SHRINK) for key, row in rows.items()}
+        moments.append(Moment(calls, each.span.ended, max(worth, key=lambda key: worth[key])))
+    return moments

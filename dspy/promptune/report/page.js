@@ -1,0 +1,57 @@
+"use strict";
+(() => {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 640px)");
+  const touch = matchMedia("(pointer: coarse)");
+
+  // What of a figure depends on the page's colours, as plotly's own names of layout attributes.
+  function theme(layout) {
+    const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    const found = {
+      "font.color": colour("--ink"), "font.family": getComputedStyle(document.body).fontFamily, "font.size": 13,
+      "hoverlabel.bgcolor": colour("--card"), "hoverlabel.bordercolor": colour("--quiet"),
+      "hoverlabel.font.color": colour("--ink"), "hoverlabel.font.size": 12,
+    };
+    for (const name of Object.keys(layout).filter((each) => /^[xy]axis\d*$/.test(each))) {
+      found[`${name}.gridcolor`] = colour("--line");
+      found[`${name}.zerolinecolor`] = colour("--line");
+      found[`${name}.linecolor`] = colour("--line");
+      found[`${name}.title.font.size`] = 12;
+    }
+    (layout.annotations || []).forEach((_, i) => { found[`annotations[${i}].font.color`] = colour("--ink"); });
+    return found;
+  }
+
+  // On a phone a colour bar lies under its figure or is left out, and a finger scrolls the page instead of zooming.
+  function fitted(figure) {
+    const layout = figure.layout;
+    layout.dragmode = touch.matches ? false : "zoom";
+    layout.autosize = true;
+    if (narrow.matches) {
+      for (const trace of figure.data) {
+        if (trace.type === "heatmap") trace.showscale = false;
+        const bar = trace.marker && trace.marker.colorbar;
+        if (bar) {
+          Object.assign(bar, { orientation: "h", y: -0.08, yanchor: "top", x: 0.5, len: 0.9 });
+          bar.title = { text: bar.title.text.replace("<br>", " "), side: "bottom" };
+          layout.margin.b = 96;
+          layout.xaxis.title = { text: "" };
+        }
+      }
+      layout.margin.r = Math.min(layout.margin.r, 40);
+    }
+    return figure;
+  }
+
+  async function draw(source) {
+    const target = document.getElementById(source.dataset.for);
+    const figure = fitted(JSON.parse(source.textContent));
+    await Plotly.newPlot(target, figure.data, figure.layout, { responsive: true, displayModeBar: false });
+    const colour = () => Plotly.relayout(target, theme(target.layout));
+    await colour();
+    dark.addEventListener("change", colour);
+    target.dataset.drawn = "yes";
+  }
+
+  document.querySelectorAll("script[data-for]").forEach(draw);
+})();

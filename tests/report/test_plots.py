@@ -1,0 +1,103 @@
+"""The figures as functions of a run."""
+
+import numpy as np
+import optuna
+import pytest
+
+from dspy.promptune import OptionError, plots
+from dspy.promptune.report.record import record_of
+from tests.report.conftest import Table
+
+FIGURES = [getattr(plots, name) for name in plots.__all__]
+
+
+@pytest.fixture(scope="module")
+def run():
+    return Table().search(sampler="qei", embedder="ngram", minibatch_size=None, n_jobs=2)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_each_figure_takes_a_run_or_a_stored_study(figure, run, stored):
+    """Every function returns plotly's figure with something in it, from memory and from storage."""
+    study = optuna.load_study(study_name="Predict", storage=f"sqlite:///{stored[0]}")
+    for each in (run, study):
+        found = figure(each)
+        assert type(found).__name__ == "Figure" and any(trace.hovertext is not None for trace in found.data)
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_run_with_nothing_scored_has_empty_figures(figure, tmp_path):
+    """Of a stored run that ended before its first result, each figure says that there is nothing, or what failed."""
+    path = str(tmp_path / "runs.db")
+    with pytest.raises(Exception, match="Every evaluation failed"):
+        Table(broken=(0, 1, 2, 3)).search(storage=path)
+    found = figure(optuna.load_study(study_name="search", storage=f"sqlite:///{path}"))
+    assert found.layout.annotations or {trace.name for trace in found.data} <= {"failed", "proposal", "waiting"}
+
+
+def test_best_so_far_ends_at_the_winners_score(run):
+    """Both lines end with the score of the winner, at all calls or at the end of the time."""
+    record = record_of(run)
+    for against, end in (("calls", record.calls), ("seconds", record.seconds)):
+        line = plots.best_so_far(run, against).data[-1]
+        assert line.x[-1] == end and line.y[-1] == pytest.approx(100 * run.best_score)
+    with pytest.raises(OptionError, match="calls, seconds"):
+        plots.best_so_far(run, "days")
+
+
+def test_the_timeline_has_every_trial(run):
+    """Each evaluation is one bar of its lane, as long as it took; each proposal is in the lane of proposals."""
+    bars = {trace.name: trace for trace in plots.timeline(run).data}
+    drawn = sum(len(trace.x) for name, trace in bars.items() if name not in ("waiting", "proposal"))
+    assert drawn == len(run.trials)
+    assert set(bars["proposal"].y) == {-1} and len(bars["proposal"].x) > 0
+
+
+def test_the_map_shows_what_is_believed(run):
+    """Colours are posterior means, the winner is marked, the most certain prompt is the largest."""
+    record = record_of(run)
+    traces = {trace.name: trace for trace in plots.prompt_map(run).data}
+    tried = traces["tried"]
+    assert len(tried.x) == len(record.rows) and len(traces["winner"].x) == 1
+    colours = dict(zip(record.beliefs.keys, record.beliefs.mean, strict=True))
+    assert sorted(tried.marker.color) == pytest.approx(sorted(100 * colours[key] for key in record.rows))
+    sds = [record.beliefs.sd[record.beliefs.keys.index(key)] for key in record.rows]
+    assert int(np.argmin(sds)) == int(np.argmax(tried.marker.size))
+
+
+def test_hover_texts_are_escaped(stored):
+    """Markup in a prompt reaches plotly as text, and an axis never shows a prompt."""
+    for figure in (plots.prompt_map, plots.spending, plots.effects):
+        said = figure(stored[1].optimization_run).to_json()
+        assert "&lt;b&gt;the&lt;/b&gt;" in said.encode().decode("unicode_escape") and "<script" not in said
+
+
+def test_an_embedder_that_cannot_be_rebuilt_is_replaced(tmp_path):
+    """A run by a callable is mapped by it while it is there, and by n-grams, as the page says, once it is stored."""
+
+    def lengths(texts):
+        return [[float(len(text)), float(text.count("e"))] for text in texts]
+
+    path = str(tmp_path / "runs.db")
+    run = Table().search(sampler="qei", embedder=lengths, minibatch_size=None, storage=path)
+    assert record_of(run).beliefs.substitute is None
+    beliefs = record_of(optuna.load_study(study_name="search", storage=f"sqlite:///{path}")).beliefs
+    assert beliefs.embedder == "ngram" and "lengths" in beliefs.substitute
+
+
+def test_effects_add_up():
+    """The effects of a part average to the mean belief, and the interaction has none of either part's."""
+    from dspy.promptune.report.beliefs import effects_of
+
+    record = record_of(Table().search(sampler="qei", embedder="ngram", minibatch_size=None))
+    effects, interaction = effects_of(record.beliefs, record.space.sizes)
+    assert [effect.part for effect in effects] == [0, 1]
+    for effect in effects:
+        assert effect.mean.mean() == pytest.approx(record.beliefs.mean.mean())
+    assert np.abs(interaction.excess.sum(axis=0)).max() < 1e-9 and np.abs(interaction.excess.sum(axis=1)).max() < 1e-9
+
+
+def test_the_spending_is_all_that_was_paid(run):
+    """The bars of the prompts add up to the calls of the run."""
+    bars = [trace for trace in plots.spending(run).data if trace.name in ("block", "minibatch", "full")]
+    assert sum(sum(trace.x) for trace in bars) == run.calls

@@ -1,0 +1,111 @@
+"""One record of a run, whether it is in memory or read back from its storage."""
+
+from datetime import datetime, timedelta
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution
+
+from dspy.promptune.report.clock import clock_of, lanes_of
+from dspy.promptune.report.headline import duration, speed_up
+from dspy.promptune.report.record import record_of
+from dspy.promptune.report.statistics import difference, interval
+from tests.report.conftest import Table
+
+BEGIN = datetime(2026, 1, 1)
+
+
+def study_of(path, name):
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{path}")
+
+
+def trial(start, end, **noted):
+    """A finished trial, by seconds."""
+    return optuna.trial.FrozenTrial(
+        number=0, state=optuna.trial.TrialState.COMPLETE, value=1.0, values=None, trial_id=0, intermediate_values={},
+        datetime_start=BEGIN + timedelta(seconds=start), datetime_complete=BEGIN + timedelta(seconds=end),
+        params={"x": 0}, distributions={"x": CategoricalDistribution([0])}, user_attrs=noted, system_attrs={},
+    )  # fmt: skip
+
+
+def test_memory_and_storage_give_the_same_record(stored):
+    """Evaluations, scores, history, winner and texts are the same from the run and from its database."""
+    here, there = record_of(stored[1].optimization_run), record_of(study_of(stored[0], "Predict"))
+    assert here.evaluations == there.evaluations and here.history == there.history and here.best == there.best
+    assert here.rows == there.rows and not here.replayed and not there.replayed
+    parts = range(len(here.space.names))
+    assert [here.space.texts(i) for i in parts] == [there.space.texts(i) for i in parts]
+    assert here.calls == stored[1].optimization_run.calls
+
+
+def test_the_history_ends_with_the_winner(stored):
+    """The last entry of the history is the run's winner, and calls and seconds only grow."""
+    record = record_of(stored[1].optimization_run)
+    calls, seconds = [m.calls for m in record.history], [m.seconds for m in record.history]
+    assert record.history[-1].key == record.best
+    assert calls == sorted(calls) and seconds == sorted(seconds) and seconds[-1] <= record.seconds
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_came(tmp_path):
+    """A stored run without its last words has a history made from its scores, and says so."""
+    path = str(tmp_path / "runs.db")
+    Table().search(storage=path)
+    study = study_of(path, "search")
+    for name in ("history", "best", "ended"):
+        study._storage.set_study_user_attr(study._study_id, name, None)
+    record = record_of(study_of(path, "search"))
+    assert record.replayed and record.ended is None and record.best in record.rows
+    assert record.history[-1].calls == record.calls
+
+
+def test_every_proposal_is_timed():
+    """Each trial that was proposed says when that began and how long it took, and ends after it."""
+    run = Table().search(sampler="tpe")
+    assert all(each.user_attrs["proposing"] >= 0 for each in run.trials)
+    for each in record_of(run).evaluations:
+        span = each.span
+        assert 0 <= span.proposed <= span.asked <= span.begun <= span.ended
+
+
+def test_lanes_never_overlap():
+    """Stretches that overlap get lanes of their own, and a lane is used again as soon as it is free."""
+    assert lanes_of([(0, 2), (1, 3), (2, 4), (3, 5)]) == [0, 1, 0, 1]
+    assert lanes_of([(0, 9), (1, 2), (1, 2), (3, 4)]) == [0, 1, 2, 1]
+
+
+def test_idle_stretches_are_cut_out():
+    """Hours between two starts of a run are in no time of the record, and are told."""
+    clock = clock_of([trial(0, 4, seconds=3.0), trial(7200, 7206, seconds=6.0)])
+    assert clock.idle == 7196 and clock.seconds == 10
+    assert [span.begun for span in clock.spans] == [1, 4] and [span.ended for span in clock.spans] == [4, 10]
+
+
+def test_the_speed_up_is_busy_time_over_wall_time():
+    """Evaluations that overlap count each: the quotient is at most their number."""
+    record = record_of(Table().search(n_jobs=3))
+    busy = sum(each.span.ended - each.span.begun for each in record.evaluations)
+    assert speed_up(record) == pytest.approx(busy / record.seconds) and speed_up(record) <= 3.001
+
+
+def test_intervals():
+    """Wilson's interval for right and wrong, the normal one for graded scores, none for too few."""
+    low, high = interval([1.0] * 8 + [0.0] * 2)
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)  # Wilson (1927) for 8 of 10
+    low, high = interval([0.2, 0.4, 0.6])
+    assert (round(low, 3), round(high, 3)) == (0.174, 0.626)
+    assert all(each != each for each in interval([]))
+
+
+def test_a_difference_is_paired():
+    """Only examples that both have count, and a constant gain is certain."""
+    found = difference({1: 0.0, 2: 0.5, 3: 1.0}, {2: 0.75, 3: 1.25, 4: 0.0})
+    assert (found.mean, found.low, found.high, found.n) == (0.25, 0.25, 0.25, 2)
+    assert difference({1: 0.0}, {2: 1.0}) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.25, "0.2 s"), (99, "99.0 s"), (125, "2 min 05 s"), (7260, "2 h 01 min")]
+)
+def test_durations(seconds, words):
+    """Seconds are said as people say them."""
+    assert duration(seconds) == words
