@@ -11,7 +11,8 @@ STAMP := $(VENV)/.installed-$(UPSTREAM)
 MYPY := $(abspath $(BIN))/mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-all lint types check screenshots wheel bench bench-regret test-upstream upgrade-upstream
+.PHONY: help install dev demo test test-all lint types check docs pictures screenshots notebook changelog wheel
+.PHONY: bench bench-regret test-upstream upgrade-upstream
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -45,6 +46,19 @@ types: dev ## mypy, strict, on this fork's own modules
 	$(MYPY) tools benchmarks/import_time.py
 
 check: lint types test ## what to run before a commit
+
+docs: dev ## the documentation, into build/site (a warning is an error)
+	$(BIN)/python -m nbconvert --to markdown --log-level ERROR docs/tutorial.ipynb
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: dev ## the documentation's pictures that come from a run
+	$(BIN)/python tools/pictures.py
+
+notebook: dev ## run docs/tutorial.ipynb on the embedded model and store its results (minutes)
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace docs/tutorial.ipynb
+
+changelog: install ## what the next release's section says; VERSION=x.y.z writes it to CHANGELOG.md
+	$(BIN)/towncrier build $(if $(VERSION),--yes --version $(VERSION),--draft --version next)
 
 screenshots: dev ## pictures of a report, docs/images/report-*.png (STORAGE=FILE: of a stored run)
 	PYTHONPATH=. $(BIN)/python docs/screenshots.py $(STORAGE)

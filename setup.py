@@ -31,6 +31,7 @@ TEST = [
     "optuna-dashboard>=0.18",
     "playwright>=1.50",
     "nbclient>=0.10",
+    "nbconvert>=7.16",
     "ipykernel>=6",
     "mkdocs-material>=9.6",
     "mkdocstrings[python]>=0.30",
