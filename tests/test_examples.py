@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import dspy
+from tests.server import LMServer, Quality, TaskRule
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LETTERS = [json.loads(line) for line in (EXAMPLES / "letters.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -53,3 +56,35 @@ def test_scripts_explain_themselves(script: str) -> None:
     command = [sys.executable, str(EXAMPLES / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "--seed" in done.stdout
+
+
+def gsm8k(out: Path, *options: str) -> str:
+    """What `examples/gsm8k.py` prints with these options."""
+    command = [sys.executable, str(EXAMPLES / "gsm8k.py"), "--out", str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_gsm8k_runs_against_an_openai_compatible_endpoint(tmp_path: Path) -> None:
+    """The script asks the endpoint that it is given, and saves a program that can be loaded."""
+    rows = [json.loads(line) for line in (EXAMPLES / "word_problems.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = {row["question"]: row["answer"].partition("#### ")[2] for row in rows}
+    with LMServer(TaskRule(answers, quality=Quality(base=0.5))) as server:
+        endpoint = ("--model", "openai/rules", "--api-base", server.url, "--api-key", "none")
+        printed = gsm8k(tmp_path / "out.json", *endpoint, "--limit", "24", "--num-candidates", "3", "--num-trials", "4")
+        assert server.requests > 20
+    score = float(printed.partition("Right on the validation problems: ")[2].partition(" %")[0])
+    assert 0 < score <= 100
+    program = dspy.ChainOfThought("question -> answer")
+    program.load(str(tmp_path / "out.json"))
+    assert program.predictors()[0].signature.instructions in printed
+
+
+@pytest.mark.slow
+def test_gsm8k_runs_on_the_embedded_model(tmp_path: Path) -> None:
+    """With `--local` the script comes to an end on a model that can hardly count, and saves what it has."""
+    sizes = ("--limit", "9", "--num-candidates", "2", "--num-trials", "1", "--max-tokens", "60", "--num-threads", "2")
+    printed = gsm8k(tmp_path / "out.json", "--local", *sizes)
+    assert "Right on the validation problems" in printed
+    assert (tmp_path / "out.json").exists()

@@ -1,0 +1,126 @@
+"""The documentation does what it says: its code runs, its commands exist, its links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+import dspy
+from dspy import promptune
+from dspy.promptune.runs import main
+from tests.docs.pages import DOCS, GENERATED, ROOT, commands, links, pages, python_blocks
+from tests.server import LMServer, Quality, TaskRule
+
+LEGS = {
+    f"How many legs have {spiders} spiders and {hens} hens together?": str(8 * spiders + 2 * hens)
+    for spiders in range(2, 31)
+    for hens in range(2, 31)
+}
+LONG = ("live", "parallel")  # compiles that take some ten seconds and show what others show too
+WITH_PYTHON = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else [])
+    for page in pages()
+    if page.parent == DOCS and python_blocks(page)
+]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:dspy.LM"),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A model on loopback that knows the answers of the quick start, and is wrong now and then."""
+    with LMServer(TaskRule(LEGS, quality=Quality(base=0.3))) as running:
+        yield running
+
+
+@pytest.fixture
+def loopback(server, monkeypatch, tmp_path):
+    """``dspy.LM(...)`` talks to the server whatever model it names, and files land in an empty folder."""
+
+    class LM(dspy.LM):
+        def __init__(self, model, **options):
+            super().__init__(model, api_base=server.url, api_key="none", cache=False, **options)
+
+    monkeypatch.setattr(dspy, "LM", LM)
+    monkeypatch.chdir(tmp_path)
+    yield
+    dspy.configure(lm=None)
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_every_python_block_runs(page, loopback):
+    """The blocks of a page run one after another in one namespace; what needs a network or a part not here compiles."""
+    namespace = {"__name__": "page"}
+    if page.read_text(encoding="utf-8").startswith("<!-- continue -->"):
+        exec(python_blocks(DOCS / "quickstart.md")[0].code(), namespace)
+    ran = 0
+    for block in python_blocks(page):
+        code = block.code()
+        if block.runs:
+            exec(code, namespace)
+            ran += 1
+    if not ran:
+        pytest.skip("all blocks of the page need a part that is not installed")
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_exists(page):
+    """Each `make` target is in the Makefile, and each command of `python -m dspy.promptune` is known or marked."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
+    lines = [line.strip() for line in commands(page)]
+    named = {line.split()[1] for line in lines if line.startswith("make ")}
+    named |= set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")))
+    assert named <= targets
+    for line in lines:
+        if line.startswith("python -m dspy.promptune ") and " report " not in line:
+            with pytest.raises(SystemExit) as done:
+                main([line.split()[3], "--help"])
+            assert done.value.code == 0
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_the_sources_lead_somewhere(page):
+    """Files that a page links to are there; external links are well-formed (nobody is asked: tests have no network)."""
+    for target in links(page):
+        parts = urlsplit(target)
+        if parts.scheme:
+            assert parts.scheme == "https" and "." in parts.netloc, target
+        elif parts.path:
+            name = parts.path if page.parent != DOCS else GENERATED.get(parts.path, parts.path)
+            if name.endswith("RESULTS.md"):
+                continue  # written by the benchmarks
+            assert (page.parent / name).exists(), f"{page.name}: {target}"
+
+
+def test_the_reference_has_every_public_name():
+    """Each name of `dspy.promptune` is on the page of the API, or in the module of errors that it lists whole."""
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert "::: dspy.promptune.errors" in text
+    named = set(re.findall(r"^::: [\w.]+\.(\w+)$", text, flags=re.M))
+    assert set(promptune.__all__) <= named | set(promptune.errors.__all__)
+
+
+def test_the_changelog_can_be_made():
+    """Towncrier takes every fragment."""
+    command = [sys.executable, "-m", "towncrier", "build", "--draft", "--version", "next"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for path in (ROOT / "changelog.d").glob("+*.md"):
+        first = " ".join(path.read_text(encoding="utf-8").split())[:40]
+        assert first in " ".join(done.stdout.split())
+
+
+def test_pages_have_no_other_repository_path():
+    """Paths that pages quote from the repository exist."""
+    quoted = r"`((?:benchmarks|docs|dspy|examples|tests|tools)/[\w./-]+\.\w+)`"
+    for page in pages():
+        for name in re.findall(quoted, page.read_text(encoding="utf-8")):
+            if name != "benchmarks/RESULTS.md":
+                assert Path(ROOT, name).exists(), f"{page.name}: {name}"
