@@ -49,6 +49,7 @@ def loopback(server, monkeypatch, tmp_path):
             super().__init__(model, api_base=server.url, api_key="none", cache=False, **options)
 
     monkeypatch.setattr(dspy, "LM", LM)
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # the price list in the package, not one of the network
     monkeypatch.chdir(tmp_path)
     yield
     dspy.configure(lm=None)

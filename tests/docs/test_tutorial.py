@@ -34,7 +34,7 @@ def test_the_notebook_is_stored_with_its_results():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_in_five_minutes(tmp_path):
+def test_the_notebook_runs_again(tmp_path):
     """From plain DSPy to a finished program on the embedded model; the last accuracy is above the first."""
     from nbclient import NotebookClient
 
