@@ -43,7 +43,7 @@ def figure(height: int = 420, **layout: Any) -> Figure:
     found.update_layout(
         height=height,
         margin={"l": 56, "r": 16, "t": 16, "b": 48},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left", "traceorder": "normal"},
         hoverlabel={"align": "left"},
         **layout,
     )

@@ -171,5 +171,6 @@ def _add_interaction(found: Figure, record: RunRecord, interaction: Interaction,
         ),
         row=row, col=1,
     )  # fmt: skip
-    found.update_yaxes(title_text=_part_name(record, interaction.rows), type="category", row=row, col=1)
-    found.update_xaxes(title_text=_part_name(record, interaction.columns), type="category", row=row, col=1)
+    bare = {"type": "category", "showgrid": False, "row": row, "col": 1}
+    found.update_yaxes(title_text=_part_name(record, interaction.rows), **bare)
+    found.update_xaxes(title_text=_part_name(record, interaction.columns), **bare)
