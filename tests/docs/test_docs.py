@@ -74,7 +74,7 @@ def test_every_python_block_runs(page, loopback):
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_exists(page):
-    """Each `make` target is in the Makefile, and each command of `python -m dspy.promptune` is known (`report` needs the plots)."""
+    """Each `make` target is in the Makefile, each `python -m dspy.promptune` command known (`report` needs plots)."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
     lines = [line.strip() for line in commands(page)]
     named = {line.split()[1] for line in lines if line.startswith("make ")}
