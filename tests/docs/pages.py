@@ -4,6 +4,7 @@ A mark is an HTML comment on the line before a block, or on the first line of a 
 
 - ``<!-- skip: reason -->`` the block is compiled, not run;
 - ``<!-- needs: some.module -->`` the block is run where that module is installed, otherwise only compiled;
+- a first line ``# configuration: ...`` says the same as ``skip`` where readers should see it;
 - ``<!-- continue -->`` (page) the page goes on where the first block of the quick start ends.
 """
 
@@ -50,7 +51,7 @@ def python_blocks(page: Path) -> list[Block]:
     """The Python blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [
-        Block(page, text.count("\n", 0, match.start("text")), match["text"], _runs(match["mark"], match["what"]))
+        Block(page, text.count("\n", 0, match.start("text")), match["text"], _runs(match))
         for match in _BLOCK.finditer(text)
         if match["kind"] == "python"
     ]
@@ -67,10 +68,10 @@ def links(page: Path) -> list[str]:
     return _LINK.findall(_BLOCK.sub("", page.read_text(encoding="utf-8")))
 
 
-def _runs(mark: str | None, what: str | None) -> bool:
-    if mark == "needs":
+def _runs(block: re.Match[str]) -> bool:
+    if block["mark"] == "needs":
         try:
-            return find_spec(str(what)) is not None
+            return find_spec(block["what"]) is not None
         except ModuleNotFoundError:
             return False
-    return mark is None
+    return block["mark"] is None and not block["text"].startswith("# configuration")
