@@ -47,10 +47,13 @@ class Beliefs:
         """Be rebuilt from all scores before the next use."""
         self._posterior = None
 
-    def rebuild(self, observations: Sequence[Observation]) -> bool:
-        """Believe what these observations say; False, with a warning, where that cannot be computed."""
+    def rebuild(self, observations: Sequence[Observation], running: Iterable[Job] = ()) -> bool:
+        """Believe what these observations say; False, with a warning, where that cannot be computed.
+
+        The prompts of ``running`` jobs are in the pool, so that their scores can be added when they come.
+        """
         try:
-            self._pool = self._new_pool(observations)
+            self._pool = self._new_pool(observations, [job.key for job in running])
             self._posterior = self._surrogate.posterior(observations, self._pool)
         except (ArithmeticError, RuntimeError) as error:
             logger.warning("No beliefs from %d results (%s): averages and chance instead.", len(observations), error)
@@ -109,10 +112,10 @@ class Beliefs:
         if self._posterior is not None and self._mark is not None:
             self._posterior.rewind(self._mark)
 
-    def _new_pool(self, observations: Sequence[Observation]) -> list[Key]:
+    def _new_pool(self, observations: Sequence[Observation], running: Sequence[Key]) -> list[Key]:
         measured = list(dict.fromkeys(one.key for one in observations))
         if len(self._space) <= self._size:
             return self._space.pool(self._size, self._random)
         means = self._surrogate.posterior(observations, measured).mean
         leaders = [measured[j] for j in np.argsort(-means)]
-        return self._space.pool(self._size + len(leaders), self._random, leaders)
+        return self._space.pool(self._size + len(leaders), self._random, [*leaders, *running])

@@ -110,7 +110,7 @@ class Blocks:
 
     def _believing(self) -> bool:
         """Whether there are beliefs, rebuilt where they are out of date."""
-        return self._beliefs.current or self._beliefs.rebuild(self._observations())
+        return self._beliefs.current or self._beliefs.rebuild(self._observations(), self._purse.jobs.values())
 
     def _size(self) -> int:
         """Examples in the next job: few while what is in flight would be much of all that is known."""

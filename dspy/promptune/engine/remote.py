@@ -251,6 +251,7 @@ class RemoteWork:
             self._keep(block.going.job, scores)
         with self._lock:
             self._note(block, record, scores)
+            again = [] if block.going.outcome.error else again
             block.going.blocks += len(again) - 1
             self._waiting.extendleft(again)
         self._send()
