@@ -162,9 +162,8 @@ class MIPROv2(_upstream.MIPROv2):
             upstream["minibatch_size"] = min(minibatch_size, max(1, size))
         else:
             options["minibatch_size"] = minibatch_size
-        run = self._run(student, sampler, n_jobs, options)
+        run = self._run(student, sampler, n_jobs, self.seed if seed is None else seed, options)
         run._given = upstream
-        run.seed = self.seed if seed is None else seed
         from dspy.promptune.engine.guard import Stopped
         from dspy.promptune.errors import StorageError
 
@@ -182,16 +181,17 @@ class MIPROv2(_upstream.MIPROv2):
             run._engine.stop()
             run._engine.books.close()
 
-    def _run(self, student: Any, sampler: Any, n_jobs: int, options: dict[str, Any]) -> _Run:
+    def _run(self, student: Any, sampler: Any, n_jobs: int, seed: Any, options: dict[str, Any]) -> _Run:
         """This optimizer as it is for one compile: several may go on at once, and nothing of one stays behind."""
         from dspy.promptune.engine.books import open_books
-        from dspy.promptune.engine.compiling import CompileOptions, Engine
+        from dspy.promptune.engine.compiling import CompileOptions, Engine, check_embedder
         from dspy.promptune.engine.guard import guarded
-        from dspy.promptune.engine.options import check_jobs, check_sampler, with_batch_size
+        from dspy.promptune.engine.options import check_jobs, check_sampler, check_seed, with_batch_size
         from dspy.promptune.engine.step_report import StepReport
         from dspy.promptune.errors import SpaceError
 
         check_jobs(n_jobs, options.get("batch_size"), options.get("schedule"))
+        check_seed(seed)
         if not student.predictors():
             raise SpaceError(
                 f"{type(student).__name__} has no predictors: nothing can be optimised. Give a program with at least "
@@ -202,8 +202,10 @@ class MIPROv2(_upstream.MIPROv2):
         of_sampler = with_batch_size(sampler, options.get("batch_size") or n_jobs, of_sampler)
         run = _Run.__new__(_Run)
         run.__dict__.update(self.__dict__)
+        run.seed = seed
         run._options = CompileOptions(sampler=sampler, n_jobs=n_jobs, sampler_options=of_sampler, **options)
         chosen = run._options
+        check_embedder(chosen, student)
         books = open_books(
             chosen.caps(),
             chosen.storage,

@@ -255,6 +255,18 @@ def test_a_small_space_ends_well(candidates):
     assert 10 <= found.optimization_run.calls <= 20 and found.score >= 0
 
 
+@pytest.mark.parametrize("sampler", ["qei", "tpe"])
+@pytest.mark.parametrize("n_jobs", [1, 4, 16])
+def test_any_texts_and_numbers_of_jobs(sampler, n_jobs):
+    """Non-ASCII and very long examples, and more jobs than combinations, are searched like any others."""
+    odd = [dspy.Example(question=q, answer="да").with_inputs("question") for q in ("вопрос 🚀", "long " + "x" * 30_000)]
+    found = compiled(
+        init={"num_candidates": 2}, sampler=sampler, n_jobs=n_jobs, valset=[*VALSET[:10], *odd], num_trials=3,
+        minibatch_size=6, **({"embedder": "ngram"} if sampler == "qei" else {}),
+    )  # fmt: skip
+    assert found.score > 0 and found.optimization_run.calls <= 3 * 6 + 2 * 12
+
+
 def test_predictors_that_share_a_signature_have_parameters_of_their_own():
     """Two predictors of one signature are two parts of the space."""
     found = compiled(program=Mixed(), sampler="random")
@@ -305,6 +317,10 @@ def test_two_compiles_of_one_optimizer_at_once():
         ({"schedule": "soon"}, "schedule='soon'"),
         ({"example_timeout": 0}, "example_timeout=0"),
         ({"sampler": 3}, "sampler=3"),
+        ({"sampler": "qei", "acquisition": "ucb"}, "acquisition='ucb': it must be one of qei, qlogei, qlognei, thom"),
+        ({"sampler": "qlogei", "acquisition": "qei"}, "acquisition='qei' contradicts sampler='qlogei'"),
+        ({"sampler": "qei", "seed": "one"}, "seed='one': it must be an integer"),
+        ({"sampler": "qei", "seed": 1.5}, "seed=1.5: it must be an integer"),
     ],
 )
 def test_wrong_options_are_refused_before_the_first_call(options, message):
@@ -317,10 +333,12 @@ def test_wrong_options_are_refused_before_the_first_call(options, message):
 
 def test_the_names_known_at_the_door_are_those_of_the_factory():
     """The door checks against the samplers that there are."""
-    from dspy.promptune.engine.options import OF_OPTUNA, OURS
+    from dspy.promptune.engine.options import ACQUISITIONS, OF_OPTUNA, OURS
+    from dspy.promptune.samplers import options
     from dspy.promptune.samplers.factory import SAMPLERS
 
     assert set(SAMPLERS) == {*OURS, *OF_OPTUNA}
+    assert ACQUISITIONS == options.ACQUISITIONS
 
 
 def test_unknown_keywords_are_type_errors():
@@ -353,16 +371,28 @@ def test_both_forms_of_choosing_our_sampler():
     assert isinstance(study.sampler, QEISampler) and study.sampler.options.n_batches == 20
 
 
-def test_an_embedder_that_fails_costs_no_trial():
-    """What an embedder raises, or returns in the wrong shape, ends the compile before any candidate is tried."""
+def no_service(texts):
+    raise ConnectionError("no such service")
 
-    def broken(texts):
-        raise ConnectionError("no such service")
 
-    lm = rule_lm()
-    with pytest.raises(EmbeddingError, match="no such service"):
-        compiled(lm, sampler="qei", embedder=broken)
-    assert sum(call.label == "answer" for call in lm.calls) <= len(TRAINSET) * 4 + len(VALSET) + 3 * 20
+@pytest.mark.parametrize(
+    ("embedder", "message"),
+    [
+        (no_service, "no such service"),
+        (lambda texts: [[0.0, math.nan]] * len(texts), "NaN"),
+        (lambda texts: [[0.0, 1.0]] * (len(texts) + 1), "returned shape"),
+        (dspy.Embedder(lambda texts: no_service(texts), caching=False), "no such service"),
+        ("word2vec", "'word2vec' is not known"),
+        (3, "embedder=3 is int"),
+    ],
+)
+@pytest.mark.parametrize("form", ["option", "instance"])
+def test_an_embedder_that_fails_costs_no_call(embedder, message, form):
+    """What an embedder raises, or returns in the wrong form, ends the compile before a language model is called."""
+    lm, option = rule_lm(), {"embedder": embedder}
+    with pytest.raises(EmbeddingError, match=message):
+        compiled(lm, **({"sampler": "qei", **option} if form == "option" else {"sampler": QEISampler(**option)}))
+    assert not lm.calls
 
 
 def test_a_program_without_predictors_is_refused():

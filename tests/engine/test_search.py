@@ -190,6 +190,12 @@ def test_context_variables_are_carried_into_threads(table):
     assert seen == {"carried"}
 
 
+def test_an_evaluation_that_returns_nothing_is_named(table):
+    """A function that forgets its ``return`` is told so, and not that its list is too short."""
+    with pytest.raises(EvaluationError, match=r"returned None: return a list of one score an example\. Mend"):
+        search(table.space, lambda params, examples: None, n_examples=40, max_calls=80, sampler="random")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -198,6 +204,7 @@ def test_context_variables_are_carried_into_threads(table):
         ({"batch_size": 0}, "batch_size=0"),
         ({"schedule": "later"}, "schedule='later': it must be one of async, batch"),
         ({"sampler": "best"}, "sampler='best' is unknown"),
+        ({"seed": "one"}, "seed='one': it must be an integer"),
         ({"sampler": "tpe", "max_space_size": 10}, "max_space_size"),
     ],
 )

@@ -78,6 +78,7 @@ def test_a_name_that_stands_for_an_option_does_not_take_it_again():
     """sampler="qlogei" with acquisition="qei" is a contradiction."""
     with pytest.raises(OptionError, match="acquisition='qei'"):
         make_sampler("qlogei", space=SPACE, acquisition="qei")
+    assert make_sampler("qlogei", space=SPACE, acquisition="qlogei").options.acquisition == "qlogei"
 
 
 @pytest.mark.parametrize("thing", [optuna.samplers.RandomSampler(), lambda space: None, 7])

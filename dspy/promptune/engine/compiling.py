@@ -32,7 +32,7 @@ from dspy.promptune.space import Key, PromptSpace
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
-__all__ = ["CompileOptions", "Engine", "Task", "by_blocks", "optimize", "upstream_budget"]
+__all__ = ["CompileOptions", "Engine", "Task", "by_blocks", "check_embedder", "optimize", "upstream_budget"]
 
 logger = logging.getLogger(__name__)
 
@@ -282,6 +282,22 @@ def optimize(task: Task, engine: Engine) -> Module:
 def by_blocks(options: CompileOptions) -> bool:
     """Whether the search decides by itself how many examples each prompt deserves."""
     return _embedder(options) is not None and options.minibatch_size is None
+
+
+def check_embedder(options: CompileOptions, program: Module) -> None:
+    """Try the user's embedder on the program's own instructions, before a language model is called.
+
+    What is packaged is not tried: it loads while the first two steps wait for answers.
+
+    Raises:
+        EmbeddingError: It is unknown, raises, or returns what are no vectors.
+    """
+    embedder = _embedder(options)
+    if embedder is None or (isinstance(embedder, str) and embedder in ("minilm", "onehot")):
+        return
+    from dspy.promptune.features import embed_parts
+
+    embed_parts(PromptSpace({0: [each.signature.instructions for each in program.predictors()]}), embedder)
 
 
 def _embedder(options: CompileOptions) -> Any:

@@ -358,9 +358,10 @@ class Driver:
         if self._stopping == "interrupted":
             raise KeyboardInterrupt
         if self._last_error is not None:
+            said = _line(self._last_error).rstrip(".")
             raise EvaluationError(
-                f"Every evaluation failed ({self.log.failed} of {self.log.failed}), the last with "
-                f"{_line(self._last_error)}: mend the program, the metric or the language model and run again."
+                f"Every evaluation failed ({self.log.failed} of {self.log.failed}), the last with {said}. "
+                "Mend the program, the metric or the language model and run again."
             ) from self._last_error
         return self._stopping or "nothing to evaluate"
 

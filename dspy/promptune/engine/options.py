@@ -7,9 +7,19 @@ from typing import Any
 
 from dspy.promptune.errors import OptionError
 
-__all__ = ["OF_OPTUNA", "OURS", "SCHEDULES", "check_jobs", "check_sampler", "with_batch_size"]
+__all__ = [
+    "ACQUISITIONS",
+    "OF_OPTUNA",
+    "OURS",
+    "SCHEDULES",
+    "check_jobs",
+    "check_sampler",
+    "check_seed",
+    "with_batch_size",
+]
 
 OURS = ("qei", "qlogei", "qlognei", "thompson", "onehot", "botorch")
+ACQUISITIONS = ("qei", "qlogei", "qlognei", "thompson")
 OF_OPTUNA = ("tpe", "gp", "random")
 SCHEDULES = ("async", "batch")
 LEAST = {"max_space_size": 2, "n_batches": 0, "min_cold_start": 1, "batch_size": 1}
@@ -52,6 +62,22 @@ def check_sampler(sampler: Any, options: Mapping[str, Any]) -> None:
     for name, least in LEAST.items():
         if name in options:
             check_integer(name, options[name], least)
+    _check_acquisition(sampler, options.get("acquisition"))
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is neither an integer nor ``None``."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise OptionError(f"seed={seed!r}: it must be an integer, 0 included, or None.")
+
+
+def _check_acquisition(sampler: Any, acquisition: Any) -> None:
+    if acquisition is None:
+        return
+    if acquisition not in ACQUISITIONS:
+        raise OptionError(f"acquisition={acquisition!r}: it must be one of {', '.join(ACQUISITIONS)}.")
+    if sampler in ACQUISITIONS and sampler != acquisition:
+        raise OptionError(f"acquisition={acquisition!r} contradicts sampler={sampler!r}: give sampler={acquisition!r}.")
 
 
 def with_batch_size(sampler: Any, batch_size: int, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def numbers(scores: Any, examples: Sequence[int]) -> dict[int, float]:
     """
     try:
         values = list(scores)
-    except TypeError:
-        values = []
+    except TypeError as error:
+        raise EvaluationError(f"The evaluation returned {scores!r}: return a list of one score an example.") from error
     if len(values) != len(examples):
         raise EvaluationError(
             f"The evaluation returned {len(values)} scores for {len(examples)} examples: return one for each."

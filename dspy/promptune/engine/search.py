@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.engine.driver import Driver, Limits, Schedule
 from dspy.promptune.engine.enduring import Enduring, Past, frozen
 from dspy.promptune.engine.manifest import search_manifest
-from dspy.promptune.engine.options import check_jobs, with_batch_size
+from dspy.promptune.engine.options import check_jobs, check_seed, with_batch_size
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.records import Job, ScoreTable, Spending
 from dspy.promptune.engine.store import Store, make_store
@@ -246,6 +246,7 @@ def search(
         StorageError: The storage cannot be used, or holds another run under this name.
     """
     check_jobs(n_jobs, batch_size, schedule)
+    check_seed(seed)
     options = with_batch_size(sampler, batch_size or n_jobs, sampler_options)
     budget = {
         "n_examples": n_examples,

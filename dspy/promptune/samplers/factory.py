@@ -18,7 +18,7 @@ Builder = Callable[..., BaseSampler]
 def _ours(**fixed: Any) -> Builder:
     def build(space: PromptSpace, seed: int | None, options: Mapping[str, Any]) -> BaseSampler:
         for name in fixed:
-            if name in options:
+            if options.get(name, fixed[name]) != fixed[name]:
                 raise OptionError(f"{name}={options[name]!r}: this sampler's name stands for {name}={fixed[name]!r}.")
         return QEISampler(space, seed=seed, **{**fixed, **options})
 
