@@ -11,7 +11,7 @@ import dspy
 from dspy.promptune.engine.guard import Guard, Stopped, guarded
 from dspy.promptune.engine.pool import Pool
 from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
-from tests.server import Latency, LMServer, TaskRule
+from tests.server import Faults, Latency, LMServer, TaskRule
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -124,6 +124,20 @@ def test_identical_calls_in_flight_are_made_once(monkeypatch):
             answers = pool.map(lm, ["same"] * 6 + ["other"])
         assert server.requests == 2
     assert len(answers) == 7 and len({str(answer) for answer in answers[:6]}) == 1 and guard.shared == 5
+
+
+def test_of_identical_calls_one_at_a_time_is_made_when_the_first_fails(monkeypatch):
+    """An identical call that failed is made again by one of those that waited for it, not by all of them."""
+    monkeypatch.setattr(dspy, "cache", dspy.clients.Cache(False, True, None))
+    guard = Guard(8)
+    faults = Faults(rule=lambda messages, attempt: "500" if attempt == 0 else None)
+    with LMServer(TaskRule({}), latency=Latency(0.1, 0.0), faults=faults) as server:
+        lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=True, num_retries=0)
+        with guard.active(), Pool(8) as pool:
+            futures = [pool.submit(lm, "same") for _ in range(6)]
+            errors = [future.exception() for future in futures]
+        assert server.requests == 2
+    assert sum(error is not None for error in errors) == 1 and guard.shared == 5
 
 
 def test_without_a_cache_every_call_is_made():

@@ -1,6 +1,7 @@
 """The limit on calls in flight."""
 
 import threading
+import time
 
 import pytest
 
@@ -16,6 +17,24 @@ def test_no_more_than_the_limit_at_once():
     limiter.release(first)
     assert limiter.try_acquire() is not None
     assert limiter.peak == 2
+
+
+def test_a_place_is_looked_for_and_taken_in_one_step(monkeypatch):
+    """However slowly a place is taken, nobody else who asks in the meantime is given the same one."""
+    limiter = Limiter(1)
+    acquire, found = limiter.acquire, []
+
+    def slowly(**options):
+        time.sleep(0.05)
+        return acquire(**options)
+
+    monkeypatch.setattr(limiter, "acquire", slowly)
+    threads = [threading.Thread(target=lambda: found.append(limiter.try_acquire())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert limiter.peak == 1 and found.count(None) == 3
 
 
 def test_a_refusal_halves_what_is_allowed_once_a_round():

@@ -6,7 +6,7 @@ import sys
 from dspy.promptune.engine.progress import Progress, Standing
 
 STANDING = Standing(
-    evaluated=120, running=8, done=30, failed=2, in_flight=17, best=0.8125, tokens=12345, cost=0.5
+    evaluated=120, running=8, done=30, failed=2, in_flight=17, calls=1400, best=0.8125, tokens=12345, cost=0.5
 )
 
 
@@ -16,14 +16,14 @@ class Terminal(io.StringIO):
 
 
 def test_the_line_says_it_all(monkeypatch):
-    """Jobs, best, calls in flight, tokens and cost stand beside the count of examples."""
+    """Jobs, best, calls made and in flight, tokens and cost stand beside the count of examples."""
     monkeypatch.setattr(sys, "stderr", Terminal())
     bar = Progress(650)
     bar.show(STANDING)
     bar.close()
     written = sys.stderr.getvalue()
     assert "120/650" in written
-    for part in ("8 running, 30 done, 2 failed", "best 81.2", "17 calls in flight", "12,345 tokens", "$0.50"):
+    for part in ("8 running, 30 done, 2 failed", "best 81.2", "1,400 calls, 17 in flight", "12,345 tokens", "$0.50"):
         assert part in written
 
 
@@ -48,4 +48,4 @@ def test_it_can_be_disabled(monkeypatch):
 def test_what_is_not_known_is_not_shown():
     """Without usage there are no tokens, without a result no best."""
     text = Standing(evaluated=0, running=1, done=0, failed=0, in_flight=3).text()
-    assert text == "1 running, 0 done, 0 failed; 3 calls in flight"
+    assert text == "1 running, 0 done, 0 failed; 0 calls, 3 in flight"

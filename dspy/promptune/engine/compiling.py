@@ -396,6 +396,7 @@ class _Recorder:
                 done=len(self.entries) - failed,
                 failed=failed,
                 in_flight=self._engine.guard.limiter.in_flight,
+                calls=self._engine.guard.calls,
                 best=math.fsum(row.values()) / len(row) if row else None,
                 tokens=self._usage.tokens,
                 cost=self._usage.cost,

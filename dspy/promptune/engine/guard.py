@@ -41,8 +41,14 @@ class _Call:
     """A call between its start and its end."""
 
     round: int | None  # None: inside another call of the same thread, which holds the place of both
-    flight: threading.Event | None = None
+    flight: _Flight | None = None
     key: int = 0
+
+
+class _Flight(threading.Event):
+    """The first of several identical calls; set when it has landed, ``answered`` if its answer is in the cache."""
+
+    answered = False
 
 
 class Guard(BaseCallback):
@@ -65,7 +71,7 @@ class Guard(BaseCallback):
         self.meter = meter or Meter()
         self.calls = self.shared = self.retried = 0
         self._open: dict[str, _Call] = {}
-        self._flights: dict[int, threading.Event] = {}
+        self._flights: dict[int, _Flight] = {}
         self._lock = threading.Lock()
         self._depth = threading.local()
 
@@ -126,7 +132,7 @@ class Guard(BaseCallback):
         if call is None:
             return
         self.meter.ended(reached=not _cached.get())
-        self._land(call)
+        self._land(call, answered=exception is None)
         if call.round is not None:
             refused = isinstance(exception, REFUSALS) or getattr(exception, "status", None) in (429, 503, 529)
             self.limiter.release(call.round, refused=refused, retry_after=getattr(exception, "retry_after", None))
@@ -141,22 +147,27 @@ class Guard(BaseCallback):
                 flight = self._board(key)
             return _Call(self.limiter.acquire(), flight, key or 0)
 
-    def _board(self, key: int) -> threading.Event | None:
-        """Announce a call, or wait until the identical one in flight has landed."""
-        with self._lock:
-            flying = self._flights.get(key)
-            if flying is None:
-                self._flights[key] = mine = threading.Event()
-                return mine
-            self.shared += 1
-        while not flying.wait(1.0) and not self.limiter.stopped:
-            pass
-        return None
+    def _board(self, key: int) -> _Flight | None:
+        """Announce a call, or wait until the identical one in flight has been answered; one that fails has an heir."""
+        waited = False
+        while True:
+            with self._lock:
+                flying = self._flights.get(key)
+                if flying is None:
+                    self._flights[key] = mine = _Flight()
+                    return mine
+                self.shared += not waited
+            waited = True
+            while not flying.wait(1.0) and not self.limiter.stopped:
+                pass
+            if flying.answered or self.limiter.stopped:
+                return None
 
-    def _land(self, call: _Call) -> None:
+    def _land(self, call: _Call, *, answered: bool = False) -> None:
         if call.flight is not None:
             with self._lock:
                 self._flights.pop(call.key, None)
+            call.flight.answered = answered
             call.flight.set()
 
 

@@ -70,7 +70,7 @@ class Limiter:
         with self._free:
             if self._stopped or not self._open():
                 return None
-        return self.acquire(block=False)
+            return self.acquire(block=False)  # under the same lock, so that nobody takes the place in between
 
     def release(self, taken_in: int, *, refused: bool = False, retry_after: float | None = None) -> None:
         """Give a place back, and say how the provider took the call."""

@@ -20,6 +20,7 @@ class Standing:
     done: int
     failed: int
     in_flight: int
+    calls: int = 0
     best: float | None = None
     tokens: int | None = None
     cost: float | None = None
@@ -29,7 +30,7 @@ class Standing:
         parts = [f"{self.running} running, {self.done} done, {self.failed} failed"]
         if self.best is not None:
             parts.append(f"best {100 * self.best:.1f}")
-        parts.append(f"{self.in_flight} calls in flight")
+        parts.append(f"{self.calls:,} calls, {self.in_flight} in flight")
         if self.tokens is not None:
             parts.append(f"{self.tokens:,} tokens")
         if self.cost:
