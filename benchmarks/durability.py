@@ -24,8 +24,9 @@ PLACES = (("SQLite", "runs.db", "tpe"), ("journal", "runs.log", "onehot"))
 def kills(count: int) -> None:
     """Figures of one storage a line."""
     print(f"Kills: {LIMIT} calls in flight at most; every death is followed by a look at what is on disk.\n")
-    print("| storage | kills | in step 1 / 2 / 3 | database opened | finished results lost | requests | examples paid "
-          "twice, in all / by one kill | score after kills | undisturbed |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print("| storage | kills | in step 1 / 2 / 3 | database opened | finished results lost | requests "
+          "| examples paid twice, in all / by one kill | score after kills | undisturbed |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, file, sampler in PLACES:
         with tempfile.TemporaryDirectory() as folder:
             config = {"kills": count, "kills_each": 12, "options": {"sampler": sampler}}

@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.errors import StorageError
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+    from collections.abc import Callable
+
+    from optuna.storages import BaseStorage, RDBStorage
 
 __all__ = ["Opened", "explain", "open_storage", "place_of"]
 
@@ -150,9 +153,8 @@ def _open_sqlite(path: Path, must_exist: bool) -> BaseStorage:
         probe.execute("ROLLBACK")
     probe.close()
     url = sqlalchemy.URL.create("sqlite", database=str(path))
-    rdb = RDBStorage(
-        url.render_as_string(), engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS, "check_same_thread": False}}
-    )
+    options = {"connect_args": {"timeout": LOCK_SECONDS, "check_same_thread": False}}
+    rdb = _twice(lambda: RDBStorage(url.render_as_string(), engine_kwargs=options))
 
     def relax(connection: Any, _: Any) -> None:
         # With the write-ahead log, what is committed outlives the process; only a power cut can lose the very last.
@@ -162,6 +164,19 @@ def _open_sqlite(path: Path, must_exist: bool) -> BaseStorage:
     rdb.remove_session()
     rdb.engine.dispose()
     return get_storage(rdb)
+
+
+def _twice(make: Callable[[], RDBStorage]) -> RDBStorage:
+    """Open a database, once more where another process made the same tables at the same moment."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return make()
+    except SQLAlchemyError as error:
+        if not any(mark in str(error).lower() for mark in ("unique", "already exists")):
+            raise
+        time.sleep(1.0)
+        return make()
 
 
 def _has_studies(path: Path) -> bool:
@@ -223,11 +238,8 @@ def _open_server(text: str, must_exist: bool) -> Opened:
         url = url.set(drivername=_postgresql_driver())
     place = url.set(query={}).render_as_string(hide_password=True)
     try:
-        rdb = RDBStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs={"pool_pre_ping": True},
-            skip_table_creation=must_exist,
-        )
+        address, options = url.render_as_string(hide_password=False), {"pool_pre_ping": True}
+        rdb = _twice(lambda: RDBStorage(address, engine_kwargs=options, skip_table_creation=must_exist))
         return Opened(get_storage(rdb), place)
     except Exception as error:
         raise explain(error, place, str(url.password) if url.password else None) from None

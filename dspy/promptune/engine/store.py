@@ -237,7 +237,8 @@ class Store:
         end = time.monotonic() + WATCH_SECONDS
         while abroad(note) and time.monotonic() < end:
             time.sleep(min(0.25, WATCH_SECONDS))
-            if (now := self._read_notes().get(LEASE)) != note:
+            now = self._read_notes().get(LEASE) or {}
+            if now != note:
                 return f"process {now.get('pid')} on {now.get('host')}, whose clock differs"
         return None
 
