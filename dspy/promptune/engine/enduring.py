@@ -85,10 +85,10 @@ def told_scores(trial: FrozenTrial) -> list[tuple[int, float]]:
 
 def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> list[FrozenTrial]:
     """Jobs that ended well as the trials that a study would have of them."""
-    from optuna.distributions import BaseDistribution, CategoricalDistribution
+    from optuna.distributions import BaseDistribution
     from optuna.trial import create_trial
 
-    distributions: dict[str, BaseDistribution] = {part.name: CategoricalDistribution(range(len(part.candidates))) for part in space.parts}
+    distributions: dict[str, BaseDistribution] = {**space.distributions()}
     trials = []
     for job, scores in jobs:
         noted = {"kind": job.kind, "examples": list(job.examples), "scores": list(scores)}
