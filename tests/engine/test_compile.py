@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import threading
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -16,6 +17,7 @@ import dspy
 from dspy._upstream.teleprompt.mipro_optimizer_v2 import MIPROv2 as Upstream
 from dspy.promptune import EmbeddingError, EvaluationError, OptionError, QEISampler, SearchRun, SpaceError
 from dspy.utils.callback import BaseCallback
+from dspy.utils.exceptions import LMServerError
 from dspy.utils.usage_tracker import track_usage
 from tests.server import Latency, LMServer, Quality, RuleLM, TaskRule
 
@@ -526,8 +528,8 @@ def test_an_example_that_hangs_once_is_tried_again():
     assert trial.state == TrialState.COMPLETE and len(trial.user_attrs["scores"]) == len(VALSET)
 
 
-def test_an_example_that_always_hangs_fails_its_trials():
-    """Where it never comes the trials are FAILED, no thread and no place is lost to it, and the run ends by itself."""
+def test_an_example_that_always_hangs_counts_as_an_error():
+    """Where an answer never comes a trial fails, then the example is one of ``max_errors``, and no thread is lost."""
     gate = threading.Event()
     try:
         found = compiled(
@@ -536,9 +538,28 @@ def test_an_example_that_always_hangs_fails_its_trials():
         )  # fmt: skip
     finally:
         gate.set()
-    run = found.optimization_run
-    assert "TimeoutError" in run.ended and all(t.state == TrialState.FAIL for t in run.trials)
-    assert run.calls >= len(VALSET) - 1
+    first, *others = found.optimization_run.trials
+    assert first.state == TrialState.FAIL and "TimeoutError" in first.user_attrs["error"]
+    assert others and all(trial.state == TrialState.COMPLETE for trial in others)
+    assert all(trial.user_attrs["errors"] == 1 for trial in others)
+
+
+def test_a_job_that_is_tried_again_asks_only_for_what_it_lacks():
+    """When one example gets no answer, the others of its job are waited for, and none of them is asked for twice."""
+    asked = Counter()
+
+    def unplugged(call):
+        question = call.messages[-1]["content"]
+        if call.label == "answer":
+            asked[question] += 1
+            if "question 20\n" in question and asked[question] <= 2:
+                raise LMServerError("unplugged", retry_after=0.0)
+
+    lm = rule_lm(fault=unplugged, seconds=0.05)
+    found = compiled(lm, sampler="random", minibatch=False, n_jobs=1, num_trials=1)
+    assert all(trial.state == TrialState.COMPLETE for trial in found.optimization_run.trials)
+    assert {count for question, count in asked.items() if "question 20\n" not in question} == {1}
+    assert max(asked.values()) == 3
 
 
 # ---------------------------------------------------------------------- context

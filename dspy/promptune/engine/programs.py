@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 STRAGGLERS = 3  # examples at most that a run may end without, when nothing else is left to do,
 PATIENCE = 3.0  # and the usual times of an example that it waits for them
+LOSSES = 2  # jobs in a row that got no answer for an example; from then on it counts among ``max_errors``
 HEAD = -1  # number of the job that stands for an evaluation without a trial yet
 
 
@@ -119,6 +120,8 @@ class _State:
     outcome: Outcome = field(default_factory=Outcome)
     rows: list[tuple[Any, Any, float]] = field(default_factory=list)
     first_error: Exception | None = None
+    lost: BaseException | None = None  # no answer came for an example: nothing more of the job is started
+    running: set[int] = field(default_factory=set)
     start: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)
     over: bool = False
@@ -155,6 +158,8 @@ class ProgramWork:
     Failure is a state. An answer that cannot be read is a wrong answer and scores ``failure_score``. A language model
     that cannot be reached (after ``retries``), a metric that returns no number, ``max_errors`` examples that raise, or
     all of them: the job fails, with its first error. Fewer errors score ``failure_score`` each, as upstream has it.
+    An example for which no answer came, whatever the prompt, three times in a row is such an error: it would fail
+    every job it is in. A job that failed for want of an answer ends when its other examples have: they are kept.
 
     Evaluation callbacks (``on_evaluate_start`` and ``on_evaluate_end``) are called for every job, and are the parents
     of its modules' callbacks.
@@ -183,6 +188,7 @@ class ProgramWork:
         self._states: dict[int, _State] = {}
         self._heads: dict[Key, _Head] = {}
         self._seconds: deque[float] = deque(maxlen=200)
+        self._losses: dict[int, int] = {}
 
     def room(self, running: int) -> bool:
         """While fewer than ``n_jobs`` are running, or a thread is idle."""
@@ -247,22 +253,35 @@ class ProgramWork:
         for example in examples:
             limit = self._rules.timeout
             future = self._pool.submit_limited(limit, self._run_example, state, example, filler=filler)
-            future.add_done_callback(partial(self._returned, state))
+            future.add_done_callback(partial(self._returned, state, example))
 
-    def _returned(self, state: _State, future: Future[None]) -> None:
+    def _returned(self, state: _State, index: int, future: Future[None]) -> None:
         """A task has ended; only a time-out, or what no program should raise, is an error here."""
-        if not future.cancelled() and (error := future.exception()) is not None:
-            self._fail(state, error, transient=isinstance(error, TimeoutError))
+        if future.cancelled() or (error := future.exception()) is None:
+            return
+        if not isinstance(error, TimeoutError):
+            self._fail(state, error)
+        elif self._lose(state, index, error):
+            self._note_error(state, index, self._rules.valset[index], error)
+        self._left(state, index)
 
     def _run_example(self, state: _State, index: int) -> None:
-        """One task: whatever an ordinary error does to the job is written down, not raised."""
-        if state.over or self._pool.stopped.is_set():
-            return
+        """One task."""
+        with state.lock:
+            if state.over or state.lost is not None or self._pool.stopped.is_set():
+                return
+            state.running.add(index)
+        self._score_example(state, index)
+        self._left(state, index)
+
+    def _score_example(self, state: _State, index: int) -> None:
+        """Whatever an ordinary error does to the job is written down, not raised."""
         example = self._rules.valset[index]
         start = time.monotonic()
         prediction: Any = dspy.Prediction()
         try:
-            prediction = self._predict(state, example)
+            prediction = self._predict(state, index)
+            self._losses.pop(index, None)
             score = number(self._rules.metric(example, prediction))
         except _Abandoned:
             return
@@ -280,19 +299,37 @@ class ProgramWork:
             self._note(state, index, (example, prediction, score))
         self._seconds.append(time.monotonic() - start)
 
-    def _predict(self, state: _State, example: Any) -> Any:
+    def _predict(self, state: _State, index: int) -> Any:
         for attempt in range(self._rules.retries + 1):
             if state.over or self._pool.stopped.is_set():
                 raise _Abandoned
             try:
-                return state.program(**example.inputs())
+                return state.program(**self._rules.valset[index].inputs())
             except Exception as error:
                 if not is_retryable_lm_error(error):
                     raise
                 if attempt == self._rules.retries:
-                    self._fail(state, error, transient=True)
+                    if self._lose(state, index, error):
+                        raise
                     raise _Abandoned from error
         raise _Abandoned
+
+    def _lose(self, state: _State, index: int, error: BaseException) -> bool:
+        """No answer came for an example. True where it never does: then that is an error, and the job goes on."""
+        self._losses[index] = losses = self._losses.get(index, 0) + 1
+        if losses > LOSSES:
+            return True
+        with state.lock:
+            state.lost = state.lost or error
+        return False
+
+    def _left(self, state: _State, index: int) -> None:
+        """An example is no longer running; the last one of a job without an answer ends it."""
+        with state.lock:
+            state.running.discard(index)
+            lost = None if state.running else state.lost
+        if lost is not None:
+            self._fail(state, lost, transient=True)
 
     def _note(
         self, state: _State, index: int, row: tuple[Any, Any, float], *, unreadable: bool = False
