@@ -94,17 +94,17 @@ class Beliefs:
         self._settle()
         noise = self._posterior.noise(1)
         for job in running:
-            place = self._place.get(job.key)
-            if place is not None:
-                self._posterior.observe(place, noise[place] / len(job.examples), None, job.examples)
+            j = self._place.get(job.key)
+            if j is not None:
+                self._posterior.observe(j, noise[j] / len(job.examples), None, job.examples)
         out = np.zeros(len(self._pool), dtype=bool)
         out[[self._place[key] for key in closed if key in self._place]] = True
         chosen: list[Key] = []
         while len(chosen) < count and not out.all():
-            if chosen:
-                last = self._place[chosen[-1]]
-                self._posterior.observe(last, noise[last] / size)
-            chosen.append(self._pool[next_member(self._posterior, self._posterior.noise(size), out)])
+            member = next_member(self._posterior, self._posterior.noise(size), out)
+            chosen.append(self._pool[member])
+            if len(chosen) < count:
+                self._posterior.observe(member, float(noise[member]) / size)
         return chosen
 
     def _settle(self) -> None:
