@@ -12,7 +12,7 @@ MYPY := $(abspath $(BIN))/mypy
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo test test-all lint types check docs pictures screenshots notebook changelog wheel
-.PHONY: bench bench-regret test-upstream upgrade-upstream
+.PHONY: bench bench-speed bench-durability bench-regret test-upstream upgrade-upstream
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -66,9 +66,18 @@ screenshots: dev ## pictures of a report, docs/images/report-*.png (STORAGE=FILE
 wheel: install ## build dist/dspy-*.whl
 	$(BIN)/python -m build --wheel
 
-bench: dev ## import time and the cost of one proposal
+bench: dev ## import time, the cost of one proposal, calibration (minutes)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python -m benchmarks.proposal
+	$(BIN)/python -m benchmarks.calibration
+
+bench-speed: dev ## whole compiles against DSPy's, and where jobs run (about an hour)
+	$(BIN)/python benchmarks/compile_speed.py 2>/dev/null
+	$(BIN)/python -m benchmarks.executors
+	$(BIN)/python -m benchmarks.simulation
+
+bench-durability: dev ## what kills and faults cost (long)
+	$(BIN)/python -m benchmarks.durability
 
 bench-regret: dev ## search quality on recorded tables (long)
 	$(BIN)/python -m benchmarks.regret

@@ -110,6 +110,7 @@ def optimise(program: dspy.Module, lm: dspy.LM, seed: int, sampler: str) -> Any:
         seed=seed,
         program_aware_proposer=False,  # a model this small makes nothing of source code
         data_aware_proposer=False,
+        tip_aware_proposer=False,  # it would repeat the tip instead of following it
         sampler=sampler,
         n_jobs=4,
     )

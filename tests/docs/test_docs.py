@@ -97,8 +97,6 @@ def test_links_of_the_sources_lead_somewhere(page):
             assert parts.scheme == "https" and "." in parts.netloc, target
         elif parts.path:
             name = parts.path if page.parent != DOCS else GENERATED.get(parts.path, parts.path)
-            if name.endswith("RESULTS.md"):
-                continue  # written by the benchmarks
             assert (page.parent / name).exists(), f"{page.name}: {target}"
 
 
@@ -125,5 +123,4 @@ def test_pages_have_no_other_repository_path():
     quoted = r"`((?:benchmarks|docs|dspy|examples|tests|tools)/[\w./-]+\.\w+)`"
     for page in pages():
         for name in re.findall(quoted, page.read_text(encoding="utf-8")):
-            if name != "benchmarks/RESULTS.md":
-                assert Path(ROOT, name).exists(), f"{page.name}: {name}"
+            assert Path(ROOT, name).exists(), f"{page.name}: {name}"
