@@ -281,7 +281,7 @@ class _Run(MIPROv2):
             max_errors=options["max_errors"],
         )
         logger.info("Step 1: bootstrapping %d sets of demonstrations.", chosen.num_sets)
-        return self._engine.books.candidates(
+        return self._engine.candidates(
             "demos",
             BOOTSTRAP,
             self.rng,
@@ -393,7 +393,7 @@ class _Run(MIPROv2):
         if demo_candidates and self._zero_shot is False:
             self._begin_demos(program, demo_candidates)
         logger.info("Step 2: proposing %d instructions for each predictor.", num_instruct_candidates)
-        return self._engine.books.candidates(
+        return self._engine.candidates(
             "instructions",
             PROPOSE,
             self.rng,

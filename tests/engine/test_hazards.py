@@ -105,6 +105,12 @@ class FirstTrial(logging.Handler):
         if record.getMessage().startswith("Trial 0 "):
             print("go", flush=True)
 
+def bootstrapping(example, prediction, trace=None):
+    if trace is not None and not seen:
+        seen.append(example)
+        print("go", flush=True)
+    return metric(example, prediction)
+
 atexit.register(lambda: print(len(lm.calls), flush=True))
 with dspy.context(lm=lm):
     {act}
@@ -130,6 +136,12 @@ def test_d_an_interrupt_ends_the_run_and_keeps_the_best():
     assert not returned and calls >= 2 * len(VALSET)  # all of them, where hazard C does not strike first
     returned, calls, _ = interrupt('logging.getLogger("dspy").addHandler(FirstTrial()); compiled(lm, num_threads=1)')
     assert returned and calls < 120
+
+
+def test_d_an_interrupt_while_candidates_are_made_gives_the_program_back():
+    """D: interrupted in step 1, a compile makes no more calls and returns the program as it was."""
+    returned, calls, _ = interrupt("compiled(lm, metric=bootstrapping, num_threads=1)")
+    assert returned and calls < 20
 
 
 def test_e_one_limit_for_all_calls():

@@ -6,15 +6,17 @@ import contextlib
 import importlib
 import logging
 import math
+import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.attributes import Entry, Ledger, attach, entries_of
 from dspy.promptune.engine.books import Books
 from dspy.promptune.engine.budgets import Capped, Caps
-from dspy.promptune.engine.driver import Driver, Limits, Schedule
+from dspy.promptune.engine.driver import Driver, Limits, Schedule, interrupts
 from dspy.promptune.engine.guard import Guard, Stopped
 from dspy.promptune.engine.options import OURS, check_integer
 from dspy.promptune.engine.outcome import Outcome
@@ -182,6 +184,13 @@ class Engine:
         thread = threading.Thread(target=_load, args=(self.options, space), name="promptune-load", daemon=True)
         self._loading.append(thread)
         thread.start()
+
+    def candidates(
+        self, name: str, step: str, rng: random.Random, produce: Callable[[], Mapping[int, Sequence[Any]]]
+    ) -> dict[int, list[Any]]:
+        """The candidates of step 1 or 2; an interrupt ends the compile as a limit would, a second one raises."""
+        with interrupts(partial(self.expire, "interrupted")):
+            return self.books.candidates(name, step, rng, produce)
 
     def expire(self, why: str) -> None:
         """The run is over in the midst of step 1 or 2: nothing more is called, and nothing is waited for."""
