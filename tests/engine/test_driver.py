@@ -1,10 +1,11 @@
 """The loop of a run: what it does depends on the order of events, and on nothing else."""
 
 import random
+import signal
 
 import pytest
 
-from dspy.promptune.engine.driver import Driver, Limits, Schedule
+from dspy.promptune.engine.driver import Driver, Limits, Schedule, interrupts
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.search import Run
 
@@ -126,3 +127,13 @@ def test_the_last_stragglers_are_not_waited_for(table, monkeypatch, n_jobs):
     found = parts.result(driver, driver.run())
     assert 30 - n_jobs <= found.calls < 30
     assert all(trial.state.name == "COMPLETE" for trial in found.trials)
+
+
+def test_the_second_interrupt_raises():
+    """Ctrl-C once says so, twice raises at once, and afterwards the handler is the one before."""
+    before, said = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt), interrupts(lambda: said.append("first")):
+        signal.raise_signal(signal.SIGINT)
+        assert said == ["first"]
+        signal.raise_signal(signal.SIGINT)
+    assert said == ["first"] and signal.getsignal(signal.SIGINT) is before
