@@ -131,9 +131,12 @@ def test_the_last_stragglers_are_not_waited_for(table, monkeypatch, n_jobs):
 
 def test_the_second_interrupt_raises():
     """Ctrl-C once says so, twice raises at once, and afterwards the handler is the one before."""
-    before, said = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), interrupts(lambda: said.append("first")):
-        signal.raise_signal(signal.SIGINT)
-        assert said == ["first"]
-        signal.raise_signal(signal.SIGINT)
-    assert said == ["first"] and signal.getsignal(signal.SIGINT) is before
+    before, said = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts(lambda: said.append("first")):
+            signal.raise_signal(signal.SIGINT)
+            assert said == ["first"]
+            signal.raise_signal(signal.SIGINT)
+        assert said == ["first"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
