@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 import dspy
 from dspy._upstream.teleprompt.mipro_optimizer_v2 import MIPROv2 as Upstream
 from dspy.promptune import EmbeddingError, EvaluationError, OptionError, QEISampler, SearchRun, SpaceError
+from dspy.promptune.engine.driver import Driver
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMServerError
 from dspy.utils.usage_tracker import track_usage
@@ -537,7 +538,7 @@ def test_an_example_that_always_hangs_counts_as_an_error():
     try:
         found = compiled(
             hanging(gate, always=True), example_timeout=0.2, sampler="random", minibatch=False, max_concurrency=1,
-            n_jobs=1,
+            n_jobs=1, schedule="batch",
         )  # fmt: skip
     finally:
         gate.set()
@@ -631,6 +632,15 @@ def test_the_limit_on_calls_in_flight_holds():
     lm = rule_lm(seconds=0.002)
     compiled(lm, max_concurrency=3, n_jobs=4)
     assert lm.level.most == 3
+
+
+def test_an_idle_thread_wakes_the_search(monkeypatch):
+    """Work is handed out when a thread has none, and not only when an evaluation has ended."""
+    woken = []
+    wake = Driver.wake
+    monkeypatch.setattr(Driver, "wake", lambda self: (woken.append(threading.current_thread().name), wake(self)))
+    compiled()
+    assert woken and all(name.startswith("promptune") for name in woken)
 
 
 def test_a_predictors_own_model_is_used_and_given_back():

@@ -79,6 +79,27 @@ def test_a_proposal_is_ready_when_a_place_becomes_free(table, monkeypatch):
     assert most == 5 and work.most == 4
 
 
+def test_room_is_filled_before_a_job_has_ended(table, monkeypatch):
+    """Woken up, the driver starts as many jobs as there is room for, whether one has ended or not."""
+    running = []
+
+    class Widening(ScriptedWork):
+        def tend(self, *, ending):
+            running.append(len(self.open))
+            if self.n_jobs == 1:
+                self.n_jobs = 3
+                driver.wake()
+            else:
+                super().tend(ending=ending)
+
+    monkeypatch.setattr("dspy.promptune.engine.driver.TICK_SECONDS", 0.0)
+    budget = {"n_examples": 40, "max_calls": 40, "minibatch_size": 5, "full_every": 0}
+    parts = Run(table.space, "random", budget, seed=0, options={})
+    driver = Driver(parts.spending, parts.table, Widening(table, min, 1), Schedule(n_jobs=1))
+    driver.run()
+    assert running[:2] == [1, 3]
+
+
 def test_jobs_that_share_examples_do_not_evaluate_them_twice(table, monkeypatch):
     """A pair that is being evaluated is waited for by other jobs that need it."""
     space = table.space

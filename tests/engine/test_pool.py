@@ -157,6 +157,14 @@ def test_the_clock_stands_only_while_nobody_can_go_on(monkeypatch):
     assert seconds == [1, 1, 1, 2, 3, 3]
 
 
+def test_a_thread_without_work_says_so(pool):
+    """Whoever hands out work hears when a thread finds none."""
+    idle = threading.Event()
+    pool.on_idle = idle.set
+    pool.submit(int).result(5)
+    assert idle.wait(5)
+
+
 def test_256_workers_are_256_threads_at_most():
     """A pool of 256 really runs 256 tasks at once."""
     barrier = threading.Barrier(256, timeout=30)

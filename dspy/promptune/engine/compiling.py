@@ -272,6 +272,7 @@ def optimize(task: Task, engine: Engine) -> Module:
         first=lambda: [run.claim(*head) for head in engine.heads if not run.past.covers(*head)],
     )
     recorder.driver = driver
+    engine.pool.on_idle = driver.wake
     if engine.books.store is not None:
         engine.books.store.lost = driver.stop
     logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)

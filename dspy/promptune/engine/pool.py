@@ -118,6 +118,7 @@ class Pool:
     Attributes:
         stopped: Set by :meth:`stop`.
         given_up: Tasks that took longer than their limit.
+        on_idle: Called when a thread finds no task, from that thread and under the pool's lock: it must only take note.
     """
 
     def __init__(self, workers: int, *, name: str = "promptune") -> None:
@@ -131,6 +132,7 @@ class Pool:
         self._running: set[Task] = set()
         self._watched = False
         self.given_up = 0
+        self.on_idle: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Pool:
         return self
@@ -292,6 +294,7 @@ class Pool:
     def _await_task(self) -> bool:
         """Wait for a task under the lock; False when the thread should end."""
         self._idle += 1
+        self.on_idle()
         try:
             while not self._queued():
                 if self.stopped.is_set() or not self._ready.wait(IDLE_SECONDS):
