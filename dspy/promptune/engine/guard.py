@@ -18,6 +18,7 @@ from dspy.clients.base_lm import BaseLM
 from dspy.promptune.engine.budgets import Meter, answered_by_cache
 from dspy.promptune.engine.limiter import Limiter
 from dspy.promptune.engine.pool import holding, waiting
+from dspy.promptune.scrub import know, secrets_of
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError, is_retryable_lm_error
 
@@ -94,6 +95,7 @@ class Guard(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Wait for a place."""
+        know(secrets_of(instance) | secrets_of(inputs.get("kwargs")))
         if _in_event_loop():
             taken = _admitted.get()
             _admitted.set(None)

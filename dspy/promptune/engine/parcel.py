@@ -14,8 +14,8 @@ from dspy.clients.base_lm import BaseLM
 from dspy.promptune.engine.budgets import Caps
 from dspy.promptune.engine.guard import unguarded
 from dspy.promptune.engine.programs import Rules
-from dspy.promptune.engine.scrub import is_secret, secrets_of
 from dspy.promptune.errors import OptionError
+from dspy.promptune.scrub import cause, is_secret, said, secrets_of
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -84,6 +84,7 @@ class Record:
         spent: Calls that reached a language model, tokens, and dollars (``cost``).
         counts: Calls made, shared, retried and refused, and examples given up.
         retry_after: Seconds for which a language model asked to be left alone.
+        unpriced: Language models whose price would be needed and is not known.
         worker: Machine and process.
     """
 
@@ -97,6 +98,7 @@ class Record:
     spent: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     retry_after: float | None = None
+    unpriced: Sequence[str] = ()
     worker: str = ""
 
 
@@ -187,7 +189,7 @@ class Packer:
         try:
             pickled: bytes = cloudpickle.dumps(value)
         except Exception as error:
-            raise OptionError(_reason(parts, error)) from error
+            raise OptionError(_reason(parts, error)) from cause(error)
         if any(secret.encode() in pickled for secret in self._secrets):
             raise OptionError(
                 f'executor_keys="environment": {" or ".join(parts)} holds a key of a language model: let it read the '
@@ -205,7 +207,7 @@ def _reason(parts: Mapping[str, Any], error: Exception) -> str:
                 f"executor=: {path} ({type(culprit).__name__}) cannot be pickled, so it cannot travel to a worker: "
                 "make it where it is used, or leave it out in the object's __getstate__."
             )
-    return f"executor=: {' or '.join(parts)} cannot be pickled: {error}. Leave executor out, or mend that."
+    return f"executor=: {' or '.join(parts)} cannot be pickled: {said(error)}. Leave executor out, or mend that."
 
 
 def _culprit(path: str, value: Any, depth: int) -> tuple[str, Any]:
