@@ -23,7 +23,7 @@ from tests.durable.test_kill import LIMIT, check, killed, undisturbed
 from tests.server import Faults, Latency, LMServer, Prompt, Quality, TaskRule
 
 PLACES = (("SQLite", "runs.db", "tpe"), ("journal", "runs.log", "onehot"))
-ANSWERS = {f"What is the code of item {i}?": str(i % 5) for i in range(100)}
+ANSWERS = {f"What is the code of item {i}?": str(i % 5) for i in range(80)}
 TRAIN = 40  # of them; the others are the validation set
 RULE = TaskRule(ANSWERS, quality=Quality(base=0.5, instruction=0.2, demos=0.2))
 
@@ -77,15 +77,15 @@ def compiled(seed: int, rates: dict[str, float]) -> tuple[Any, list[Any]]:
     """A compile with this seed on a server with these faults, and the server's records."""
     data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in ANSWERS.items()]
     server = LMServer(
-        RULE, latency=Latency(0.01), faults=Faults(rates=rates, retry_after=0.02, seed=seed), process=True
+        RULE, latency=Latency(0.002), faults=Faults(rates=rates, retry_after=0.02, seed=seed), process=True
     )
     with server:
-        lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=False, timeout=2)
+        lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=False, timeout=1)
         with dspy.context(lm=lm):
             optimizer = dspy.MIPROv2(metric=metric, auto=None, num_candidates=8, num_threads=4, seed=seed)
             program = optimizer.compile(
-                dspy.Predict("question -> answer"), trainset=data[:TRAIN], valset=data[TRAIN:], num_trials=30,
-                sampler="qei", n_jobs=2, example_timeout=2, disable_progress_bar=True,
+                dspy.Predict("question -> answer"), trainset=data[:TRAIN], valset=data[TRAIN:], num_trials=12,
+                sampler="qei", embedder="ngram", n_jobs=2, example_timeout=1, disable_progress_bar=True,
             )  # fmt: skip
         return program, server.records()
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.promptune.engine.guard import unanswered
 from dspy.promptune.engine.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.scrub import cause, said
 from dspy.teleprompt.bootstrap import BootstrapFewShot
 from dspy.teleprompt.vanilla import LabeledFewShot
-from dspy.utils.exceptions import is_retryable_lm_error
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -211,4 +211,4 @@ def _check(sets: list[DemoSet], demo_set: DemoSet, report: StepReport) -> None:
 
 
 def _unreachable(error: Exception) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or is_retryable_lm_error(error)
+    return isinstance(error, (ConnectionError, TimeoutError)) or unanswered(error)

@@ -20,9 +20,15 @@ from dspy.promptune.engine.limiter import Limiter
 from dspy.promptune.engine.pool import holding, waiting
 from dspy.promptune.scrub import know, secrets_of
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError, is_retryable_lm_error
+from dspy.utils.exceptions import (
+    LMInvalidRequestError,
+    LMProviderError,
+    LMRateLimitError,
+    LMTimeoutError,
+    is_retryable_lm_error,
+)
 
-__all__ = ["Guard", "Stopped", "guarded", "unguarded"]
+__all__ = ["Guard", "Stopped", "guarded", "unanswered", "unguarded"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +37,16 @@ MAX_DELAY = 60.0  # seconds between two tries, as upstream's
 POLL_SECONDS = 0.02  # how often a call in an event loop looks whether it may go
 
 _current: contextvars.ContextVar[Guard | None] = contextvars.ContextVar("promptune_guard", default=None)
+
+
+def unanswered(error: BaseException) -> bool:
+    """Whether it is not the prompt's fault that a call brought no answer: it says nothing about the prompt.
+
+    The provider could not be reached or refused, its reply was no reply (half of one, a gateway's page), or it does
+    not know the key. What it says of the request itself, such as that the prompt is too long, is the prompt's fault.
+    """
+    at_provider = isinstance(error, LMProviderError) and not isinstance(error, LMInvalidRequestError)
+    return at_provider or (isinstance(error, Exception) and is_retryable_lm_error(error))
 
 
 class Stopped(BaseException):

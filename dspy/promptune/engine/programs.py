@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import dspy.utils.callback_context as callback_context
 from dspy.evaluate.evaluate import Evaluate, EvaluationResult
-from dspy.promptune.engine.guard import guarded
+from dspy.promptune.engine.guard import guarded, unanswered
 from dspy.promptune.engine.outcome import Outcome, number
 from dspy.promptune.engine.pool import Pool, waiting
 from dspy.promptune.engine.records import Job, JobKind
@@ -27,7 +27,7 @@ from dspy.promptune.engine.work import Done, Keep, keep_nothing
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.scrub import said, traced
 from dspy.promptune.space import Key, PromptSpace
-from dspy.utils.exceptions import AdapterParseError, is_retryable_lm_error
+from dspy.utils.exceptions import AdapterParseError
 
 if TYPE_CHECKING:
     from dspy.primitives.example import Example
@@ -307,7 +307,7 @@ class ProgramWork:
             try:
                 return state.program(**self._rules.valset[index].inputs())
             except Exception as error:
-                if not is_retryable_lm_error(error):
+                if not unanswered(error):
                     raise
                 if attempt == self._rules.retries:
                     if self._lose(state, index, error):
