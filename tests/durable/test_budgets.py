@@ -109,7 +109,7 @@ def test_no_call_is_made_beyond_the_limit(server, limit, n_jobs):
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_the_reserve_is_for_the_best_average(server, sampler):
-    """The full evaluation that is kept back goes to the prompt with the best minibatches, not to one that had its own."""
+    """The full evaluation that is kept back goes to the best average, not to a prompt that had one."""
     options = {"sampler": sampler, "num_trials": 12, "minibatch_full_eval_steps": 5, "max_lm_calls": 85}
     run = compiled(server.url, None, resume=False, **options).optimization_run
     trials = [trial for trial in run.trials if trial.value is not None]
