@@ -1,9 +1,10 @@
 """What crashes and a failing provider cost: a compile killed again and again, and one with one call in five failing.
 
-    python -m benchmarks.durability [--kills 100] [--seeds 8] [--parts kills faults] 2>/dev/null
+    python -m benchmarks.durability [--kills 100] [--seeds 24] [--parts kills faults] 2>/dev/null
 
-The runs and the checks are those of the tests (tests/durable/test_kill.py, test_faults.py), repeated more often. A
-check that does not hold ends the command with an error.
+The kills are those of tests/durable/test_kill.py, repeated more often. The faults are those of test_faults.py, on a
+task with many prompts that are nearly as good: every seed is compiled twice, with and without faults, and the
+server's rule says how often each winner is right in truth. A check that does not hold ends the command with an error.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ import logging
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from tests.durable.test_faults import RATES, VALSET, run, true_scores
-from tests.durable.test_kill import LIMIT, RULE, check, killed, undisturbed
-from tests.server import LMServer
+import dspy
+from tests.durable.lives import metric
+from tests.durable.test_faults import RATES
+from tests.durable.test_kill import LIMIT, check, killed, undisturbed
+from tests.server import Faults, Latency, LMServer, Prompt, Quality, TaskRule
 
 PLACES = (("SQLite", "runs.db", "tpe"), ("journal", "runs.log", "onehot"))
+ANSWERS = {f"What is the code of item {i}?": str(i % 5) for i in range(80)}
+TRAIN = 40  # of them; the others are the validation set
+RULE = TaskRule(ANSWERS, quality=Quality(base=0.5, instruction=0.2, demos=0.2))
 
 
 def kills(count: int) -> None:
@@ -40,28 +47,83 @@ def kills(count: int) -> None:
 
 
 def faults(seeds: int) -> None:
-    """The true accuracy of the winner with and without faults, over seeds of the faults."""
+    """The true accuracy of the winner with and without faults, a pair of compiles for each seed."""
     print(f"\nFaults: {RATES}\n")
-    differences, failed, trials = [], 0, 0
-    with LMServer(RULE) as judge:
-        for seed in range(seeds):
-            program, records = run(RATES, seed)
-            calm, _ = run({}, seed)
-            failed += sum(record.status != 200 for record in records)
-            trials += sum(trial.state.name == "FAIL" for trial in program.optimization_run.trials)
-            best, without = (sum(true_scores(each, judge.url)) / len(VALSET) for each in (program, calm))
-            differences.append(best - without)
-            print(f"seed {seed}: true accuracy {best:.3f} with faults, {without:.3f} without", flush=True)
-    error = stdev(differences) / len(differences) ** 0.5 if seeds > 1 else float("nan")
-    print(f"Difference {mean(differences):+.3f} (standard error {error:.3f}, {seeds} runs each); {failed} requests "
-          f"failed, {trials} trials FAILED; every run ended.")  # fmt: skip
+    print("| seed | requests failed | trials FAILED | winner's true accuracy with faults | without | all prompts |")
+    print("|---|---|---|---|---|---|")
+    pairs, failed, lost, scores = [], 0, 0, 0
+    for seed in range(seeds):
+        disturbed, records = compiled(seed, RATES)
+        calm, _ = compiled(seed, {})
+        scores += sum(map(true_scores, (disturbed, calm)))
+        refused = sum(record.status != 200 for record in records)
+        ended = [trial.state.name for trial in disturbed.optimization_run.trials].count("FAIL")
+        failed, lost = failed + refused, lost + ended
+        pairs.append((accuracy(disturbed), accuracy(calm), average(calm)))
+        with_faults, without, usual = pairs[-1]
+        print(f"| {seed} | {refused} | {ended} | {with_faults:.3f} | {without:.3f} | {usual:.3f} |", flush=True)
+    differences = [one - other for one, other, _ in pairs]
+    error = stdev(differences) / len(pairs) ** 0.5 if seeds > 1 else float("nan")
+    columns = [mean(column) for column in zip(*pairs, strict=True)]
+    print(
+        f"\nMeans {columns[0]:.4f} with faults, {columns[1]:.4f} without, {columns[2]:.4f} of all prompts. Difference "
+        f"{mean(differences):+.4f}, standard error {error:.4f}, {len(pairs)} pairs, "
+        f"{sum(abs(each) > 1e-9 for each in differences)} of them with different winners. {failed} requests failed, "
+        f"{lost} trials FAILED, every run ended, and all {scores:,} scores are what the rule says without a failure."
+    )
+
+
+def compiled(seed: int, rates: dict[str, float]) -> tuple[Any, list[Any]]:
+    """A compile with this seed on a server with these faults, and the server's records."""
+    data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in ANSWERS.items()]
+    server = LMServer(
+        RULE, latency=Latency(0.002), faults=Faults(rates=rates, retry_after=0.02, seed=seed), process=True
+    )
+    with server:
+        lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=False, timeout=1)
+        with dspy.context(lm=lm):
+            optimizer = dspy.MIPROv2(metric=metric, auto=None, num_candidates=8, num_threads=4, seed=seed)
+            program = optimizer.compile(
+                dspy.Predict("question -> answer"), trainset=data[:TRAIN], valset=data[TRAIN:], num_trials=12,
+                sampler="qei", embedder="ngram", n_jobs=2, example_timeout=1, disable_progress_bar=True,
+            )  # fmt: skip
+        return program, server.records()
+
+
+def prompt_of(program: Any, question: str) -> Prompt:
+    """What the server is asked by a program."""
+    (predictor,) = program.predictors()
+    return Prompt.read(dspy.ChatAdapter().format(predictor.signature, predictor.demos, {"question": question}))
+
+
+def accuracy(program: Any) -> float:
+    """How often a program is right in truth: the probability by the server's rule."""
+    return RULE.quality.of(prompt_of(program, ""))
+
+
+def average(program: Any) -> float:
+    """The same on average over all combinations that a run searched."""
+    space = program.optimization_run.space
+    return mean(accuracy(space.build(program, key)) for key in space.keys())
+
+
+def true_scores(program: Any) -> int:
+    """The number of scores of a run, every one of which must be what the rule says when nothing fails."""
+    run, questions, count = program.optimization_run, list(ANSWERS)[TRAIN:], 0
+    for trial in run.trials:
+        if trial.value is not None:
+            built = run.space.build(program, run.space.key(trial.params))
+            truth = [float(RULE.right(prompt_of(built, questions[i]))) for i in trial.user_attrs["examples"]]
+            assert trial.user_attrs["scores"] == truth, f"trial {trial.number} has a score that is not true"
+            count += len(truth)
+    return count
 
 
 def main() -> None:
     """Both parts, or those asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=24)
     parser.add_argument("--parts", nargs="+", choices=("kills", "faults"), default=("kills", "faults"))
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)

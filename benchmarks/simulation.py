@@ -29,11 +29,11 @@ from dspy.promptune.engine.driver import Driver, Limits, Schedule
 from dspy.promptune.engine.options import OURS
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.records import Job
-from dspy.promptune.engine.scrub import Scrubber
 from dspy.promptune.engine.search import Run, quiet_optuna
 from dspy.promptune.engine.storage import open_storage
 from dspy.promptune.engine.store import Store
 from dspy.promptune.engine.work import Done
+from dspy.promptune.scrub import Scrubber
 
 __all__ = ["Workers", "simulate"]
 

@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
     report.add_argument("-o", "--output", type=Path, metavar="FILE", default=Path("report.html"), help="the page")
     report.epilog = LIVE
-    prune = _command(commands, "prune", "delete one run and all that it has paid for", _prune)
-    prune.add_argument("--study", metavar="NAME", required=True, help="which run")
+    prune = _command(commands, "prune", "delete runs and all that they have paid for", _prune)
+    prune.add_argument("--study", metavar="NAME", help="only this one, whoever made it; default: all runs of promptune")
     prune.add_argument("--yes", action="store_true", help="do it; without this nothing is deleted")
     return parser
 
@@ -139,18 +139,35 @@ def _report(args: argparse.Namespace) -> None:
 def _prune(args: argparse.Namespace) -> None:
     import optuna
 
-    from dspy.promptune.engine.lease import holder
-    from dspy.promptune.engine.store import LEASE
-
-    study = _study(args)
-    held = holder(study._storage.get_study_system_attrs(study._study_id).get(LEASE))
-    if held is not None:
-        raise StorageError(f"Run {study.study_name!r} is being run by {held}: end that first.")
-    count = len(study.get_trials(deepcopy=False))
+    named = args.study is not None
+    chosen, kept = [], []
+    for study in [_study(args)] if named else _studies(args.storage):
+        name, why = f"{study.study_name!r} ({len(study.get_trials(deepcopy=False))} trials)", _spared(study, named)
+        if why is None:
+            chosen.append((name, study))
+        else:
+            kept.append(f"{name} stays: {why}.")
+    names = ", ".join(name for name, _ in chosen)
+    if not chosen:
+        raise StorageError(" ".join([f"Nothing is deleted from {_place(args.storage)}.", *kept]))
     if not args.yes:
-        raise StorageError(f"Run {study.study_name!r} with {count} trials is deleted for good: add --yes to do it.")
-    optuna.delete_study(study_name=study.study_name, storage=study._storage)
-    print(f"Run {study.study_name!r} with {count} trials is deleted.")
+        raise StorageError(" ".join([f"This deletes {names} for good: add --yes to do it.", *kept]))
+    for _, study in chosen:
+        optuna.delete_study(study_name=study.study_name, storage=study._storage)
+    print("\n".join([f"Deleted: {names}.", *kept]))
+
+
+def _spared(study: Study, named: bool) -> str | None:
+    """Why a study is not deleted; ``None`` where it may be."""
+    if held := _held(study):
+        return f"it is being run by {held}, end that first"
+    if named:
+        return None
+    if not _attributes(study):
+        return "it is not of promptune, delete it by its name with --study"
+    if any(trial.values and "scores" not in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
+        return "it has trials of another program too, delete it by its name with --study"
+    return None
 
 
 # ---------------------------------------------------------------------- reading
@@ -191,13 +208,10 @@ def _place(storage: str) -> str:
 
 
 def _summary(study: Study) -> dict[str, Any]:
-    from dspy.promptune.engine.lease import holder
-    from dspy.promptune.engine.store import LEASE
-
     attributes, trials = _attributes(study), study.get_trials(deepcopy=False)
     states = [trial.state.name for trial in trials]
     spent = attributes.get("spent", {}).values()
-    held = holder(study._storage.get_study_system_attrs(study._study_id).get(LEASE))
+    held = _held(study)
     return {
         "study": study.study_name,
         "kind": attributes.get("kind", "other"),
@@ -210,6 +224,14 @@ def _summary(study: Study) -> dict[str, Any]:
         "cost": sum(amounts.get("cost", 0.0) for amounts in spent) or "",
         "state": f"run by {held}" if held else attributes.get("ended", GOES_ON if attributes else "not of promptune"),
     }
+
+
+def _held(study: Study) -> str | None:
+    """Who is running a study, in words."""
+    from dspy.promptune.engine.lease import holder
+    from dspy.promptune.engine.store import LEASE
+
+    return holder(study._storage.get_study_system_attrs(study._study_id).get(LEASE))
 
 
 def _attributes(study: Study) -> Mapping[str, Any]:

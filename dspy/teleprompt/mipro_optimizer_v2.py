@@ -173,10 +173,8 @@ class MIPROv2(_upstream.MIPROv2):
         except (Stopped, StorageError) as stop:
             if isinstance(stop, StorageError) and run._engine.over is None:
                 raise
-            why = run._engine.over or str(stop)
-            logger.warning("Nothing was searched, the program is returned as it was: %s", why)
-            run._engine.books.close(why)
-            return student.deepcopy()
+            run._engine.expire(str(stop))
+            return run._unsearched(student.deepcopy())
         finally:
             run._engine.stop()
             run._engine.books.close()
@@ -331,6 +329,17 @@ class _Run(MIPROv2):
             settings=settings,
             options={**self._options.__dict__, "budget": self._budget},
         )
+
+    def _unsearched(self, program: Module) -> Module:
+        """The run ended in step 1 or 2: the program as it came, with a record that says why and what was spent."""
+        from dspy.promptune.engine.attributes import attach_unsearched
+
+        engine, why = self._engine, str(self._engine.over)
+        logger.warning("Nothing was searched, the program is returned as it was: %s", why)
+        if self.track_stats:
+            attach_unsearched(program, engine.books, why)
+        engine.books.close(why)
+        return program
 
     def _rules(self, max_errors: int) -> Rules:
         """How programs are scored."""

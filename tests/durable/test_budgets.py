@@ -1,5 +1,7 @@
 """Calls, tokens, dollars and seconds: no new work beyond the limit, and the best so far comes back, complete."""
 
+import math
+import pickle
 import re
 import time
 from types import SimpleNamespace
@@ -105,6 +107,21 @@ def test_no_call_is_made_beyond_the_limit(server, limit, n_jobs):
     assert len(scored) == EXAMPLES
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_reserve_is_for_the_best_average(server, sampler):
+    """The full evaluation that is kept back goes to the best average, not to a prompt that had one."""
+    options = {"sampler": sampler, "num_trials": 12, "minibatch_full_eval_steps": 5, "max_lm_calls": 85}
+    run = compiled(server.url, None, resume=False, **options).optimization_run
+    trials = [trial for trial in run.trials if trial.value is not None]
+    full = [trial.params for trial in trials if trial.user_attrs["kind"] == "full"]
+    means = {}
+    for trial in trials:
+        if trial.user_attrs["kind"] == "minibatch":
+            means.setdefault(tuple(trial.params.items()), []).append(trial.value)
+    rest = {key: sum(each) / len(each) for key, each in means.items() if dict(key) not in full[:-1]}
+    assert run.ended.startswith("max_lm_calls") and full[-1] == dict(max(rest, key=rest.get))
+
+
 @pytest.mark.parametrize("cap", [{"max_tokens_spent": 1}, {"max_cost": 1e-9}, {"timeout": 0.01}])
 def test_the_least_budget_gives_the_program_back(server, caplog, cap):
     """A limit that is reached in step 1 starts nothing more than is in flight: the program comes back as it was."""
@@ -112,6 +129,41 @@ def test_the_least_budget_gives_the_program_back(server, caplog, cap):
     program = compiled(server.url, None, resume=False, **cap)
     assert server.requests <= LIMIT and "Nothing was searched" in caplog.text
     assert program.signature.instructions == dspy.Predict("question -> answer").signature.instructions
+    check_unsearched(program, next(iter(cap)))
+    spent = program.optimization_run.spent
+    assert sum(step.get("calls", 0) for step in spent.values()) == server.requests
+
+
+def check_unsearched(program, why):
+    """A run that ended in step 1 or 2 has a record: why it ended, what was spent, no trials, and every view of it."""
+    run = program.optimization_run
+    assert why in run.ended and run.trials == [] and program.trial_logs == {} and math.isnan(program.score)
+    assert "bootstrap" in run.spent and run.facts["metric"].endswith("metric")
+    assert why in run._repr_html_() and "0_predictor_instruction" in run.best_params
+    table = run.to_dataframe()
+    assert len(table) == 0 and {"number", "score", "0_predictor_instruction"} <= set(table.columns)
+    assert pickle.loads(pickle.dumps(run)).ended == run.ended
+
+
+def test_a_run_that_ends_in_step_2_has_a_record(server, tmp_path):
+    """The budget ends while instructions are proposed: the record says so, its report can be written, and read back."""
+    place = str(tmp_path / "runs.db")
+    program = compiled(server.url, place, max_tokens_spent=7000, view_data_batch_size=1)
+    check_unsearched(program, "max_tokens_spent=7000 is spent")
+    assert {"bootstrap", "propose"} <= set(program.optimization_run.spent)
+    page = program.optimization_run.report(tmp_path / "report.html").read_text()
+    assert "max_tokens_spent=7000 is spent" in page and "Nothing was scored" not in program.optimization_run.ended
+    program.save(tmp_path / "program.json")
+
+
+def test_a_resumed_run_whose_time_is_over_at_once_gives_its_best(server, tmp_path):
+    """The best of the earlier starts is returned, though this start had no time for its search."""
+    place = str(tmp_path / "runs.db")
+    first = compiled(server.url, place, num_trials=4)
+    server.reset()
+    again = compiled(server.url, place, num_trials=20, timeout=1e-6)
+    assert again.optimization_run.best_params == first.optimization_run.best_params
+    assert again.score == first.score and "timeout" in again.optimization_run.ended and server.requests == 0
 
 
 def test_the_scarcest_of_several_limits_is_named(server):

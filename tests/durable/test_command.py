@@ -13,6 +13,7 @@ import dspy
 from dspy.promptune import search
 from dspy.promptune.runs import main
 from tests.durable.lives import QUESTIONS, compiled
+from tests.engine.conftest import Table
 from tests.server import LMServer, TaskRule
 
 
@@ -20,8 +21,6 @@ from tests.server import LMServer, TaskRule
 def place(tmp_path_factory):
     """A file with a compile and a search in it."""
     path = str(tmp_path_factory.mktemp("stored") / "runs.db")
-    from tests.engine.conftest import Table
-
     table = Table(instructions=2, demos=2, n_examples=6)
     search(table.space, table, n_examples=6, max_calls=12, sampler="random", storage=path, study_name="a search")
     with LMServer(TaskRule(QUESTIONS)) as server:
@@ -90,13 +89,36 @@ def test_refusals_name_the_remedy(place, arguments, message, capsys):
     assert message in error and error.startswith("error: ") and "hidden-word" not in error
 
 
-@pytest.mark.parametrize("command", [[], ["runs"], ["show"], ["export"], ["prune"]])
+@pytest.mark.parametrize("command", [[], ["runs"], ["show"], ["export"], ["report"], ["prune"]])
 def test_every_command_has_help(command, capsys):
     """``--help`` of the command and of each of its parts says what it takes."""
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0 and ("STORAGE" in text if command else "export" in text)
+
+
+def test_prune_without_a_name_deletes_runs_of_promptune_only(tmp_path, capsys):
+    """``prune STORAGE --yes`` deletes what this package made, and says what it leaves alone and why."""
+    path = str(tmp_path / "runs.db")
+    table = Table(instructions=2, demos=2, n_examples=6)
+    options = {"n_examples": 6, "max_calls": 6, "sampler": "random", "storage": path}
+    theirs = {name: optuna.create_study(storage=f"sqlite:///{path}", study_name=name) for name in ("theirs", "both")}
+    theirs["both"].optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    search(table.space, table, study_name="ours", **options)
+    search(table.space, table, study_name="both", resume="force", **options)
+    assert main(["prune", path]) == 1
+    said = capsys.readouterr().err
+    assert "deletes 'ours' (" in said and "add --yes" in said and "'theirs' (0 trials) stays" in said
+    assert len(optuna.get_all_study_names(theirs["both"]._storage)) == 3
+    assert main(["prune", path, "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "Deleted: 'ours'" in said and "'theirs' (0 trials) stays: it is not of promptune" in said
+    assert "stays: it has trials of another program too" in said
+    assert sorted(optuna.get_all_study_names(theirs["both"]._storage)) == ["both", "theirs"]
+    assert main(["prune", path, "--yes"]) == 1 and "Nothing is deleted" in capsys.readouterr().err
+    assert main(["prune", path, "--study", "theirs", "--yes"]) == 0
+    assert optuna.get_all_study_names(theirs["both"]._storage) == ["both"]
 
 
 def test_it_runs_as_a_module(tmp_path):

@@ -3,8 +3,9 @@
 import pytest
 
 import dspy
+from dspy.utils.exceptions import LMAuthError, LMProviderError
 from tests.durable.lives import QUESTIONS, compiled, metric
-from tests.server import Faults, Latency, LMServer, TaskRule
+from tests.server import Faults, Latency, LMServer, Quality, RuleLM, TaskRule
 
 RATES = {"429": 0.10, "500": 0.03, "503": 0.02, "hang": 0.02, "malformed": 0.02, "close": 0.01}
 VALSET = list(QUESTIONS.items())[20:]
@@ -25,6 +26,26 @@ def true_scores(program, url):
     lm = dspy.LM("openai/gpt-4o-mini", api_base=url, api_key="none", cache=False)
     with dspy.context(lm=lm):
         return [float(metric(dspy.Example(answer=a), program(question=q))) for q, a in VALSET]
+
+
+def test_a_reply_that_is_no_reply_is_no_score():
+    """Half a reply, or a key that is refused for a moment, is asked for again: every prompt keeps its true score."""
+    seen = set()
+
+    def fault(call):
+        if str(call.messages) not in seen:
+            seen.add(str(call.messages))
+            raise (LMProviderError("the reply is not JSON") if len(seen) % 2 else LMAuthError("no such key"))
+
+    data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in list(QUESTIONS.items())[:14]]
+    with dspy.context(lm=RuleLM(TaskRule(QUESTIONS, quality=Quality(base=1.0)), fault=fault)):
+        program = dspy.MIPROv2(metric=metric, auto=None, num_candidates=3, num_threads=2, seed=1).compile(
+            dspy.Predict("question -> answer"), trainset=data[:6], valset=data[6:], num_trials=4, minibatch_size=4,
+            sampler="random", n_jobs=2,
+        )  # fmt: skip
+    trials = program.optimization_run.trials
+    assert len(trials) > 3 and {score for trial in trials for score in trial.user_attrs["scores"]} == {1.0}
+    assert all(len(demos) for demos in program.optimization_run.space.parts[1].candidates[1:])
 
 
 @pytest.mark.slow

@@ -1,11 +1,17 @@
 """No key, header or value of the environment is ever written."""
 
+import logging
+import traceback
+
 import pytest
 
 import dspy
-from dspy.promptune.engine.scrub import MASK, Scrubber, secrets_of
+from dspy.promptune import PromptSpace
+from dspy.promptune.features import embed_parts
+from dspy.promptune.scrub import MASK, Scrubber, know, said, secrets_of
+from dspy.utils.callback import BaseCallback
 from tests.durable.lives import QUESTIONS
-from tests.server import LMServer, TaskRule
+from tests.server import LMServer, RuleLM, TaskRule
 
 KEY = "planted-key-0123456789"
 HEADER = "planted-header-value"
@@ -41,6 +47,88 @@ def test_nothing_planted_is_in_the_file(tmp_path, monkeypatch):
     assert b"Refused" in written and MASK.encode() in written and b'"temperature": 0.5' in written
     for secret in (KEY, HEADER, ENVIRONMENT, TOKEN):
         assert secret.encode() not in written
+
+
+SECRETS = (KEY, HEADER, ENVIRONMENT, TOKEN)
+LEAK = f"401 for key {KEY}, Authorization: Bearer {HEADER}, {ENVIRONMENT}, {TOKEN}\nand {KEY[:9]}"
+
+
+def leaky(fault, metric, **options):
+    """A compile on a language model and with a metric that may raise all secrets; what it returned or raised."""
+    lm = RuleLM(TaskRule(QUESTIONS), fault=fault)
+    lm.kwargs |= {"api_key": KEY, "extra_headers": {"Authorization": f"Bearer {HEADER}"}}
+    data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in list(QUESTIONS.items())[:12]]
+    with dspy.context(lm=lm, callbacks=[Leaking()]):
+        try:
+            return dspy.MIPROv2(metric=metric, auto=None, num_candidates=3, num_threads=1, seed=1, **options).compile(
+                dspy.Predict("question -> answer"), trainset=data[:6], valset=data[6:], num_trials=4,
+                minibatch_size=3, sampler="random", n_jobs=2,
+            )  # fmt: skip
+        except dspy.promptune.PromptuneError as error:
+            return error
+
+
+class Leaking(BaseCallback):
+    """Fails at every evaluation, and tells all it knows."""
+
+    def on_evaluate_start(self, *args, **options):
+        raise ValueError(LEAK)
+
+    on_evaluate_end = on_evaluate_start
+
+
+def test_nothing_planted_is_logged_shown_or_raised(monkeypatch, caplog, capfd):
+    """What a provider, a metric or a callback says is masked in log lines of all levels, in records and in errors."""
+    monkeypatch.setenv("PLANTED", ENVIRONMENT)
+    caplog.set_level("DEBUG", logger=dspy.promptune.__name__)
+    handler = logging.StreamHandler()
+    logging.getLogger(dspy.promptune.__name__).addHandler(handler)
+    calls = []
+
+    def refused(call):
+        raise ConnectionRefusedError(LEAK)
+
+    def proposing(call):
+        if call.label != "answer" or len(calls) > 20:
+            raise ValueError(LEAK)
+
+    def metric(example, prediction, trace=None):
+        calls.append(example)
+        if trace is None and len(calls) % 3 == 0:
+            raise ValueError(LEAK)
+        return True
+
+    try:
+        program = leaky(proposing, metric, max_errors=2)
+        found = [leaky(refused, metric), leaky(lambda call: None, lambda *args: 1 / 0 if len(args) > 2 else refused(0))]
+    finally:
+        logging.getLogger(dspy.promptune.__name__).removeHandler(handler)
+    run = program.optimization_run
+    views = [str(run), str([trial.user_attrs for trial in run.trials]), str(program.trial_logs), run._repr_html_()]
+    raised = ["".join(traceback.format_exception(error)) for error in found]
+    streams = "".join(capfd.readouterr())
+    for text in (caplog.text, streams, views[1], views[2], *raised):
+        assert MASK in text
+    for text in (caplog.text, streams, *views, run.to_dataframe().to_csv(), *raised):
+        assert not [secret for secret in SECRETS if secret in text]
+
+
+def test_an_error_is_masked_before_it_is_cut():
+    """No half of a key is left where a long message is cut off."""
+    know([KEY])
+    assert KEY[:6] not in said(ValueError("x" * 495 + KEY))
+
+
+def test_an_embedders_key_is_masked(capsys):
+    """What a hosted embedder says when it fails is shown without its key."""
+
+    class Hosted(dspy.Embedder):
+        def __call__(self, *args, **options):
+            raise ConnectionError(LEAK)
+
+    with pytest.raises(dspy.promptune.EmbeddingError) as error:
+        embed_parts(PromptSpace({0: ["Answer."]}), Hosted("openai/small", api_key=KEY))
+    assert MASK in str(error.value) and KEY not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.mark.parametrize(

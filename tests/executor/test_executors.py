@@ -58,6 +58,14 @@ def test_budgets_hold_across_workers(processes, compiled, server):
     assert "max_lm_calls" in found.optimization_run.ended
 
 
+def test_an_unknown_price_is_said_once(compiled, server, caplog):
+    """A model without a price is named once, however many blocks call it on however many workers."""
+    lm = dspy.LM("openai/a-model-of-mine", api_base=server.url, api_key="none", cache=False)
+    with ThreadPoolExecutor(2) as executor:
+        compiled(executor, lm=lm, max_cost=1.0)
+    assert caplog.text.count("The price of openai/a-model-of-mine is not known") == 1
+
+
 def test_a_metric_that_raises_is_scored_as_in_threads(processes, compiled):
     """Examples on which the metric raises count as failures; too many of them fail the trial, with its reason."""
 

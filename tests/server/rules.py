@@ -97,10 +97,11 @@ class TaskRule:
         prompt = Prompt.read(messages)
         if set(prompt.outputs) & set(PROPOSER):
             return chat_text({name: proposer_text(name, prompt) for name in prompt.outputs})
-        right = self._right(prompt)
+        right = self.right(prompt)
         return chat_text({name: self._field(name, prompt, right) for name in prompt.outputs}) if prompt.outputs else "?"
 
-    def _right(self, prompt: Prompt) -> bool:
+    def right(self, prompt: Prompt) -> bool:
+        """Whether this prompt is answered rightly."""
         chance = self.quality.of(prompt) * (0.5 if any(v.startswith("poor") for v in prompt.inputs.values()) else 1.0)
         return unit("right", prompt.instruction, *prompt.demos, *prompt.inputs.values()) < chance
 

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.engine.enduring import Past
 from dspy.promptune.engine.programs import Programs
 from dspy.promptune.engine.records import Job, ScoreTable
+from dspy.promptune.engine.search import SearchRun
 from dspy.promptune.errors import EvaluationError
+from dspy.promptune.scrub import masked
 from dspy.promptune.space import Key, PromptSpace
 from dspy.teleprompt.utils import save_candidate_program
 
 if TYPE_CHECKING:
-    pass
+    from dspy.promptune.engine.books import Books
 
-__all__ = ["Entry", "attach", "percent"]
+__all__ = ["Entry", "attach", "attach_unsearched", "percent"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,19 @@ def attach(program: Any, ledger: Ledger, best: Key) -> None:
     program.candidate_programs = [each for each in data if each["full_eval"]]
 
 
+def attach_unsearched(program: Any, books: Books, ended: str) -> None:
+    """Give the program of a run that ended before its search the same attributes: no trials, and what was spent."""
+    space = PromptSpace({i: [each.signature.instructions] for i, each in enumerate(program.predictors())})
+    program.trial_logs, program.candidate_programs, program.mb_candidate_programs = {}, [], []
+    program.score = math.nan
+    program.prompt_model_total_calls = program.total_calls = 0
+    program.optimization_run = SearchRun(
+        best_params=space.params((0,) * len(space.names)), calls=books.meter.examples, history=[], best_score=math.nan,
+        trials=[], order=[], ended=ended, study=getattr(books.store, "study", None), spent=books.meter.spent(),
+        space=space, facts=books.facts,
+    )  # fmt: skip
+
+
 def _score_data(ledger: Ledger) -> list[dict[str, Any]]:
     """One record for each evaluation that ended well, and one for each prompt scored in full piece by piece."""
     data, full = [], set()
@@ -115,7 +130,7 @@ def _trial_logs(ledger: Ledger) -> dict[int, dict[str, Any]]:
         if not full or (not ledger.minibatch and i > 1):
             log.update(ledger.space.params(entry.job.key))
         if entry.error is not None:
-            log["error"] = f"{type(entry.error).__name__}: {entry.error}"
+            log["error"] = masked(f"{type(entry.error).__name__}: {entry.error}")
         else:
             log.update(_evaluated(ledger, entry, i, (scores, full)))
         log["total_eval_calls_so_far"] = calls

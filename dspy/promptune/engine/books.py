@@ -13,9 +13,9 @@ from dspy.promptune.engine.encoding import as_json
 from dspy.promptune.engine.manifest import candidates_of
 from dspy.promptune.engine.memory import Memory, NoMemory, StoredMemory, candidates
 from dspy.promptune.engine.records import Job
-from dspy.promptune.engine.scrub import secrets_of
 from dspy.promptune.engine.store import Store, make_store
 from dspy.promptune.errors import StorageError
+from dspy.promptune.scrub import know, said, secrets_of
 from dspy.promptune.space import Key, PromptSpace
 from dspy.utils.saving import get_dependency_versions
 
@@ -44,8 +44,8 @@ def open_books(
         OptionError: Options that do not go together.
         StorageError: The storage cannot be opened.
     """
-    secrets = set().union(*(secrets_of(lm) for lm in lms if lm is not None))
-    return Books(make_store(storage, study_name, resume, name, secrets), Meter(caps))
+    know(set().union(*(secrets_of(lm) for lm in lms if lm is not None)))
+    return Books(make_store(storage, study_name, resume, name), Meter(caps))
 
 
 class Books:
@@ -121,7 +121,7 @@ class Books:
             state = program.dump_state(json_mode=True)
             json.dumps(state)
         except Exception as error:
-            logger.warning("The best program is not in the study, for it has no form in JSON: %s", error)
+            logger.warning("The best program is not in the study, for it has no form in JSON: %s", said(error))
         else:
             shown["best_program"] = {**state, "metadata": {"dependency_versions": get_dependency_versions()}}
         self.close(ended, **shown)

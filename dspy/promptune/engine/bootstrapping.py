@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.promptune.engine.guard import unanswered
 from dspy.promptune.engine.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.errors import EvaluationError
+from dspy.promptune.scrub import cause, said
 from dspy.teleprompt.bootstrap import BootstrapFewShot
 from dspy.teleprompt.vanilla import LabeledFewShot
-from dspy.utils.exceptions import is_retryable_lm_error
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -204,10 +205,10 @@ def _check(sets: list[DemoSet], demo_set: DemoSet, report: StepReport) -> None:
     if failed and failed >= demo_set.max_errors and not any(each.sound for each in sets):
         error = report.failures[-1].error
         raise EvaluationError(
-            f"The first {failed} examples of the trainset all failed, the last with {type(error).__name__}: {error}. "
+            f"The first {failed} examples of the trainset all failed, the last with {said(error)}. "
             "Correct the program, the metric or the language model; max_errors allows more."
-        ) from error
+        ) from cause(error)
 
 
 def _unreachable(error: Exception) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or is_retryable_lm_error(error)
+    return isinstance(error, (ConnectionError, TimeoutError)) or unanswered(error)

@@ -61,16 +61,21 @@ class Meter:
     Args:
         caps: The limits.
         past: What earlier starts of the run have spent, by step.
+        warn: Say that the price of a model is not known; ``unpriced`` has its name in any case.
     """
 
-    def __init__(self, caps: Caps | None = None, past: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    def __init__(
+        self, caps: Caps | None = None, past: Mapping[str, Mapping[str, float]] | None = None, *, warn: bool = True
+    ) -> None:
         self.caps = caps or Caps()
         self.examples = 0
         self._spent: dict[str, dict[str, float]] = {step: dict(amounts) for step, amounts in (past or {}).items()}
         self._now: dict[str, float] = {}  # of the search in this start: for rates
         self._open = 0
         self._began = self._search_began = time.monotonic()
-        self._unknown: set[str] = set()
+        self._searching = False
+        self.unpriced: set[str] = set()
+        self._warn = warn
         self._lock = threading.Lock()
 
     def take_up(self, past: Mapping[str, Mapping[str, float]]) -> None:
@@ -93,7 +98,7 @@ class Meter:
 
     def search_begins(self) -> None:
         """From now on the time counts as the search's."""
-        self._search_began = time.monotonic()
+        self._search_began, self._searching = time.monotonic(), True
 
     def admit(self) -> bool:
         """Whether one more call may be made now; if so, it is counted as under way until :meth:`ended`."""
@@ -124,7 +129,7 @@ class Meter:
         if cost is not None:
             self._add("cost", float(cost))
         elif self.caps.max_cost is not None:
-            self._price_unknown(str(entry.get("model")))
+            self.price_unknown(str(entry.get("model")))
 
     def scored(self, count: int) -> None:
         """So many more examples have been scored."""
@@ -136,7 +141,8 @@ class Meter:
         with self._lock:
             found = {step: dict(amounts) for step, amounts in self._spent.items()}
         search = found.setdefault(SEARCH, {})
-        search["seconds"] = round(search.get("seconds", 0) + time.monotonic() - self._search_began, 3)
+        if self._searching:
+            search["seconds"] = round(search.get("seconds", 0) + time.monotonic() - self._search_began, 3)
         return {step: {name: round(value, 6) for name, value in amounts.items()} for step, amounts in found.items()}
 
     def reached(self) -> str | None:
@@ -218,11 +224,12 @@ class Meter:
             if step == SEARCH:
                 self._now[kind] = self._now.get(kind, 0) + amount
 
-    def _price_unknown(self, model: str) -> None:
+    def price_unknown(self, model: str) -> None:
+        """What the calls to this model cost is not known, which is said once."""
         with self._lock:
-            new = model not in self._unknown
-            self._unknown.add(model)
-        if new:
+            new = model not in self.unpriced
+            self.unpriced.add(model)
+        if new and self._warn:
             logger.warning("The price of %s is not known: max_cost does not count its calls.", model)
 
 
@@ -304,7 +311,7 @@ class Capped:
         if not limited or not self._table.calls:
             return None
         self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
-        best = self.inner.best()
+        best: Key = getattr(self.inner, "to_confirm", self.inner.best)()
         examples = range(self._n_examples)
         missing = self._table.missing(best, examples)
         if not missing or len(missing) > self._affordable():

@@ -9,7 +9,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from dspy.promptune.engine.books import Books
 from dspy.promptune.engine.budgets import Capped, Caps
 from dspy.promptune.engine.driver import Driver, Limits, Schedule, interrupts
 from dspy.promptune.engine.guard import Guard, Stopped
-from dspy.promptune.engine.options import OURS, check_integer
+from dspy.promptune.engine.options import check_integer, embedder_of
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.parcel import Packer, check_executor
 from dspy.promptune.engine.pool import Pool
@@ -198,16 +198,11 @@ class Engine:
         self.guard.stop()
         self.pool.give_up(Stopped(why))
 
-    def search_begins(self) -> None:
-        """From now on the search looks after its end by itself.
-
-        Raises:
-            Stopped: It has come before.
-        """
+    def search_begins(self) -> str | None:
+        """From now on the search looks after its end by itself; why it has come already, if it has."""
         if self._timer is not None:
             self._timer.cancel()
-        if self.over is not None:
-            raise Stopped(self.over)
+        return self.over
 
     def stop(self) -> None:
         """Nothing more is started."""
@@ -251,13 +246,16 @@ def optimize(task: Task, engine: Engine) -> Module:
 
     Raises:
         EvaluationError: No evaluation succeeded.
+        Stopped: The run was over before the search, and no earlier start has scored anything.
     """
     assert engine.work is not None
     engine.await_loaded()
-    engine.search_begins()
+    over = engine.search_begins()
     space = PromptSpace(task.instructions, task.demos)
     engine.books.settle(space)
     run = _run(task, engine, space)
+    if over is not None and not run.table.calls:
+        raise Stopped(over)
     programs = engine.work.programs
     programs.space = space
     recorder = _Recorder(run, programs, engine, task.max_calls)
@@ -269,18 +267,19 @@ def optimize(task: Task, engine: Engine) -> Module:
         limits=Limits(retries=RETRIES, max_calls=task.max_calls, note_every=max(1, task.max_calls // 50)),
         on_end=recorder,
         on_tick=recorder.tick,
-        first=lambda: [run.claim(*head) for head in engine.heads if not run.past.covers(*head)],
+        first=lambda: [run.claim(*head) for head in engine.heads if over is None and not run.past.covers(*head)],
     )
     recorder.driver = driver
     engine.pool.on_idle = driver.wake
+    if over is not None:
+        driver.stop(over)
     if engine.books.store is not None:
         engine.books.store.lost = driver.stop
     logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)
     try:
         ended = driver.run()
         limited = run.spending.ended if isinstance(run.spending, Capped) else None
-        spent, facts = engine.books.meter.spent(), engine.books.facts
-        found = replace(run.result(driver, limited or ended), spent=spent, facts=facts)
+        found = run.result(driver, limited or ended, engine.books.facts, engine.books.meter.spent())
     finally:
         programs.release()
         recorder.close()
@@ -291,7 +290,7 @@ def optimize(task: Task, engine: Engine) -> Module:
 
 def by_blocks(options: CompileOptions) -> bool:
     """Whether the search decides by itself how many examples each prompt deserves."""
-    return _embedder(options) is not None and options.minibatch_size is None
+    return embedder_of(options.sampler, options.sampler_options) is not None and options.minibatch_size is None
 
 
 def check_embedder(options: CompileOptions, program: Module) -> None:
@@ -302,7 +301,7 @@ def check_embedder(options: CompileOptions, program: Module) -> None:
     Raises:
         EmbeddingError: It is unknown, raises, or returns what are no vectors.
     """
-    embedder = _embedder(options)
+    embedder = embedder_of(options.sampler, options.sampler_options)
     if embedder is None or (isinstance(embedder, str) and embedder in ("minilm", "onehot")):
         return
     from dspy.promptune.features import embed_parts
@@ -310,19 +309,11 @@ def check_embedder(options: CompileOptions, program: Module) -> None:
     embed_parts(PromptSpace({0: [each.signature.instructions for each in program.predictors()]}), embedder)
 
 
-def _embedder(options: CompileOptions) -> Any:
-    """What the sampler embeds with; ``None`` for samplers that are not this fork's."""
-    if isinstance(options.sampler, str):
-        default = "onehot" if options.sampler == "onehot" else "minilm"
-        return options.sampler_options.get("embedder", default) if options.sampler in OURS else None
-    return getattr(options.sampler, "embedder", None)
-
-
 def _load(options: CompileOptions, space: PromptSpace) -> None:
     """Import and load what step 3 needs. What goes wrong here goes wrong there again, and is told there."""
     with contextlib.suppress(Exception):
         importlib.import_module("dspy.promptune.samplers")
-        embedder = _embedder(options)
+        embedder = embedder_of(options.sampler, options.sampler_options)
         if isinstance(embedder, str) and embedder != "onehot":
             from dspy.promptune.features import embed_parts
 

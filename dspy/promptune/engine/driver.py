@@ -16,6 +16,7 @@ from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.records import Job, ScoreTable, Spending
 from dspy.promptune.engine.work import Work
 from dspy.promptune.errors import EvaluationError
+from dspy.promptune.scrub import cause, said
 from dspy.promptune.space import Key
 
 __all__ = ["Driver", "Limits", "Schedule", "interrupts"]
@@ -296,7 +297,7 @@ class Driver:
             return False
         self._tries[job.number] = tries + 1
         self._parts[job.number] = outcome
-        logger.info("Trial %d failed (%s): tried again.", job.number, _line(outcome.error))
+        logger.info("Trial %d failed (%s): tried again.", job.number, said(outcome.error))
         self._start(job)
         return True
 
@@ -316,7 +317,7 @@ class Driver:
         return True
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        logger.warning("Trial %d failed: %s", job.number, _line(error))
+        logger.warning("Trial %d failed: %s", job.number, said(error))
         self._spending.failed(job, error)
         self.log.failed += 1
         if self._stopping:
@@ -325,7 +326,7 @@ class Driver:
         self._last_error = error
         limit = self._limits.streak or max(MIN_STREAK, 2 * self._schedule.n_jobs)
         if self._streak >= limit:
-            self.stop(f"{self._streak} evaluations failed in a row, the last with {_line(error)}")
+            self.stop(f"{self._streak} evaluations failed in a row, the last with {said(error)}")
 
     def _note_best(self, *, every: int = 0) -> None:
         """Write down what the run would return now, unless that was done less than ``every`` examples ago."""
@@ -363,17 +364,12 @@ class Driver:
         if self._stopping == "interrupted":
             raise KeyboardInterrupt
         if self._last_error is not None:
-            said = _line(self._last_error).rstrip(".")
+            last = said(self._last_error).rstrip(".")
             raise EvaluationError(
-                f"Every evaluation failed ({self.log.failed} of {self.log.failed}), the last with {said}. "
+                f"Every evaluation failed ({self.log.failed} of {self.log.failed}), the last with {last}. "
                 "Mend the program, the metric or the language model and run again."
-            ) from self._last_error
+            ) from cause(self._last_error)
         return self._stopping or "nothing to evaluate"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}"
 
 
 @contextlib.contextmanager

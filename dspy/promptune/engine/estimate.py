@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.budgets import Caps
 from dspy.promptune.errors import BudgetError
+from dspy.promptune.scrub import said
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -103,8 +104,8 @@ def _cost(lm: Any, tokens: int) -> float | None:
     try:
         price = _price(str(lm.model))
         return float(tokens * (0.9 * price["input_cost_per_token"] + 0.1 * price["output_cost_per_token"]))
-    except Exception:
-        logger.debug("No price of %s", getattr(lm, "model", lm), exc_info=True)
+    except Exception as error:
+        logger.debug("No price of %s: %s", getattr(lm, "model", lm), said(error))
         return None
 
 

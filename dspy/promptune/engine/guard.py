@@ -18,10 +18,17 @@ from dspy.clients.base_lm import BaseLM
 from dspy.promptune.engine.budgets import Meter, answered_by_cache
 from dspy.promptune.engine.limiter import Limiter
 from dspy.promptune.engine.pool import given_up, hold, waiting
+from dspy.promptune.scrub import know, secrets_of
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError, is_retryable_lm_error
+from dspy.utils.exceptions import (
+    LMInvalidRequestError,
+    LMProviderError,
+    LMRateLimitError,
+    LMTimeoutError,
+    is_retryable_lm_error,
+)
 
-__all__ = ["GUARD", "Guard", "Stopped", "guarded", "unguarded"]
+__all__ = ["GUARD", "Guard", "Stopped", "guarded", "unanswered", "unguarded"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +36,16 @@ REFUSALS = (LMRateLimitError, LMTimeoutError)
 MAX_DELAY = 60.0  # seconds between two tries, as upstream's
 POLL_SECONDS = 0.02  # how often a call in an event loop looks whether it may go
 GUARD = "promptune_guard"  # the setting of DSPy that holds the guard: it travels to a program's own threads
+
+
+def unanswered(error: BaseException) -> bool:
+    """Whether it is not the prompt's fault that a call brought no answer: it says nothing about the prompt.
+
+    The provider could not be reached or refused, its reply was no reply (half of one, a gateway's page), or it does
+    not know the key. What it says of the request itself, such as that the prompt is too long, is the prompt's fault.
+    """
+    at_provider = isinstance(error, LMProviderError) and not isinstance(error, LMInvalidRequestError)
+    return at_provider or (isinstance(error, Exception) and is_retryable_lm_error(error))
 
 
 class Stopped(BaseException):
@@ -88,6 +105,7 @@ class Guard(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Wait for a place."""
+        know(secrets_of(instance) | secrets_of(inputs.get("kwargs")))
         call = self._start(instance, inputs)
         if call.round is None and self.limiter.stopped:
             self._land(call)

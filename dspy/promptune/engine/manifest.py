@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.encoding import as_json, digest, encode, restorable
-from dspy.promptune.engine.options import OURS
+from dspy.promptune.engine.options import embedder_of
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -23,6 +23,7 @@ __all__ = [
     "compile_manifest",
     "data_of",
     "differences",
+    "embedder_known",
     "embedder_name",
     "lm_of",
     "name_of",
@@ -34,6 +35,11 @@ __all__ = [
 
 FORMAT = 1
 COMPARED = ("format", "kind", "program", "metric", "language_model", "data", "settings")
+DIGESTS = {
+    "digest": ": other examples, or another order", "demos": "", "source": ": the code of the program's class",
+    "settings.candidates": "",
+}  # fmt: skip
+SHOWN = 80  # characters of a text that has changed
 LM_SETTINGS = (
     "temperature", "max_tokens", "max_completion_tokens", "top_p", "top_k", "n", "stop", "seed", "reasoning_effort",
     "frequency_penalty", "presence_penalty", "response_format",
@@ -91,7 +97,14 @@ def embedder_name(embedder: Any) -> str:
     """Which embedder gives candidates their meaning."""
     if isinstance(embedder, str):
         return embedder
-    return str(getattr(embedder, "model", None) or name_of(embedder))
+    model = getattr(embedder, "model", None)
+    return model if isinstance(model, str) and model else name_of(embedder if model is None else model)
+
+
+def embedder_known(sampler: Any, options: Mapping[str, Any]) -> str | None:
+    """Which embedder a sampler reads prompts with; ``None`` for one that does not read them, or is not built yet."""
+    embedder = embedder_of(sampler, options)
+    return None if embedder is None else embedder_name(embedder)
 
 
 def search_manifest(space: PromptSpace, evaluate: Any, n_examples: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,21 +143,13 @@ def compile_manifest(
         "data": {name: data_of(examples) for name, examples in data.items()},
         "settings": options_of(settings),
         "options": options_of({**{k: v for k, v in options.items() if k not in hidden}, **sampler_options}),
-        "embedder": _embedder(options.get("sampler"), sampler_options),
+        "embedder": embedder_known(options.get("sampler"), sampler_options),
     }
 
 
 def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as JSON: plain values as they are, of objects the name."""
     return {name: value if restorable(value) else name_of(value) for name, value in options.items()}
-
-
-def _embedder(sampler: Any, options: Mapping[str, Any]) -> str | None:
-    """Which embedder a sampler reads prompts with; ``None`` for those that do not read them."""
-    of_instance = getattr(getattr(sampler, "options", None), "embedder", None)
-    if of_instance is None and sampler not in OURS:
-        return None
-    return embedder_name(of_instance or options.get("embedder", "onehot" if sampler == "onehot" else "minilm"))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -161,18 +166,34 @@ def _compare(name: str, old: Any, new: Any, found: list[str]) -> None:
         for key in [*old, *(key for key in new if key not in old)]:
             if key == "source" and (old.get(key) is None or new.get(key) is None or _python(old) != _python(new)):
                 continue
+            if key == "digest" and old.get("examples") != new.get("examples"):
+                continue  # their numbers differ, which says it
             _compare(f"{name}.{key}", old.get(key), new.get(key), found)
     elif as_json(old) != as_json(new):
-        found.append(f"{name} was {_short(old)}, is {_short(new)}")
+        found.append(_changed(name, as_json(old), as_json(new)))
+
+
+def _changed(name: str, old: str, new: str) -> str:
+    """One difference in words; of what is stored as a digest only that there is one."""
+    whole, _, last = name.rpartition(".")
+    if last in DIGESTS or whole in DIGESTS:
+        return f"{whole if last == 'digest' else name} has changed{DIGESTS.get(last, '')}"
+    pairs = enumerate(zip(old, new, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    return f"{name} was {_short(old, same)}, is {_short(new, same)}"
 
 
 def _python(part: Mapping[str, Any]) -> Any:
     return str(part.get("source") or "").partition(":")[0]
 
 
-def _short(value: Any) -> str:
-    text = as_json(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+def _short(text: str, same: int) -> str:
+    """A text of JSON, of a long one the part where it begins to differ."""
+    if len(text) <= SHOWN:
+        return text
+    begin = max(0, min(same, len(text) - SHOWN // 2) - SHOWN // 4)
+    end = begin + SHOWN
+    return f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}"
 
 
 def _predictor(predictor: Any) -> dict[str, Any]:

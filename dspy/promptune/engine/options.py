@@ -15,6 +15,7 @@ __all__ = [
     "check_jobs",
     "check_sampler",
     "check_seed",
+    "embedder_of",
     "with_batch_size",
 ]
 
@@ -78,6 +79,14 @@ def _check_acquisition(sampler: Any, acquisition: Any) -> None:
         raise OptionError(f"acquisition={acquisition!r}: it must be one of {', '.join(ACQUISITIONS)}.")
     if sampler in ACQUISITIONS and sampler != acquisition:
         raise OptionError(f"acquisition={acquisition!r} contradicts sampler={sampler!r}: give sampler={acquisition!r}.")
+
+
+def embedder_of(sampler: Any, options: Mapping[str, Any]) -> Any:
+    """What a sampler reads prompts with; ``None`` for one that does not read them, or is not built yet."""
+    if isinstance(sampler, str) or sampler is None:
+        default = "onehot" if sampler == "onehot" else "minilm"
+        return options.get("embedder", default) if sampler in OURS else None
+    return getattr(sampler, "embedder", None)
 
 
 def with_batch_size(sampler: Any, batch_size: int, options: Mapping[str, Any]) -> dict[str, Any]:

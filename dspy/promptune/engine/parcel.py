@@ -15,8 +15,8 @@ from dspy.promptune.engine.budgets import STEP, Caps
 from dspy.promptune.engine.guard import GUARD, unguarded
 from dspy.promptune.engine.pool import TASK
 from dspy.promptune.engine.programs import Rules
-from dspy.promptune.engine.scrub import is_secret, secrets_of
 from dspy.promptune.errors import OptionError
+from dspy.promptune.scrub import cause, is_secret, said, secrets_of
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -85,6 +85,7 @@ class Record:
         spent: Calls that reached a language model, tokens, and dollars (``cost``).
         counts: Calls made, shared, retried and refused, and examples given up.
         retry_after: Seconds for which a language model asked to be left alone.
+        unpriced: Language models whose price would be needed and is not known.
         worker: Machine and process.
     """
 
@@ -98,6 +99,7 @@ class Record:
     spent: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     retry_after: float | None = None
+    unpriced: Sequence[str] = ()
     worker: str = ""
 
 
@@ -188,7 +190,7 @@ class Packer:
         try:
             pickled: bytes = cloudpickle.dumps(value)
         except Exception as error:
-            raise OptionError(_reason(parts, error)) from error
+            raise OptionError(_reason(parts, error)) from cause(error)
         if any(secret.encode() in pickled for secret in self._secrets):
             raise OptionError(
                 f'executor_keys="environment": {" or ".join(parts)} holds a key of a language model: let it read the '
@@ -206,7 +208,7 @@ def _reason(parts: Mapping[str, Any], error: Exception) -> str:
                 f"executor=: {path} ({type(culprit).__name__}) cannot be pickled, so it cannot travel to a worker: "
                 "make it where it is used, or leave it out in the object's __getstate__."
             )
-    return f"executor=: {' or '.join(parts)} cannot be pickled: {error}. Leave executor out, or mend that."
+    return f"executor=: {' or '.join(parts)} cannot be pickled: {said(error)}. Leave executor out, or mend that."
 
 
 def _culprit(path: str, value: Any, depth: int) -> tuple[str, Any]:

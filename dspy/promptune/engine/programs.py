@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import dspy.utils.callback_context as callback_context
 from dspy.evaluate.evaluate import Evaluate, EvaluationResult
-from dspy.promptune.engine.guard import guarded
+from dspy.promptune.engine.guard import guarded, unanswered
 from dspy.promptune.engine.outcome import Outcome, number
 from dspy.promptune.engine.pool import Pool, waiting
 from dspy.promptune.engine.records import Job, JobKind
 from dspy.promptune.engine.work import Done, Keep, keep_nothing
 from dspy.promptune.errors import EvaluationError
+from dspy.promptune.scrub import said, traced
 from dspy.promptune.space import Key, PromptSpace
-from dspy.utils.exceptions import AdapterParseError, is_retryable_lm_error
+from dspy.utils.exceptions import AdapterParseError
 
 if TYPE_CHECKING:
     from dspy.primitives.example import Example
@@ -286,7 +287,7 @@ class ProgramWork:
         except _Abandoned:
             return
         except AdapterParseError as error:
-            logger.debug("Unreadable answer: %s", error)
+            logger.debug("Unreadable answer: %s", said(error))
             self._keep(state.job, {index: self._rules.failure_score})
             self._note(state, index, (example, prediction, self._rules.failure_score), unreadable=True)
         except EvaluationError as error:
@@ -306,7 +307,7 @@ class ProgramWork:
             try:
                 return state.program(**self._rules.valset[index].inputs())
             except Exception as error:
-                if not is_retryable_lm_error(error):
+                if not unanswered(error):
                     raise
                 if attempt == self._rules.retries:
                     if self._lose(state, index, error):
@@ -353,7 +354,8 @@ class ProgramWork:
             state.outcome.errors += 1
             state.outcome.raised[index] = error
             too_many = state.outcome.errors >= self._rules.max_errors
-        logger.debug("Example %d of trial %d raised", index, state.job.number, exc_info=error)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Example %d of trial %d raised:\n%s", index, state.job.number, traced(error))
         if too_many:
             self._fail(state, state.first_error)
         else:
@@ -395,7 +397,7 @@ class ProgramWork:
             try:
                 callback.on_evaluate_start(call_id=state.call_id, instance=self._evaluate, inputs=inputs)
             except Exception as error:
-                logger.warning("Callback %r failed at the start of an evaluation: %s", callback, error)
+                logger.warning("Callback %r failed at the start of an evaluation: %s", callback, said(error))
 
     def _evaluate_end(self, state: _State, error: BaseException | None) -> None:
         outputs = None
@@ -406,4 +408,4 @@ class ProgramWork:
             try:
                 callback.on_evaluate_end(call_id=state.call_id, outputs=outputs, exception=error)
             except Exception as failure:
-                logger.warning("Callback %r failed at the end of an evaluation: %s", callback, failure)
+                logger.warning("Callback %r failed at the end of an evaluation: %s", callback, said(failure))

@@ -24,6 +24,7 @@ from dspy.promptune.engine.records import Job
 from dspy.promptune.engine.work import Done, Keep, keep_nothing
 from dspy.promptune.engine.worker import evaluate_block
 from dspy.promptune.errors import EvaluationError
+from dspy.promptune.scrub import said
 from dspy.promptune.space import Key
 
 __all__ = ["RemoteWork"]
@@ -269,6 +270,8 @@ class RemoteWork:
         else:
             self._allowances.settle(block.allowance, record.spent)
         guard = self._guard
+        for model in record.unpriced:
+            guard.meter.price_unknown(model)
         guard.calls += counts.get("calls", 0)
         guard.shared += counts.get("shared", 0)
         guard.retried += counts.get("retried", 0)
@@ -341,8 +344,7 @@ def _record_of(future: Future[Record]) -> Record:
 
 def _lost(error: BaseException, *, sent: bool = True) -> Record:
     """The record of a block whose worker will not say how it ended."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return Record(error=f"The worker was lost ({text})", transient=True, counts={"lost": int(sent)})
+    return Record(error=f"The worker was lost ({said(error, 300)})", transient=True, counts={"lost": int(sent)})
 
 
 def _predictors(programs: Programs) -> int:

@@ -6,13 +6,13 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.driver import Driver, Limits, Schedule
 from dspy.promptune.engine.enduring import Enduring, Past, frozen
-from dspy.promptune.engine.manifest import search_manifest
+from dspy.promptune.engine.manifest import embedder_known, search_manifest
 from dspy.promptune.engine.options import check_jobs, check_seed, with_batch_size
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.records import Job, ScoreTable, Spending
@@ -88,13 +88,14 @@ class SearchRun:
         Raises:
             OptionError: pandas is not installed.
         """
-        from dspy.promptune.engine.tables import trial_rows
+        from dspy.promptune.engine.tables import columns, trial_rows
 
         try:
             import pandas
         except ImportError:
             raise OptionError("to_dataframe() needs pandas: pip install pandas, or read .trials.") from None
-        return pandas.DataFrame(trial_rows(self.trials))
+        rows = trial_rows(self.trials)
+        return pandas.DataFrame(rows, columns=None if rows else columns(self.best_params))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "study": None}
@@ -135,6 +136,7 @@ class Run:
         else:
             self.study = store.study
             self.study.sampler = self.sampler
+            store.show("embedder", embedder_known(self.sampler, {}))
         self.table = ScoreTable()
         self.past.refill(self.table)
         spending: Any = Timed(make_spending(self.study, space, self.table, limits, seed=seed), self.study)
@@ -170,8 +172,14 @@ class Run:
             storage.set_trial_user_attr(trial_id, "kind", job.kind)
             storage.set_trial_user_attr(trial_id, "examples", list(job.examples))
 
-    def result(self, driver: Driver, ended: str) -> SearchRun:
-        """The record of a run that ended."""
+    def result(
+        self,
+        driver: Driver,
+        ended: str,
+        facts: Mapping[str, Any] | None = None,
+        spent: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> SearchRun:
+        """The record of a run that ended; ``facts`` is what was known of it when it began."""
         key = self.spending.best()
         row = self.table.row(key)
         return SearchRun(
@@ -183,7 +191,9 @@ class Run:
             order=driver.log.order,
             ended=ended,
             study=self.study,
+            spent=spent or {},
             space=self.space,
+            facts={**(facts or {}), "embedder": embedder_known(self.sampler, {})},
         )
 
     def _trials(self) -> list[FrozenTrial]:
@@ -267,7 +277,7 @@ def search(
         driver = Driver(run.spending, run.table, work, plan, limits=Limits(retries=retries), on_end=run.note)
         if store is not None:
             store.lost = driver.stop
-        found = replace(run.result(driver, driver.run()), facts=facts)
+        found = run.result(driver, driver.run(), facts)
         if store is not None:
             store.close(found.ended, **shown(found))
         return found

@@ -15,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from dspy.promptune.engine.records import Job, JobKind, ScoreTable, Spending
 from dspy.promptune.errors import BudgetError
+from dspy.promptune.scrub import masked
 from dspy.promptune.space import Key, PromptSpace
 
 FULL_EVERY = 5  # upstream's minibatch_full_eval_steps
@@ -123,7 +124,7 @@ class Trials:
 
     def fail(self, job: Job, error: BaseException) -> None:
         """Mark a job's trial as failed."""
-        trial_id = self._note(job, error=f"{type(error).__name__}: {error}", kind=job.kind)
+        trial_id = self._note(job, error=masked(f"{type(error).__name__}: {error}"), kind=job.kind)
         self._end(trial_id, job.number, TrialState.FAIL)
 
     def _end(self, trial_id: int, number: int, state: TrialState, value: float | None = None) -> None:
@@ -273,6 +274,13 @@ class Minibatches:
         if self._full:
             return max(self._full, key=lambda key: self._full[key])
         return max(self._means, key=self._average)
+
+    def to_confirm(self) -> Key:
+        """What to evaluate in full at the end: the best average that never was, unless beliefs say what is best."""
+        free = [key for key in self._means if key not in self._full]
+        if not free or _believed_best(self._trials.study.sampler, self._trials.study):
+            return self.best()
+        return max(free, key=self._average)
 
     def _average(self, key: Key) -> float:
         return math.fsum(self._means[key]) / len(self._means[key])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from dspy.promptune.engine.memory import Memory, NoMemory
+from dspy.promptune.scrub import said
 
 __all__ = ["StepFailure", "StepReport", "Submitter", "as_they_end"]
 
@@ -36,7 +37,7 @@ class StepFailure:
     error: BaseException
 
     def __str__(self) -> str:
-        return f"{self.step}: {self.what} failed: {type(self.error).__name__}: {self.error}"
+        return f"{self.step}: {self.what} failed: {said(self.error)}"
 
 
 @dataclass

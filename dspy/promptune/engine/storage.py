@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import StorageError
+from dspy.promptune.scrub import masked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,8 @@ def explain(error: BaseException, place: str, password: str | None = None) -> St
     if password:
         text = text.replace(password, "***")
     found = next((remedy for mark, remedy in _REMEDIES if mark in f"{text} {error}".lower()), None)
-    return StorageError(f"The storage {place} cannot be used: {text or type(cause).__name__}. {found or _ANY}")
+    what = masked(text).rstrip(".?! ") or type(cause).__name__
+    return StorageError(f"The storage {place} cannot be used: {what}. {found or _ANY}")
 
 
 _ANY = "Correct it, or choose another storage."
@@ -103,6 +105,7 @@ _REMEDIES = (
     ("no password supplied", "Put the password into the URL or into ~/.pgpass."),
     ("connection refused", "Start the server, or correct host and port."),
     ("could not translate host", "Correct the host's name."),
+    ("failed to resolve host", "Correct the host's name."),
     ("record does not exist", "The study was deleted while it was running: run again under another study_name."),
     ("relation ", "There are no runs in it: correct the name."),
     ("does not exist", "Create the database first, or correct its name."),
@@ -117,8 +120,8 @@ _REMEDIES = (
     ("file too large", "The file may not grow any more: raise the limit and run again with resume=True."),
     ("disk i/o error", "The disk is full or broken: mend it and run again with resume=True."),
     ("no longer compatible", "The tables were made by another version of Optuna."),
-    ("no module named", 'Install the driver: pip install "dspy[postgresql]".'),
-    ("failed to import db", 'Install the driver: pip install "dspy[postgresql]".'),
+    ("no module named", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
+    ("failed to import db", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
     ("not a database", "It is another kind of file; the names of Optuna journals end in .log or .journal."),
 )
 

@@ -12,10 +12,10 @@ from dspy.promptune.engine.enduring import Past, past_of, told_scores
 from dspy.promptune.engine.lease import RENEW_SECONDS, SETTLE_SECONDS, Lease, abroad, holder
 from dspy.promptune.engine.manifest import differences
 from dspy.promptune.engine.records import Job
-from dspy.promptune.engine.scrub import Scrubber
 from dspy.promptune.engine.storage import Opened, explain, open_storage
 from dspy.promptune.engine.writer import SafeStorage, Writer
 from dspy.promptune.errors import OptionError, StorageError
+from dspy.promptune.scrub import Scrubber, said
 from dspy.promptune.space import Key, PromptSpace
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ WATCH_SECONDS = 2.5 * RENEW_SECONDS  # after which a run that is alive has renew
 SCORES = PREFIX + "early_scores:"
 
 
-def make_store(storage: Any, study_name: str | None, resume: Any, default_name: str, secrets: Any = ()) -> Store | None:
+def make_store(storage: Any, study_name: str | None, resume: Any, default_name: str) -> Store | None:
     """The store that the options ask for; ``None`` where nothing is to be kept.
 
     Raises:
@@ -48,7 +48,7 @@ def make_store(storage: Any, study_name: str | None, resume: Any, default_name: 
         return None
     if study_name is not None and (not isinstance(study_name, str) or not study_name):
         raise OptionError(f"study_name={study_name!r}: it must be a text, or None for {default_name!r}.")
-    return Store(open_storage(storage), study_name or default_name, resume, Scrubber(secrets))
+    return Store(open_storage(storage), study_name or default_name, resume, Scrubber())
 
 
 class Store:
@@ -184,8 +184,8 @@ class Store:
                 for name, value in {**shown, **({"ended": ended} if ended else {})}.items():
                     self.show(name, value)
                 self._show_spent()
-        except StorageError:
-            logger.debug("Not written", exc_info=True)
+        except StorageError as error:
+            logger.debug("Not written: %s", error)
         self._let_go()
 
     # ------------------------------------------------------------------
@@ -326,8 +326,8 @@ class Store:
             if self._lease.owns(self._read_notes().get(LEASE)):
                 note = {**self._lease.note(), "released": True}
                 self._storage.set_study_system_attr(self.study._study_id, LEASE, note)
-        except Exception:
-            logger.debug("The lease could not be released", exc_info=True)
+        except Exception as error:
+            logger.debug("The lease could not be released: %s", said(error))
 
     def _trial_id(self, number: int) -> int:
         if number not in self._ids:

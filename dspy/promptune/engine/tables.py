@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["trial_rows"]
+__all__ = ["columns", "trial_rows"]
 
 NOTED = ("kind", "proposing", "paid", "tokens", "cost", "errors", "unreadable", "error")
 
@@ -16,6 +16,11 @@ NOTED = ("kind", "proposing", "paid", "tokens", "cost", "errors", "unreadable", 
 def trial_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """One row a trial: number, state, mean score, parameters, examples, seconds, and what it took."""
     return [_row(trial) for trial in trials]
+
+
+def columns(parameters: Iterable[str]) -> list[str]:
+    """The names in such a row, of trials with these parameters."""
+    return ["number", "state", "score", *parameters, "examples", "seconds", *NOTED, "started", "ended"]
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:

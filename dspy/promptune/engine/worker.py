@@ -22,6 +22,7 @@ from dspy.promptune.engine.parcel import Frame, Parcel, Record
 from dspy.promptune.engine.pool import Pool
 from dspy.promptune.engine.programs import Programs, ProgramWork, Rules
 from dspy.promptune.engine.records import Job
+from dspy.promptune.scrub import said
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -42,7 +43,7 @@ def evaluate_block(parcel: Parcel) -> Record:
         frame = _frame(parcel.frame)
         program, examples = pickle.loads(parcel.program), pickle.loads(parcel.examples)
     except Exception as error:
-        return Record(error=f"The worker {_worker()} cannot read the program: {_line(error)}", worker=_worker())
+        return Record(error=f"The worker {_worker()} cannot read the program: {said(error)}", worker=_worker())
     rules = Rules(
         metric=frame.metric,
         valset=examples,
@@ -60,7 +61,7 @@ def _evaluated(program: Module, rules: Rules, parcel: Parcel, settings: Mapping[
     """The fields of a record."""
     kept: dict[int, float] = {}
     ended: list[Outcome] = []
-    meter, over = Meter(parcel.allowance), threading.Event()
+    meter, over = Meter(parcel.allowance, warn=False), threading.Event()
     guard, pool = Guard(parcel.threads, meter), Pool(parcel.threads, name="promptune-block")
 
     def done(_: Job, outcome: Outcome) -> None:
@@ -84,9 +85,9 @@ def _fields(outcome: Outcome, kept: dict[int, float], guard: Guard, pool: Pool) 
     limiter = guard.limiter
     return {
         "scores": kept,
-        "raised": {i: _line(error) for i, error in outcome.raised.items()},
+        "raised": {i: said(error) for i, error in outcome.raised.items()},
         "unreadable": outcome.unreadable,
-        "error": None if outcome.error is None else _line(outcome.error),
+        "error": None if outcome.error is None else said(outcome.error),
         "transient": outcome.transient,
         "short": isinstance(outcome.error, Stopped) and not limiter.stopped,
         "spent": {name: spent[name] for name in ("calls", "tokens", "cost") if name in spent},
@@ -95,6 +96,7 @@ def _fields(outcome: Outcome, kept: dict[int, float], guard: Guard, pool: Pool) 
             "late": pool.given_up,
         },
         "retry_after": limiter.retry_after,
+        "unpriced": sorted(guard.meter.unpriced),
     }  # fmt: skip
 
 
@@ -120,7 +122,3 @@ def _interruptible(guard: Guard) -> Iterator[None]:
 
 def _worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

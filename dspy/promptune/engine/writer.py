@@ -12,9 +12,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from dspy.promptune.engine.lease import RENEW_SECONDS
-from dspy.promptune.engine.scrub import Scrubber
 from dspy.promptune.engine.storage import explain
 from dspy.promptune.errors import StorageError
+from dspy.promptune.scrub import Scrubber
 from dspy.promptune.space import Key
 
 __all__ = ["SafeStorage", "Writer"]
@@ -174,8 +174,8 @@ class Writer:
             try:
                 self._write(entries)
                 self._tick()
-            except StorageError:
-                logger.debug("Not written", exc_info=True)
+            except StorageError as error:
+                logger.debug("Not written: %s", error)
             except Exception as error:
                 self._storage.give_up(error)
             for entry in entries:

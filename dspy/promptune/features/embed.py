@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dspy.promptune.errors import EmbeddingError
 from dspy.promptune.features.minilm import embed_minilm
 from dspy.promptune.features.ngram import embed_ngrams
+from dspy.promptune.scrub import cause, know, said, secrets_of
 from dspy.promptune.space import PromptSpace
 
 __all__ = ["EmbedderLike", "embed_parts"]
@@ -164,10 +165,11 @@ def _checked(texts: list[str], function: Callable[[list[str]], Any]) -> Vectors:
     except EmbeddingError:
         raise
     except Exception as error:
+        know(secrets_of(function))
         raise EmbeddingError(
-            f"{who} failed on {len(texts)} texts ({type(error).__name__}: {error}). It must turn a list of n texts "
+            f"{who} failed on {len(texts)} texts ({said(error)}). It must turn a list of n texts "
             "into n vectors of equal width; try it alone on these texts, or pass embedder='minilm'."
-        ) from error
+        ) from cause(error)
     if vectors.ndim != 2 or len(vectors) != len(texts) or vectors.shape[1] == 0:
         raise EmbeddingError(
             f"{who} returned shape {vectors.shape} for {len(texts)} texts: it must return {len(texts)} rows of equal "

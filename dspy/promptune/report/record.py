@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.engine.encoding import decode
-from dspy.promptune.engine.scrub import Scrubber
 from dspy.promptune.errors import StorageError
 from dspy.promptune.report.clock import Span, clock_of
+from dspy.promptune.scrub import Scrubber
 from dspy.promptune.space import Key, PromptSpace
 
 if TYPE_CHECKING:

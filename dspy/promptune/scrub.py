@@ -1,13 +1,14 @@
-"""Keeping secrets out of what is written down."""
+"""Keeping secrets out of what is written down, logged and shown."""
 
 from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["Scrubber", "is_secret", "secrets_of"]
+__all__ = ["Scrubber", "cause", "is_secret", "know", "masked", "said", "secrets_of", "traced"]
 
 MASK = "[removed]"
 MIN_LENGTH = 6  # characters of a value that is looked for; shorter ones are in ordinary words too
@@ -22,23 +23,28 @@ LOOKS_SECRET = re.compile(
 SECRET_NAME = re.compile(r"key|token|secret|passw|auth|credential|header|cookie|signature|query", re.IGNORECASE)
 HARMLESS_NAME = re.compile(r"max_(completion_)?tokens|_tokens$", re.IGNORECASE)
 
+_known: set[str] = set()  # secrets of the language models and embedders that runs of this process have used
+
 
 class Scrubber:
     """Replaces secrets by a mask in texts and in what consists of texts.
 
-    A secret is one of ``secrets``, the value of an environment variable (of 8 characters or more, paths and plain
-    words excepted), or what has the form of a key, an ``Authorization`` header, or a URL's password.
+    A secret is one of ``secrets``, one that :func:`know` was told, the value of an environment variable (of 8
+    characters or more, paths and plain words excepted), or what has the form of a key, an ``Authorization`` header, or
+    a URL's password.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = {text for text in secrets if len(text) >= MIN_LENGTH} | _environment()
-        longest_first = sorted(known, key=lambda text: (-len(text), text))
-        self._known = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._own = {text for text in secrets if len(text) >= MIN_LENGTH} | _environment()
+        self._seen = -1
 
     def text(self, text: str) -> str:
         """The text without secrets."""
-        if self._known is not None:
-            text = self._known.sub(MASK, text)
+        if self._seen != len(_known):
+            self._seen = len(_known)
+            self._pattern = _pattern(self._own | _known)
+        if self._pattern is not None:
+            text = self._pattern.sub(MASK, text)
         return LOOKS_SECRET.sub(MASK, text)
 
     def value(self, value: Any) -> Any:
@@ -52,10 +58,44 @@ class Scrubber:
         return value
 
 
+def know(secrets: Iterable[str]) -> None:
+    """From now on these are secrets wherever this process masks a text."""
+    _known.update(text for text in secrets if len(text) >= MIN_LENGTH)
+
+
+def masked(text: str) -> str:
+    """A text that may hold what a provider, a program or a metric has said, without secrets."""
+    return Scrubber().text(text)
+
+
+def said(error: BaseException, limit: int = 500) -> str:
+    """An error in one line, as it is logged, shown and put into other messages: its type and text, without secrets."""
+    return f"{type(error).__name__}: {masked(' '.join(str(error).split()))[:limit]}"
+
+
+def traced(error: BaseException) -> str:
+    """An error with its traceback, without secrets."""
+    return masked("".join(traceback.format_exception(error)))
+
+
+def cause(error: BaseException) -> BaseException | None:
+    """What another error is raised ``from``: the first one, unless its traceback would print a secret."""
+    link: BaseException | None = error
+    while link is not None:
+        if masked(str(link)) != str(link):
+            return None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def secrets_of(lm: Any) -> set[str]:
-    """Texts in a language model's settings that must not be written: keys, tokens and all that is in headers."""
+    """Texts in a language model's settings that must not be written: keys, tokens and all that is in headers.
+
+    An embedder's are found as well, and those of a mapping of settings.
+    """
     found: set[str] = set()
-    for source in (getattr(lm, "kwargs", None), getattr(lm, "__dict__", None)):
+    sources = [getattr(lm, name, None) for name in ("kwargs", "default_kwargs", "__dict__")]
+    for source in (*sources, lm if isinstance(lm, Mapping) else None):
         for name, value in (source or {}).items():
             if is_secret(name):
                 found |= _texts(value)
@@ -75,6 +115,11 @@ def _texts(value: Any) -> set[str]:
     if isinstance(value, (list, tuple)):
         return set().union(*map(_texts, value))
     return set()
+
+
+def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(secrets, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def _environment() -> set[str]:
