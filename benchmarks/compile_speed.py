@@ -1,13 +1,15 @@
 """How long a whole compile takes: upstream's MIPROv2 and this fork's on one language model, in one run.
 
-    python benchmarks/compile_speed.py [--predictors 1 3] [--parts a b ceiling schedules] 2>/dev/null
+    python benchmarks/compile_speed.py [--predictors 1 3] [--parts ceiling a b schedules cpu many] 2>/dev/null
 
 The model is a loopback server in a process of its own (tests/server): answers by rules, latency log-normal with a
 median of 0.4 s and sigma 0.8, the same latency for the same request. Every compile has ``auto="light"``, the same
 data, the same seed, and no cache. Part a: the same threads for each prompt, more prompts at once. Part b: the same
 number of calls in flight. They answer different questions and are never mixed.
 
-Times of steps are taken from the log messages that begin them; calls in flight from the server's records.
+Times of steps are taken from the log messages that begin them; calls in flight from the server's records. "while work
+is left" is from the beginning of step 3 until its last evaluation is handed out: calls in flight as a share of those
+possible, and of those of a bare ``dspy.Evaluate`` with as many threads (part "ceiling", measured in the same run).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import dspy  # noqa: E402
+from benchmarks import python_time  # noqa: E402
 from benchmarks.critical_path import Watch, critical_path  # noqa: E402
 from tests.server import Latency, LMServer, Quality, Record, TaskRule, max_in_flight, mean_in_flight  # noqa: E402
 
@@ -68,6 +72,7 @@ def metric(example: Any, prediction: Any, trace: Any = None) -> bool:
 class Measured:
     """One compile, seen from outside."""
 
+    predictors: int
     wall: float
     steps: dict[str, float]
     records: list[Record]
@@ -76,6 +81,7 @@ class Measured:
     threads: float
     memory: float
     path: tuple[float, float] = (float("nan"), float("nan"))
+    busy: float = float("nan")
 
     @property
     def calls(self) -> int:
@@ -150,7 +156,10 @@ def measure(server: LMServer, optimizer: Any, predictors: int, watch: Watch | No
     steps = {step: edges[i + 1] - edges[i] for i, step in enumerate(STEPS)}
     used, records = time.process_time() - cpu, server.records()
     path = critical_path(watch, records, begin, steps) if watch else (float("nan"),) * 2
-    return Measured(end - begin, steps, records, accuracy(program), used, *peak, path)
+    busy = float("nan")
+    if watch:  # while work is left
+        busy = mean_in_flight(records, edges[2], max(one.start for one in watch.evaluations.values()))
+    return Measured(predictors, end - begin, steps, records, accuracy(program), used, *peak, path, busy)
 
 
 def accuracy(program: Any) -> float:
@@ -161,13 +170,18 @@ def accuracy(program: Any) -> float:
 
 
 def upstream(server: LMServer, lm: Any, predictors: int, threads: int) -> Measured:
-    """Upstream's own class, which the fork keeps under ``dspy._upstream``; measured once for both parts."""
+    """Upstream's own class, which the fork keeps under ``dspy._upstream``."""
     from dspy._upstream.teleprompt.mipro_optimizer_v2 import MIPROv2
 
+    with dspy.context(lm=lm):
+        optimizer = MIPROv2(metric=metric, auto="light", num_threads=threads, seed=SEED)
+        return measure(server, optimizer, predictors)
+
+
+def known(server: LMServer, lm: Any, predictors: int, threads: int) -> Measured:
+    """The same, measured once for both parts."""
     if (predictors, threads) not in KNOWN:
-        with dspy.context(lm=lm):
-            optimizer = MIPROv2(metric=metric, auto="light", num_threads=threads, seed=SEED)
-            KNOWN[predictors, threads] = measure(server, optimizer, predictors)
+        KNOWN[predictors, threads] = upstream(server, lm, predictors, threads)
     return KNOWN[predictors, threads]
 
 
@@ -180,6 +194,7 @@ def ours(server: LMServer, lm: Any, predictors: int, threads: int, **options: An
 
 
 KNOWN: dict[tuple[int, int], Measured] = {}
+CEILING: dict[tuple[int, int], float] = {}  # predictors, threads: calls in flight while work is left
 HEAD = (
     "compile",
     "calls",
@@ -192,6 +207,8 @@ HEAD = (
     "mean in flight",
     "most",
     "of possible",
+    "while work is left",
+    "of the ceiling",
     "critical path",
     "at least",
     "wall / path",
@@ -214,13 +231,15 @@ def row(name: str, run: Measured, base: Measured, slots: int) -> str:
         f"{run.mean:.1f}",
         str(max_in_flight(run.records)),
         f"{run.mean / slots:.0%}",
+        f"{run.busy / slots:.0%}",
+        f"{run.busy / CEILING.get((run.predictors, slots), float('nan')):.0%}",
         *(f"{path:.1f}" for path in run.path),
         f"{run.wall / run.path[0]:.2f}",
         f"{run.cpu:.1f}",
         f"{run.threads:.0f}",
         f"{run.score:.1f}",
     ]
-    return "| " + " | ".join("" if cell == "nan" else cell for cell in cells) + " |"
+    return "| " + " | ".join("" if cell.startswith("nan") else cell for cell in cells) + " |"
 
 
 def table(title: str) -> None:
@@ -231,7 +250,7 @@ def table(title: str) -> None:
 def part_a(server: LMServer, lm: Any, predictors: int, options: argparse.Namespace) -> None:
     """The provider allows more: the same threads for each prompt, ``n_jobs`` prompts."""
     table(f"(a) {predictors} predictor(s), num_threads=8 for each prompt")
-    base = upstream(server, lm, predictors, 8)
+    base = known(server, lm, predictors, 8)
     print(row("upstream", base, base, 8), flush=True)
     for n_jobs in options.jobs:
         run = ours(server, lm, predictors, 8, sampler=options.sampler, n_jobs=n_jobs)
@@ -242,7 +261,7 @@ def part_b(server: LMServer, lm: Any, predictors: int, options: argparse.Namespa
     """The same calls in flight, T: upstream's threads are our ``max_concurrency``."""
     table(f"(b) {predictors} predictor(s), the same calls in flight")
     for limit in options.limits:
-        base = upstream(server, lm, predictors, limit)
+        base = known(server, lm, predictors, limit)
         print(row(f"upstream, T={limit}", base, base, limit), flush=True)
         n_jobs = jobs_for(limit)
         run = ours(server, lm, predictors, limit, sampler=options.sampler, n_jobs=n_jobs, max_concurrency=limit)
@@ -251,8 +270,8 @@ def part_b(server: LMServer, lm: Any, predictors: int, options: argparse.Namespa
 
 def part_ceiling(server: LMServer, lm: Any, predictors: int, options: argparse.Namespace) -> None:
     """What this process can do at all: a bare ``dspy.Evaluate`` over many examples with T threads."""
-    print("\nceiling: dspy.Evaluate of 400 examples\n\n| threads | calls | wall s | calls/s | mean in flight |")
-    print("|" + " --- |" * 5)
+    print("\nceiling: dspy.Evaluate of 400 examples\n")
+    print("| threads | calls | wall s | calls/s | mean in flight | while work is left |\n|" + " --- |" * 6)
     for limit in options.limits:
         server.reset()
         begin = time.monotonic()
@@ -260,7 +279,9 @@ def part_ceiling(server: LMServer, lm: Any, predictors: int, options: argparse.N
             dspy.Evaluate(devset=EXAMPLES[200:600], metric=metric, num_threads=limit)(Chain(predictors))
         wall, records = time.monotonic() - begin, server.records()
         busy = mean_in_flight(records)
-        print(f"| {limit} | {len(records)} | {wall:.1f} | {len(records) / wall:.0f} | {busy:.1f} |", flush=True)
+        full = CEILING[predictors, limit] = mean_in_flight(records, end=max(record.start for record in records))
+        cells = (limit, len(records), f"{wall:.1f}", f"{len(records) / wall:.0f}", f"{busy:.1f}", f"{full:.1f}")
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def part_schedules(server: LMServer, lm: Any, predictors: int, options: argparse.Namespace) -> None:
@@ -293,6 +314,19 @@ def part_many(server: LMServer, lm: Any, predictors: int, options: argparse.Name
     )
 
 
+def part_cpu(server: LMServer, lm: Any, predictors: int, options: argparse.Namespace) -> None:
+    """What Python takes for a call, in evaluations and in whole compiles."""
+    with LMServer(server.behaviour.rule, process=True) as quick:
+        model = language_model(quick)
+        runs = {"MIPROv2, upstream's": lambda: upstream(quick, model, predictors, 8)}
+        for name in ("random", options.sampler):
+            chosen = {"sampler": name, "n_jobs": 4, "max_concurrency": 8}
+            runs[f"MIPROv2, ours, {name}, n_jobs=4"] = partial(ours, quick, model, predictors, 8, **chosen)
+        with dspy.context(lm=model):
+            program = Chain(predictors)
+            python_time.report(quick, program, EXAMPLES[200:400], metric, runs)
+
+
 def resident() -> float:
     """Memory of this process now, in MB; 0 where the system does not say."""
     with contextlib.suppress(OSError):
@@ -307,7 +341,14 @@ def jobs_for(limit: int) -> int:
     return max(4, min(16, limit // 4))
 
 
-PARTS = {"many": part_many, "ceiling": part_ceiling, "a": part_a, "b": part_b, "schedules": part_schedules}
+PARTS = {
+    "cpu": part_cpu,
+    "many": part_many,
+    "ceiling": part_ceiling,
+    "a": part_a,
+    "b": part_b,
+    "schedules": part_schedules,
+}
 
 
 def main() -> None:

@@ -1,6 +1,12 @@
-"""Before DSPy is imported: its cache is the tests' own, so that no answer of an earlier run stands in for a call."""
+"""Before DSPy is imported: its cache is the tests' own, so that no answer of an earlier run stands in for a call.
+
+``SWITCH_INTERVAL=1e-5`` makes threads take turns 500 times as often as usual: what only works by luck fails.
+"""
 
 import os
+import sys
 import tempfile
 
 os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-cache-")
+if interval := os.environ.get("SWITCH_INTERVAL"):
+    sys.setswitchinterval(float(interval))

@@ -5,6 +5,9 @@ import inspect
 import json
 import logging
 import math
+import os
+import signal
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -16,6 +19,7 @@ from optuna.trial import TrialState
 import dspy
 from dspy._upstream.teleprompt.mipro_optimizer_v2 import MIPROv2 as Upstream
 from dspy.promptune import EmbeddingError, EvaluationError, OptionError, QEISampler, SearchRun, SpaceError
+from dspy.promptune.engine.driver import Driver
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMServerError
 from dspy.utils.usage_tracker import track_usage
@@ -534,7 +538,7 @@ def test_an_example_that_always_hangs_counts_as_an_error():
     try:
         found = compiled(
             hanging(gate, always=True), example_timeout=0.2, sampler="random", minibatch=False, max_concurrency=1,
-            n_jobs=1,
+            n_jobs=1, schedule="batch",
         )  # fmt: skip
     finally:
         gate.set()
@@ -602,11 +606,41 @@ def test_usage_is_tracked_over_all_threads():
         assert len(tracker.usage_data["openai/gpt-4o-mini"]) == server.requests
 
 
+class Formatting(dspy.ChatAdapter):
+    """An adapter that counts what it formats."""
+
+    def __init__(self):
+        super().__init__()
+        self.formatted = []
+
+    def format(self, signature, demos, inputs):
+        self.formatted.append(signature)
+        return super().format(signature, demos, inputs)
+
+
+def test_adapter_and_history_are_the_callers():
+    """Calls are formatted by the adapter of ``dspy.context``, and each is in the history of the caller's model."""
+    adapter, lm = Formatting(), rule_lm()
+    with dspy.context(adapter=adapter):
+        compiled(lm)
+    assert len(adapter.formatted) == len(lm.calls)
+    assert len(lm.history) == len([call for call in lm.calls if call.rollout is None])
+
+
 def test_the_limit_on_calls_in_flight_holds():
     """``max_concurrency`` holds over all three steps, whatever the number of jobs and threads."""
     lm = rule_lm(seconds=0.002)
     compiled(lm, max_concurrency=3, n_jobs=4)
     assert lm.level.most == 3
+
+
+def test_an_idle_thread_wakes_the_search(monkeypatch):
+    """Work is handed out when a thread has none, and not only when an evaluation has ended."""
+    woken = []
+    wake = Driver.wake
+    monkeypatch.setattr(Driver, "wake", lambda self: (woken.append(threading.current_thread().name), wake(self)))
+    compiled()
+    assert woken and all(name.startswith("promptune") for name in woken)
 
 
 def test_a_predictors_own_model_is_used_and_given_back():
@@ -620,27 +654,46 @@ def test_a_predictors_own_model_is_used_and_given_back():
     assert {call.label for call in own.calls} == {"answer"}
 
 
-def test_compile_from_a_thread_and_from_a_running_event_loop():
-    """A compile works where there is no main thread, and inside a coroutine as in a notebook's cell."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(compiled()))
+@pytest.mark.parametrize("num_threads", [4, 64])
+def test_compile_from_a_thread_and_from_a_running_event_loop(num_threads):
+    """A compile works without the main thread, and in a coroutine as in a notebook's cell; with 256 workers too."""
+    found, init = [], {"num_threads": num_threads}
+    thread = threading.Thread(target=lambda: found.append(compiled(init=init)))
     thread.start()
     thread.join(60)
 
     async def cell():
-        found.append(compiled())
+        found.append(compiled(init=init))
 
     asyncio.run(cell())
     assert len(found) == 2 and all(each.optimization_run.calls for each in found)
 
 
-def test_no_settings_are_left_changed():
-    """DSPy's settings, Optuna's verbosity and the handler of Ctrl-C are afterwards what they were before."""
-    import signal
+def global_state():
+    """What a compile could change for the whole process."""
+    import gpytorch
+    import numpy
+    import torch
 
-    before = (dict(dspy.settings.config), optuna.logging.get_verbosity(), signal.getsignal(signal.SIGINT))
-    compiled()
-    assert (dict(dspy.settings.config), optuna.logging.get_verbosity(), signal.getsignal(signal.SIGINT)) == before
+    levels = {name: logging.getLogger(name).level for name in ("", "dspy", "optuna", "httpx", "torch", "botorch")}
+    return {
+        "settings": dict(dspy.settings.config),
+        "logging": (levels, optuna.logging.get_verbosity(), logging.root.manager.disable),
+        "signals": {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)},
+        "random": (repr(numpy.random.get_state()), torch.get_rng_state().tolist()),  # Python's: DSPy's modules draw
+        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
+        "gpytorch": (gpytorch.settings.cholesky_jitter.value(torch.float64), gpytorch.settings.debug.on()),
+        "python": (sys.getswitchinterval(), threading.excepthook, dict(os.environ)),
+    }
+
+
+@pytest.mark.parametrize("sampler", ["onehot", "tpe", "random"])
+def test_no_global_state_is_left_changed(sampler):
+    """Settings, logging, handlers of signals and generators of random numbers are afterwards what they were before."""
+    before = global_state()
+    compiled(sampler=sampler)
+    after = global_state()
+    assert {name for name in before if before[name] != after[name]} == set()
 
 
 def test_logs_have_no_colours(caplog):
@@ -655,13 +708,19 @@ def test_logs_have_no_colours(caplog):
     assert ours and not any("\x1b" in text for text in ours)
 
 
-def test_faults_of_the_provider_are_lived_with():
+def test_faults_of_the_provider_are_lived_with(caplog):
     """With 429s and 5xx among the answers a run still spends its budget, and says that it was slowed down."""
     from tests.server import Faults
 
     faults = Faults(limit=3, retry_after=0.02)
+    monitor = logging.getLogger("dspy.promptune.engine.limiter")
+    monitor.addHandler(caplog.handler)
     with LMServer(TaskRule(ANSWERS), latency=Latency(0.01, 0.0), faults=faults) as server:
         lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=False)
-        found = compiled(lm, num_trials=3)
+        try:
+            found = compiled(lm, num_trials=3)
+        finally:
+            monitor.removeHandler(caplog.handler)
+    assert "at once instead of" in caplog.text
     assert found.optimization_run.calls > 100
     assert all(t.state == TrialState.COMPLETE for t in found.optimization_run.trials)

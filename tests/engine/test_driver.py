@@ -1,10 +1,11 @@
 """The loop of a run: what it does depends on the order of events, and on nothing else."""
 
 import random
+import signal
 
 import pytest
 
-from dspy.promptune.engine.driver import Driver, Limits, Schedule
+from dspy.promptune.engine.driver import Driver, Limits, Schedule, interrupts
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.search import Run
 
@@ -78,6 +79,27 @@ def test_a_proposal_is_ready_when_a_place_becomes_free(table, monkeypatch):
     assert most == 5 and work.most == 4
 
 
+def test_room_is_filled_before_a_job_has_ended(table, monkeypatch):
+    """Woken up, the driver starts as many jobs as there is room for, whether one has ended or not."""
+    running = []
+
+    class Widening(ScriptedWork):
+        def tend(self, *, ending):
+            running.append(len(self.open))
+            if self.n_jobs == 1:
+                self.n_jobs = 3
+                driver.wake()
+            else:
+                super().tend(ending=ending)
+
+    monkeypatch.setattr("dspy.promptune.engine.driver.TICK_SECONDS", 0.0)
+    budget = {"n_examples": 40, "max_calls": 40, "minibatch_size": 5, "full_every": 0}
+    parts = Run(table.space, "random", budget, seed=0, options={})
+    driver = Driver(parts.spending, parts.table, Widening(table, min, 1), Schedule(n_jobs=1))
+    driver.run()
+    assert running[:2] == [1, 3]
+
+
 def test_jobs_that_share_examples_do_not_evaluate_them_twice(table, monkeypatch):
     """A pair that is being evaluated is waited for by other jobs that need it."""
     space = table.space
@@ -126,3 +148,16 @@ def test_the_last_stragglers_are_not_waited_for(table, monkeypatch, n_jobs):
     found = parts.result(driver, driver.run())
     assert 30 - n_jobs <= found.calls < 30
     assert all(trial.state.name == "COMPLETE" for trial in found.trials)
+
+
+def test_the_second_interrupt_raises():
+    """Ctrl-C once says so, twice raises at once, and afterwards the handler is the one before."""
+    before, said = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts(lambda: said.append("first")):
+            signal.raise_signal(signal.SIGINT)
+            assert said == ["first"]
+            signal.raise_signal(signal.SIGINT)
+        assert said == ["first"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

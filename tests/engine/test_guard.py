@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import pytest
 
 import dspy
+from dspy.promptune.engine.budgets import BOOTSTRAP
 from dspy.promptune.engine.guard import Guard, Stopped, guarded
 from dspy.promptune.engine.pool import Pool
 from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
-from tests.server import Faults, Latency, LMServer, TaskRule
+from dspy.utils.parallelizer import ParallelExecutor
+from tests.server import Faults, Latency, LMServer, TaskRule, max_in_flight
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -190,3 +192,139 @@ def test_outside_a_run_a_view_is_the_model():
     with Guard(1).active():
         assert view.num_retries == 0
     assert view("hello") == ["hello"]
+
+
+def in_threads(function, items):
+    """As a program does with ``dspy.Parallel``."""
+    return ParallelExecutor(num_threads=4, disable_progress_bar=True).execute(function, items)
+
+
+def test_a_programs_own_threads_keep_to_the_rules():
+    """Calls in the threads of ``dspy.Parallel`` keep to the limit, are retried by the run, and count for its step."""
+    lm = EchoLM(0.01, errors=[LMRateLimitError("slow down", retry_after=0.01)], num_retries=2)
+    guard = Guard(2)
+    with guard.active(), guard.meter.step(BOOTSTRAP), Pool(2) as pool:
+        answers = pool.submit(in_threads, guarded(lm), list("abcdef")).result(10)
+    assert answers == [[text] for text in "abcdef"] and lm.most <= 2
+    assert guard.retried == 1 and guard.limiter.refused == 1 and guard.limiter.in_flight == 0
+    assert guard.meter.spent()[BOOTSTRAP]["calls"] == guard.calls == 7
+
+
+def test_waiting_in_a_programs_own_threads_is_not_its_work():
+    """An example whose threads all wait for a place is not late, however long others hold it."""
+    lm, guard = EchoLM(), Guard(1)
+    taken = guard.limiter.acquire()
+    with guard.active(), Pool(1) as pool:
+        future = pool.submit_limited(0.5, in_threads, guarded(lm), list("ab"))
+        time.sleep(0.8)
+        guard.limiter.release(taken)
+        assert future.result(10) == [["a"], ["b"]]
+
+
+def test_an_example_that_was_given_up_makes_no_more_calls():
+    """What it holds is let go at once, and its next call is not made: nobody waits for the answer."""
+    gate, over = threading.Event(), threading.Event()
+    lm, guard = EchoLM(), Guard(1)
+
+    class Hanging(EchoLM):
+        def forward(self, prompt=None, messages=None, **kwargs):
+            gate.wait(30)
+            return super().forward(prompt)
+
+    def program():
+        try:
+            in_threads(guarded(Hanging()), ["a"])
+            guarded(lm)("b")
+        finally:
+            over.set()
+
+    with guard.active(), Pool(1) as pool:
+        future = pool.submit_limited(0.2, program)
+        with pytest.raises(TimeoutError):
+            future.result(10)
+        assert guard.limiter.in_flight == 0
+        gate.set()
+        assert over.wait(10) and lm.calls == 0
+
+
+def test_callbacks_that_a_program_sets_do_not_replace_the_guard():
+    """Inside ``dspy.context(callbacks=[])`` a view is held to the limit as before."""
+    lm, guard = EchoLM(0.01), Guard(2)
+
+    def program(text):
+        with dspy.context(callbacks=[]):
+            return guarded(lm)(text)
+
+    with guard.active(), Pool(8) as pool:
+        pool.map(program, "abcdefgh")
+    assert lm.most == 2 and guard.calls == 8
+
+
+def test_identical_calls_in_an_event_loop_are_made_once(monkeypatch):
+    """Single flight holds between coroutines as between threads."""
+    monkeypatch.setattr(dspy, "cache", dspy.clients.Cache(False, True, None))
+    guard = Guard(8)
+
+    async def main(view):
+        return await asyncio.gather(*(view.acall(text) for text in ["same"] * 6 + ["other"]))
+
+    with LMServer(TaskRule({}), latency=Latency(0.1, 0.0)) as server, guard.active():
+        view = guarded(dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=True))
+        answers = asyncio.run(main(view))
+        assert server.requests == 2
+    assert len({str(answer) for answer in answers[:6]}) == 1 and guard.shared == 5 and guard.limiter.in_flight == 0
+
+
+def test_a_call_within_a_call_needs_no_place_in_an_event_loop_either():
+    """A model that awaits another is not held up by the place that it has itself."""
+
+    class Outer(EchoLM):
+        async def aforward(self, prompt=None, messages=None, **kwargs):
+            await guarded(inner).acall(prompt)
+            return await super().aforward(prompt)
+
+    inner, outer, guard = EchoLM(), Outer(), Guard(1)
+
+    async def main():
+        return await asyncio.wait_for(asyncio.gather(*(guarded(outer).acall(text) for text in "abc")), 10)
+
+    with guard.active():
+        assert asyncio.run(main()) == [["a"], ["b"], ["c"]]
+    assert inner.calls == 3 and guard.limiter.peak == 1 and guard.limiter.in_flight == 0
+
+
+def test_a_call_that_never_begins_in_an_event_loop_gives_its_place_back():
+    """Wrong arguments are the program's error, and cost no place for good."""
+    view, guard = guarded(EchoLM()), Guard(1)
+
+    async def main():
+        with pytest.raises(TypeError):
+            await view.acall("a", "b", "c")
+        return await asyncio.wait_for(view.acall("d"), 10)
+
+    with guard.active():
+        assert asyncio.run(main()) == ["d"]
+
+
+def test_the_server_sees_the_limit_shrink_and_grow():
+    """Requests at the server are never more than the limit, fewer after 429s, and as many again after answers."""
+    refusing = threading.Event()
+    faults = Faults(rule=lambda messages, attempt: "429" if refusing.is_set() else None, retry_after=0.01)
+    guard = Guard(12)
+    with LMServer(TaskRule({}), latency=Latency(0.04, 0.0), faults=faults) as server:
+        lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=False, num_retries=0)
+
+        def most(calls):
+            server.reset()
+            futures = [pool.submit(lm, str(i)) for i in range(calls)]
+            assert all(isinstance(f.exception(), LMRateLimitError) == refusing.is_set() for f in futures)
+            return max_in_flight(server.records())
+
+        with guard.active(), Pool(24) as pool:
+            assert most(48) <= 12
+            refusing.set()
+            most(12)
+            refusing.clear()
+            assert most(6) <= 6 + 1  # half of 12, and at most one more after as many answers
+            most(150)
+            assert guard.limiter.allowed == 12 and 6 < most(48) <= 12

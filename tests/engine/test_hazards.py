@@ -89,7 +89,10 @@ def test_c_no_progress_bars_in_workers(monkeypatch):
 INTERRUPTED = """
 import atexit
 import logging
+import signal
 from tests.engine.hazards import *
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
 
 lm = rule_lm(seconds=0.1)
 seen = []

@@ -2,11 +2,13 @@
 
 import contextvars
 import threading
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
 import dspy
-from dspy.promptune.engine.pool import Pool, waiting
+from dspy.promptune.engine.pool import Pool, Task, waiting
 
 
 @pytest.fixture
@@ -133,6 +135,34 @@ def test_waiting_is_not_work():
 
     with Pool(1) as pool:
         assert pool.submit_limited(0.2, task).result(5) == "done"
+
+
+def test_the_clock_stands_only_while_nobody_can_go_on(monkeypatch):
+    """A task that holds something is at work, whoever else of its threads waits."""
+    now = [1.0]
+    monkeypatch.setattr("dspy.promptune.engine.pool.time", SimpleNamespace(monotonic=lambda: now[0]))
+    task = Task(Future(), contextvars.copy_context(), int, (), started=1.0)
+    seconds = []
+    for change in (
+        lambda: task.wait(1),
+        lambda: task.wait(1),
+        lambda: task.hold("call", int),
+        lambda: task.wait(-1),
+        lambda: task.hold("call", None),
+        lambda: task.wait(-1),
+    ):
+        now[0] += 1
+        seconds.append(task.seconds())
+        change()
+    assert seconds == [1, 1, 1, 2, 3, 3]
+
+
+def test_a_thread_without_work_says_so(pool):
+    """Whoever hands out work hears when a thread finds none."""
+    idle = threading.Event()
+    pool.on_idle = idle.set
+    pool.submit(int).result(5)
+    assert idle.wait(5)
 
 
 def test_256_workers_are_256_threads_at_most():

@@ -53,7 +53,7 @@ def test_equal_texts_are_likely_but_not_certain_to_score_the_same():
 def test_one_part_has_no_terms_that_would_say_the_same_twice():
     """With a single part, what belongs to the candidate is what belongs to the combination."""
     names = {name for name, _ in PartsKernel(POINTS[:1]).named_parameters()}
-    assert names == {"log_smooth", "log_single", "log_length"}
+    assert names == {"log_smooth", "log_single", "log_length", "log_scale"}
 
 
 def test_batches_and_diagonals_agree_with_the_plain_matrix():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import logging
 import math
 import threading
@@ -12,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import dspy
 from dspy.promptune.engine.records import Job, JobKind, ScoreTable, Spending
 from dspy.promptune.errors import OptionError
 from dspy.promptune.space import Key
 
-__all__ = ["BOOTSTRAP", "PROPOSE", "SEARCH", "Capped", "Caps", "Meter", "answered_by_cache"]
+__all__ = ["BOOTSTRAP", "PROPOSE", "SEARCH", "STEP", "Capped", "Caps", "Meter", "answered_by_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ BOOTSTRAP, PROPOSE, SEARCH = "bootstrap", "propose", "search"
 KINDS = {"max_lm_calls": "calls", "max_tokens_spent": "tokens", "max_cost": "cost"}  # what a limit is on
 SETTLED = 5  # examples, from which on the mean of what one takes is trusted
 
-_step: contextvars.ContextVar[str] = contextvars.ContextVar("promptune_step", default=SEARCH)
+STEP = "promptune_step"  # the setting of DSPy that says which step calls belong to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +89,11 @@ class Meter:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Calls made in this block, and in copies of its context, belong to this step."""
-        token, began = _step.set(name), time.monotonic()
+        began = time.monotonic()
         try:
-            yield
+            with dspy.context(**{STEP: name}):
+                yield
         finally:
-            _step.reset(token)
             self._add("seconds", round(time.monotonic() - began, 3), name)
 
     def search_begins(self) -> None:
@@ -217,7 +217,7 @@ class Meter:
         return sum(amounts.get(kind, 0) for amounts in self._spent.values())
 
     def _add(self, kind: str, amount: float, step: str | None = None) -> None:
-        step = step or _step.get()
+        step = step or dspy.settings.get(STEP, SEARCH)
         with self._lock:
             row = self._spent.setdefault(step, {})
             row[kind] = row.get(kind, 0) + amount

@@ -272,6 +272,7 @@ def optimize(task: Task, engine: Engine) -> Module:
     recorder.driver = driver
     if over is not None:
         driver.stop(over)
+    engine.pool.on_idle = driver.wake
     if engine.books.store is not None:
         engine.books.store.lost = driver.stop
     logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)

@@ -122,6 +122,10 @@ class Driver:
     def stop(self, why: str) -> None:
         """Start nothing more; safe from any thread and from a signal handler."""
         self._stopping = self._stopping or why
+        self.wake()
+
+    def wake(self) -> None:
+        """Look whether there is room for a job, though none has ended; safe from any thread."""
         self._events.put(None)
 
     def run(self) -> str:
@@ -237,8 +241,9 @@ class Driver:
         """What an event brings, and whatever else has ended by now: all that is known counts for the next proposal."""
         ended: list[tuple[Job, Outcome]] = []
         with contextlib.suppress(Empty):
-            while event is not None:
-                ended.extend(self._arrived(*event))
+            while True:
+                if event is not None:
+                    ended.extend(self._arrived(*event))
                 event = self._events.get_nowait()
         return ended
 

@@ -17,7 +17,7 @@ import dspy
 from dspy.clients.base_lm import BaseLM
 from dspy.promptune.engine.budgets import Meter, answered_by_cache
 from dspy.promptune.engine.limiter import Limiter
-from dspy.promptune.engine.pool import holding, waiting
+from dspy.promptune.engine.pool import given_up, hold, waiting
 from dspy.promptune.scrub import know, secrets_of
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import (
@@ -28,15 +28,14 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-__all__ = ["Guard", "Stopped", "guarded", "unanswered", "unguarded"]
+__all__ = ["GUARD", "Guard", "Stopped", "guarded", "unanswered", "unguarded"]
 
 logger = logging.getLogger(__name__)
 
 REFUSALS = (LMRateLimitError, LMTimeoutError)
 MAX_DELAY = 60.0  # seconds between two tries, as upstream's
 POLL_SECONDS = 0.02  # how often a call in an event loop looks whether it may go
-
-_current: contextvars.ContextVar[Guard | None] = contextvars.ContextVar("promptune_guard", default=None)
+GUARD = "promptune_guard"  # the setting of DSPy that holds the guard: it travels to a program's own threads
 
 
 def unanswered(error: BaseException) -> bool:
@@ -90,18 +89,13 @@ class Guard(BaseCallback):
         self._open: dict[str, _Call] = {}
         self._flights: dict[int, _Flight] = {}
         self._lock = threading.Lock()
-        self._depth = threading.local()
 
     @contextlib.contextmanager
     def active(self, **settings: Any) -> Iterator[None]:
         """Guard every call made in this block and in copies of its context; ``settings`` as for ``dspy.context``."""
         callbacks = [*(dspy.settings.get("callbacks") or []), self]
-        token = _current.set(self)
-        try:
-            with dspy.context(**settings, callbacks=callbacks):
-                yield
-        finally:
-            _current.reset(token)
+        with dspy.context(**settings, callbacks=callbacks, **{GUARD: self}):
+            yield
 
     def stop(self) -> None:
         """Let no more calls through: those that wait, and those to come, raise :class:`Stopped`."""
@@ -112,14 +106,7 @@ class Guard(BaseCallback):
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Wait for a place."""
         know(secrets_of(instance) | secrets_of(inputs.get("kwargs")))
-        if _in_event_loop():
-            taken = _admitted.get()
-            _admitted.set(None)
-            call = _Call(self.limiter.acquire(block=False) if taken is None else taken)
-        elif getattr(self._depth, "calls", 0):
-            call = _Call(None)
-        else:
-            call = self._admit(instance, inputs)
+        call = self._start(instance, inputs)
         if call.round is None and self.limiter.stopped:
             self._land(call)
             raise Stopped("the run was stopped")
@@ -129,19 +116,30 @@ class Guard(BaseCallback):
                 self.limiter.release(call.round)
             raise Stopped(self.meter.reached() or "the calls left are in flight")
         _cached.set(False)
-        if not _in_event_loop():
-            self._depth.calls = getattr(self._depth, "calls", 0) + 1
+        _within.set((*_within.get(), self))
         with self._lock:
             self.calls += 1
             self._open[call_id] = call
-        holding()[call_id] = partial(self._end, call_id, LMTimeoutError("Given up."))
+        hold(call_id, partial(self._end, call_id, LMTimeoutError("Given up.")))
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Give the place back, and learn how the provider took the call."""
-        holding().pop(call_id, None)
-        if not _in_event_loop():
-            self._depth.calls = max(0, getattr(self._depth, "calls", 0) - 1)
+        hold(call_id, None)
+        _within.set(_within.get()[:-1])
         self._end(call_id, exception)
+
+    def _start(self, instance: Any, inputs: dict[str, Any]) -> _Call:
+        if given_up():
+            raise Stopped("nobody waits for this answer any more")
+        if self in _within.get():
+            return _Call(None)
+        call = _admitted.get()
+        if call is not None:
+            _admitted.set(None)
+            return call
+        if _in_event_loop():
+            return _Call(self.limiter.acquire(block=False))
+        return self._admit(_request_key(instance, inputs))
 
     def _end(self, call_id: str, exception: BaseException | None) -> None:
         """A call has ended, or was given up; the first of the two counts."""
@@ -157,29 +155,61 @@ class Guard(BaseCallback):
 
     # ------------------------------------------------------------------
 
-    def _admit(self, instance: Any, inputs: dict[str, Any]) -> _Call:
-        key = _request_key(instance, inputs)
-        flight = None
+    def _admit(self, key: int | None) -> _Call:
+        """Wait until an identical call in flight has been answered, and for a place."""
         with waiting():
-            if key is not None:
-                flight = self._board(key)
+            flight, own = self._board(key)
+            while flight is not None and not own:
+                while not flight.wait(1.0) and not self.limiter.stopped:
+                    pass
+                flight, own = self._board(key, after=flight)
             return _Call(self.limiter.acquire(), flight, key or 0)
 
-    def _board(self, key: int) -> _Flight | None:
-        """Announce a call, or wait until the identical one in flight has been answered; one that fails has an heir."""
-        waited = False
-        while True:
-            with self._lock:
-                flying = self._flights.get(key)
-                if flying is None:
-                    self._flights[key] = mine = _Flight()
-                    return mine
-                self.shared += not waited
-            waited = True
-            while not flying.wait(1.0) and not self.limiter.stopped:
-                pass
-            if flying.answered or self.limiter.stopped:
-                return None
+    async def admit(self, key: int | None) -> _Call:
+        """The same for a call in an event loop, which goes on meanwhile.
+
+        Raises:
+            Stopped: The run was stopped.
+        """
+        flight: _Flight | None = None
+        own = False
+        try:
+            with waiting():
+                flight, own = self._board(key)
+                while flight is not None and not own:
+                    while not flight.is_set() and not self.limiter.stopped:
+                        await asyncio.sleep(POLL_SECONDS)
+                    flight, own = self._board(key, after=flight)
+                while (taken := self.limiter.try_acquire()) is None:
+                    if self.limiter.stopped:
+                        raise Stopped("the run was stopped")
+                    await asyncio.sleep(POLL_SECONDS)
+        except BaseException:
+            if own:
+                self._land(_Call(None, flight, key or 0))
+            raise
+        return _Call(taken, flight, key or 0)
+
+    def take_back(self) -> None:
+        """Free the place of a call that was admitted in an event loop and never began."""
+        call = _admitted.get()
+        if call is not None and call.round is not None:
+            _admitted.set(None)
+            self._land(call)
+            self.limiter.give_back()
+
+    def _board(self, key: int | None, after: _Flight | None = None) -> tuple[_Flight | None, bool]:
+        """The flight of a call, and whether it is its own; another's is to be waited for, of which one is the heir.
+
+        ``None`` where there is nothing to share: no key, or the flight ``after`` which it comes was answered.
+        """
+        if key is None or (after is not None and (after.answered or self.limiter.stopped)):
+            return None, False
+        mine = _Flight()
+        with self._lock:
+            flight = self._flights.setdefault(key, mine)
+            self.shared += flight is not mine and after is None
+        return flight, flight is mine
 
     def _land(self, call: _Call, *, answered: bool = False) -> None:
         if call.flight is not None:
@@ -190,7 +220,8 @@ class Guard(BaseCallback):
 
 
 _cached: contextvars.ContextVar[bool] = contextvars.ContextVar("promptune_cached", default=False)
-_admitted: contextvars.ContextVar[int | None] = contextvars.ContextVar("promptune_admitted", default=None)
+_admitted: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("promptune_admitted", default=None)
+_within: contextvars.ContextVar[tuple[Guard, ...]] = contextvars.ContextVar("promptune_within", default=())
 
 
 def guarded(lm: Any) -> Any:
@@ -225,7 +256,7 @@ class _Guarded:
     @property
     def num_retries(self) -> int:
         """None inside a run, which retries by itself."""
-        return 0 if _current.get() is not None else self._own_retries()
+        return 0 if dspy.settings.get(GUARD) is not None else self._own_retries()
 
     @num_retries.setter
     def num_retries(self, value: int) -> None:
@@ -233,7 +264,7 @@ class _Guarded:
 
     def update_history(self, entry: dict[str, Any]) -> None:
         """What the call took, for the run; then as the model itself."""
-        guard = _current.get()
+        guard: Guard | None = dspy.settings.get(GUARD)
         if guard is not None:
             guard.meter.add(entry)
             _cached.set(answered_by_cache(entry))
@@ -243,12 +274,13 @@ class _Guarded:
         return int(self.__dict__.get("num_retries", 0) or 0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        guard = _current.get()
+        guard: Guard | None = dspy.settings.get(GUARD)
         if guard is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         for attempt in range(self._own_retries() + 1):
             try:
-                return super().__call__(*args, **kwargs)  # type: ignore[misc]
+                with _among_callbacks(guard):
+                    return super().__call__(*args, **kwargs)  # type: ignore[misc]
             except Exception as error:
                 if attempt == self._own_retries() or not is_retryable_lm_error(error):
                     raise
@@ -257,23 +289,30 @@ class _Guarded:
         raise AssertionError("unreachable")
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        guard = _current.get()
+        guard: Guard | None = dspy.settings.get(GUARD)
         if guard is None:
             return await super().acall(*args, **kwargs)  # type: ignore[misc]
+        key = _request_key(self, {**dict(zip(("prompt",), args, strict=False)), "kwargs": kwargs})
         for attempt in range(self._own_retries() + 1):
-            while (taken := guard.limiter.try_acquire()) is None:
-                if guard.limiter.stopped:
-                    raise Stopped
-                await asyncio.sleep(POLL_SECONDS)
-            _admitted.set(taken)
+            if guard not in _within.get():
+                _admitted.set(await guard.admit(key))
             try:
-                return await super().acall(*args, **kwargs)  # type: ignore[misc]
+                with _among_callbacks(guard):
+                    return await super().acall(*args, **kwargs)  # type: ignore[misc]
             except Exception as error:
+                guard.take_back()
                 if attempt == self._own_retries() or not is_retryable_lm_error(error):
                     raise
                 guard.retried += 1
-                await asyncio.sleep(_delay(error, attempt))
+                with waiting():
+                    await asyncio.sleep(_delay(error, attempt))
         raise AssertionError("unreachable")
+
+
+def _among_callbacks(guard: Guard) -> contextlib.AbstractContextManager[None]:
+    """Whatever callbacks a program has set, the guard is one of them in this block."""
+    callbacks = dspy.settings.get("callbacks") or []
+    return contextlib.nullcontext() if guard in callbacks else dspy.context(callbacks=[*callbacks, guard])
 
 
 _views: dict[type, type] = {}
@@ -311,8 +350,9 @@ def _in_event_loop() -> bool:
 
 def _request_key(lm: Any, inputs: dict[str, Any]) -> int | None:
     """What makes two calls the same; ``None`` where the cache does not keep the answer."""
-    kwargs = inputs.get("kwargs") or {}
-    if not kwargs.get("cache", getattr(lm, "cache", False)):
+    asked = {**inputs, **(inputs.get("kwargs") or {})}
+    asked.pop("kwargs", None)
+    if not asked.get("cache", getattr(lm, "cache", False)):
         return None
-    own = getattr(lm, "kwargs", None)
-    return hash((getattr(lm, "model", None), repr(inputs), repr(own)))
+    said = sorted((name, repr(value)) for name, value in asked.items() if value is not None)
+    return hash((getattr(lm, "model", None), tuple(said), repr(getattr(lm, "kwargs", None))))

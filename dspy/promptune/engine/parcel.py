@@ -11,8 +11,9 @@ import cloudpickle
 
 import dspy
 from dspy.clients.base_lm import BaseLM
-from dspy.promptune.engine.budgets import Caps
-from dspy.promptune.engine.guard import unguarded
+from dspy.promptune.engine.budgets import STEP, Caps
+from dspy.promptune.engine.guard import GUARD, unguarded
+from dspy.promptune.engine.pool import TASK
 from dspy.promptune.engine.programs import Rules
 from dspy.promptune.errors import OptionError
 from dspy.promptune.scrub import cause, is_secret, said, secrets_of
@@ -26,7 +27,7 @@ ENVIRONMENT = "environment"
 KEYS = (None, ENVIRONMENT)
 STAYS = (  # settings of DSPy that mean something in the process of the run only
     "branch_idx", "caller_modules", "caller_predict", "callbacks", "num_threads", "send_stream", "stream_listeners",
-    "trace", "usage_tracker",
+    "trace", "usage_tracker", GUARD, STEP, TASK,
 )  # fmt: skip
 DEPTH = 8  # how deep an object is searched for what cannot be pickled
 

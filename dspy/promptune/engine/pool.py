@@ -14,55 +14,96 @@ from typing import Any, TypeVar
 
 import dspy
 
-__all__ = ["Pool", "holding", "waiting"]
+__all__ = ["TASK", "Pool", "given_up", "hold", "waiting"]
 
 T = TypeVar("T")
 WATCH_SECONDS = 0.1  # how often tasks are looked at that may take only so long
 IDLE_SECONDS = 10.0  # a thread with nothing to do for so long ends; a run that needs it again starts another
 
-_here = threading.local()  # .task: what this thread is running
+TASK = "promptune_task"  # the setting of DSPy that holds the running task: it travels to a program's own threads
 
 
 @dataclass(eq=False)
 class Task:
-    """A call to make, the context to make it in, how long it has been at work, and how to let go of what it holds."""
+    """A call to make, the context to make it in, how long it has been at work, and how to let go of what it holds.
+
+    The clock stands still while one of the task's threads or coroutines waits and none of them holds anything: then
+    the task cannot go on.
+    """
 
     future: Future[Any]
     context: contextvars.Context
     function: Callable[..., Any]
     args: tuple[Any, ...]
     started: float = 0.0
-    idle: float = 0.0
-    idle_since: float | None = field(default=None)
     limit: float | None = None
     abandoned: bool = False
-    holding: dict[str, Callable[[], None]] = field(default_factory=dict)
+    _held: dict[str, Callable[[], None]] = field(default_factory=dict)
+    _waiting: int = 0
+    _idle: float = 0.0
+    _idle_since: float | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def seconds(self) -> float:
-        """Time at work so far, without the time it spent ``waiting``."""
-        end = self.idle_since or time.monotonic()
-        return end - self.started - self.idle if self.started else 0.0
+        """Time at work so far."""
+        with self._lock:
+            end = self._idle_since or time.monotonic()
+            return end - self.started - self._idle if self.started else 0.0
+
+    def wait(self, change: int) -> None:
+        """One more (1) or one less (-1) of its threads waits."""
+        with self._lock:
+            self._waiting += change
+            self._set_clock()
+
+    def hold(self, name: str, let_go: Callable[[], None] | None) -> None:
+        """It holds something under this name, until ``let_go`` is ``None``."""
+        with self._lock:
+            if let_go is None:
+                self._held.pop(name, None)
+            else:
+                self._held[name] = let_go
+            self._set_clock()
+
+    def fail(self, error: BaseException) -> None:
+        """It was given up: let go of what it holds, and settle it."""
+        for let_go in list(self._held.values()):
+            let_go()
+        self.future.set_exception(error)
+
+    def _set_clock(self) -> None:
+        if self._waiting and not self._held:
+            self._idle_since = self._idle_since or time.monotonic()
+        elif self._idle_since is not None:
+            self._idle += time.monotonic() - self._idle_since
+            self._idle_since = None
 
 
-def holding() -> dict[str, Callable[[], None]]:
-    """What the running task holds, by name: functions that are called where the task is given up."""
-    task: Task | None = getattr(_here, "task", None)
-    return {} if task is None else task.holding
+def hold(name: str, let_go: Callable[[], None] | None) -> None:
+    """The running task holds something: ``let_go`` is called where the task is given up. ``None``: it does no more."""
+    task: Task | None = dspy.settings.get(TASK)
+    if task is not None:
+        task.hold(name, let_go)
+
+
+def given_up() -> bool:
+    """Whether the running task was given up: nobody waits for what it would bring."""
+    task: Task | None = dspy.settings.get(TASK)
+    return task is not None and task.abandoned
 
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
     """Time that the running task spends in this block does not count as its work."""
-    task: Task | None = getattr(_here, "task", None)
-    if task is None or task.idle_since is not None:
+    task: Task | None = dspy.settings.get(TASK)
+    if task is None:
         yield
         return
-    task.idle_since = time.monotonic()
+    task.wait(1)
     try:
         yield
     finally:
-        task.idle += time.monotonic() - task.idle_since
-        task.idle_since = None
+        task.wait(-1)
 
 
 class Pool:
@@ -77,6 +118,7 @@ class Pool:
     Attributes:
         stopped: Set by :meth:`stop`.
         given_up: Tasks that took longer than their limit.
+        on_idle: Called when a thread finds no task, from that thread and under the pool's lock: it must only take note.
     """
 
     def __init__(self, workers: int, *, name: str = "promptune") -> None:
@@ -90,6 +132,7 @@ class Pool:
         self._running: set[Task] = set()
         self._watched = False
         self.given_up = 0
+        self.on_idle: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Pool:
         return self
@@ -201,7 +244,7 @@ class Pool:
             self.given_up += len(late)
             self._abandoned(late)
         for task in late:
-            _fail(task, TimeoutError(f"No answer within {task.limit:g} seconds."))
+            task.fail(TimeoutError(f"No answer within {task.limit:g} seconds."))
 
     def _abandoned(self, tasks: list[Task]) -> None:
         """Under the lock: nobody waits for these tasks any more, and others take the places of their threads."""
@@ -217,7 +260,7 @@ class Pool:
             running = list(self._running)
             self._abandoned(running)
         for task in running:
-            _fail(task, error)
+            task.fail(error)
 
     def _queued(self) -> int:
         return len(self._tasks[0]) + len(self._tasks[1])
@@ -251,6 +294,7 @@ class Pool:
     def _await_task(self) -> bool:
         """Wait for a task under the lock; False when the thread should end."""
         self._idle += 1
+        self.on_idle()
         try:
             while not self._queued():
                 if self.stopped.is_set() or not self._ready.wait(IDLE_SECONDS):
@@ -260,32 +304,22 @@ class Pool:
             self._idle -= 1
 
 
-def _fail(task: Task, error: BaseException) -> None:
-    """Settle a task that was given up, and let go of what it holds."""
-    for let_go in list(task.holding.values()):
-        let_go()
-    task.future.set_exception(error)
-
-
 def _run(task: Task) -> Callable[[], None] | None:
     """Make the call; what comes back settles its future, after the thread is counted as free again."""
     if not task.future.set_running_or_notify_cancel():
         return None
-    _here.task = task
     future = task.future
     try:
-        result = task.context.run(_in_own_trace, task.function, task.args)
+        result = task.context.run(_call, task)
     except CancelledError as error:
         failure: BaseException = RuntimeError(f"Cancelled: {error}")
     except BaseException as error:
         failure = error
     else:
         return lambda: future.set_result(result)
-    finally:
-        _here.task = None
     return lambda: future.set_exception(failure)
 
 
-def _in_own_trace(function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    with dspy.context(trace=[]):
-        return function(*args)
+def _call(task: Task) -> Any:
+    with dspy.context(trace=[], **{TASK: task}):
+        return task.function(*task.args)

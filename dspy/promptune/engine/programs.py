@@ -173,7 +173,7 @@ class ProgramWork:
         rules: How it is scored.
         pool: Where.
         n_jobs: Jobs at a time. While a thread would be idle otherwise, one more is taken up, so that no thread waits
-            for the slowest example of a job, or because a job has few examples.
+            for the slowest example of a job, or because a job has few examples. The pool says when one is idle.
         keep: Called with the score of every example before it counts, in the thread that scored it. The number of a
             job that has no trial yet is negative.
     """

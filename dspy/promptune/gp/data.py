@@ -11,7 +11,8 @@ from dspy.promptune.gp.parts import Array
 from dspy.promptune.space import Key
 
 FLOOR = 1e-4  # smallest variance of an observed mean: a posterior never becomes singular
-SHARE = (0.3, 6.0)  # difficulty's share where nothing is known, and how many examples' evidence that is worth
+SHARE = (0.45, 6.0)  # difficulty's share where nothing is known, and how many examples' evidence that is worth
+SPREAD = (0.2, 5.0)  # the same of the variance of a score that is 0 or 1: ten right answers do not make it nothing
 MAX_SHARE = 0.8  # differences between prompts are never believed to be free of noise
 SHRINK = 4.0  # examples' worth of trust in the common level, where a prompt's own scores are few
 
@@ -84,7 +85,7 @@ def weights(observations: Sequence[Observation]) -> tuple[Array, dict[int, int]]
     return table, column
 
 
-def difficulty(observations: Sequence[Observation]) -> float:
+def difficulty_share(observations: Sequence[Observation]) -> float:
     """Share of the variance of a score that belongs to the example, whichever the prompt.
 
     Two prompts' deviations from their own means on the same example have the variance of difficulty as their mean

@@ -22,6 +22,7 @@ PRIORS = {
     "joint": (0.07, 0.60),  # sd of what only the combination of meanings decides
     "single": (0.05, 0.50),  # sd of what belongs to one combination alone
     "length": (0.60, 0.50),  # lengthscale of a part
+    "scale": (1.0, 0.50),  # of all standard deviations together: on some tasks prompts hardly matter, on some much
 }
 LEVEL = 0.3  # sd of the common level, integrated out with the rest
 BOUNDS = (-12.0, 4.0)  # of every logarithm
@@ -33,7 +34,11 @@ class PartsKernel(Kernel):  # type: ignore[misc]
     With ``m_i`` the Matern-5/2 kernel on the vectors of part ``i`` and ``e_i`` 1 where both prompts use the same
     candidate::
 
-        k = level^2 + sum_i (smooth_i^2 m_i + own_i^2 e_i) + joint^2 prod_i m_i + single^2 [same prompt]
+        k = level^2 + scale^2 (
+            sum_i (smooth_i^2 m_i + own_i^2 e_i) + joint^2 prod_i m_i + single^2 [same prompt]
+        )
+
+    The scale makes nothing possible that the others do not; its prior lets all of them be small, or large, at once.
 
     Inputs are indices written as floats, so that BoTorch can carry them, and what a covariance costs does not depend
     on how wide the embeddings were. With one part, ``own`` and ``joint`` would say what ``single`` and ``smooth``
@@ -51,7 +56,7 @@ class PartsKernel(Kernel):  # type: ignore[misc]
         for name, (median, spread) in PRIORS.items():
             if name in ("own", "joint") and self.n_parts == 1:
                 continue
-            count = 1 if name in ("joint", "single") else self.n_parts
+            count = 1 if name in ("joint", "single", "scale") else self.n_parts
             self._add(f"log_{name}", math.log(median), spread, count)
 
     def _add(self, name: str, mean: float, spread: float, count: int) -> None:
@@ -70,7 +75,7 @@ class PartsKernel(Kernel):  # type: ignore[misc]
         if not diag:
             x1, x2 = x1.unsqueeze(-2), x2.unsqueeze(-3)
         first, second = x1.long(), x2.long()
-        total = torch.full((), LEVEL**2, dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64)
         product: Tensor | float = 1.0
         together: Tensor | float = 1.0
         for i in range(self.n_parts):
@@ -81,7 +86,8 @@ class PartsKernel(Kernel):  # type: ignore[misc]
             product, together = product * smooth, together * same
         if self.n_parts > 1:
             total = total + torch.exp(2 * self.log_joint) * product
-        return total + torch.exp(2 * self.log_single) * together
+        total = total + torch.exp(2 * self.log_single) * together
+        return LEVEL**2 + torch.exp(2 * self.log_scale) * total
 
     def _part(self, i: int, first: Tensor, second: Tensor, diag: bool) -> tuple[Tensor, Tensor]:
         """Matern-5/2 values and equality of two broadcastable sets of candidates of part ``i``."""

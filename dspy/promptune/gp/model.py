@@ -13,7 +13,7 @@ from gpytorch.priors import NormalPrior
 from scipy.optimize import minimize
 from torch import Tensor
 
-from dspy.promptune.gp.data import FLOOR, Observation, difficulty, variances, weights
+from dspy.promptune.gp.data import FLOOR, SPREAD, Observation, difficulty_share, variances, weights
 from dspy.promptune.gp.kernel import PartsKernel
 from dspy.promptune.gp.parts import Array
 
@@ -34,6 +34,7 @@ class Evidence:
         per_score: Typical variance of one score about its prompt's mean, over ``unit`` squared.
         binary: Whether every score is 0 or 1, so that a prompt's level gives its noise.
         share: Share of the examples' difficulty in that variance.
+        difficulty: Variance of an example's difficulty, over ``unit`` squared.
         centre: Mean of the observed values, in the metric's own units.
         unit: Length of the metric's range, in its own units.
     """
@@ -46,6 +47,7 @@ class Evidence:
     per_score: float
     binary: bool
     share: float
+    difficulty: float
     centre: float
     unit: float
 
@@ -63,6 +65,8 @@ def evidence(observations: Sequence[Observation]) -> Evidence:
     per_score = float((noise * sizes)[known].mean()) if known.any() else 0.25
     centre = float(raw.mean())
     table, columns = weights(observations)
+    binary = all(score in (0.0, 1.0) for one in observations for score in one.scores or ())
+    share = difficulty_share(observations)
     return Evidence(
         rows=np.array([one.key for one in observations], dtype=np.int64),
         values=(raw - centre) / unit,
@@ -70,11 +74,17 @@ def evidence(observations: Sequence[Observation]) -> Evidence:
         weights=table,
         columns=columns,
         per_score=per_score,
-        binary=all(score in (0.0, 1.0) for one in observations for score in one.scores or ()),
-        share=difficulty(observations),
+        binary=binary,
+        share=share,
+        difficulty=share * (_shrunk(per_score, len(columns)) if binary else per_score),
         centre=centre,
         unit=unit,
     )
+
+
+def _shrunk(per_score: float, examples: int) -> float:
+    """The variance of a 0/1 score, where few examples may have been easy by chance."""
+    return (per_score * examples + SPREAD[0] * SPREAD[1]) / (examples + SPREAD[1])
 
 
 def _unit(values: Array) -> float:
@@ -109,7 +119,7 @@ class PromptGP(Module):  # type: ignore[misc]
     def noise(self, data: Evidence) -> Tensor:
         """Covariance of the noise of the observed means, ``(n, n)``."""
         table = torch.as_tensor(data.weights)
-        common = (table @ table.T) * data.share * data.per_score
+        common = (table @ table.T) * data.difficulty
         unknown = torch.as_tensor(np.isnan(data.variances))
         given = torch.as_tensor(np.nan_to_num(data.variances))  # a NaN behind torch.where would reach the gradient
         own = torch.where(table.sum(-1) > 0, given * (1 - data.share), given)

@@ -50,7 +50,7 @@ class PoolPosterior:
         self._gp = gp
         self._centre, self._unit = data.centre, data.unit
         self._per_score = None if data.binary else self._unit**2 * data.per_score
-        self._share = data.share * data.per_score
+        self._difficulty = data.difficulty
         self._n = len(data)
         self._weights = _grown(data.weights, 16)
         self._columns = dict(data.columns)
@@ -114,9 +114,9 @@ class PoolPosterior:
         self._reserve(n + 1)
         prior, own = self._row(j), variance / self._unit**2
         if len(examples):
-            common = self._share / len(examples)
+            common = self._difficulty / len(examples)
             own = max(own - common, 0.1 * own) + common
-        cross = self._prior[:n, j] + self._share * (self._weights[:n] @ share)
+        cross = self._prior[:n, j] + self._difficulty * (self._weights[:n] @ share)
         row = solve_triangular(self._factor[:n, :n], cross, lower=True, check_finite=False) if n else cross
         pivot = np.sqrt(max(float(prior[j]) + own - float(row @ row), 1e-10))
         new = (prior - row @ self._cross[:n]) / pivot
