@@ -270,9 +270,9 @@ def optimize(task: Task, engine: Engine) -> Module:
         first=lambda: [run.claim(*head) for head in engine.heads if over is None and not run.past.covers(*head)],
     )
     recorder.driver = driver
+    engine.pool.on_idle = driver.wake
     if over is not None:
         driver.stop(over)
-    engine.pool.on_idle = driver.wake
     if engine.books.store is not None:
         engine.books.store.lost = driver.stop
     logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)
