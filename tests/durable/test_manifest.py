@@ -61,7 +61,10 @@ CHANGES = {
     ),
     "a field": ({"program": dspy.Predict("question, hint -> answer")}, "program.predictors.self.fields.hint is new"),
     "a demo": ({"program": with_demo()}, "program.predictors.self.demos has changed[;.]"),
-    "the class": ({"program": dspy.ChainOfThought("question -> answer")}, 'program.class was "Predict", is "ChainOfThought"; program.predictors.self is gone'),
+    "the class": (
+        {"program": dspy.ChainOfThought("question -> answer")},
+        'program.class was "Predict", is "ChainOfThought"; program.predictors.self is gone',
+    ),
     "the metric": ({"metric": lambda *given: True}, 'metric was ".*exact", is ".*<lambda>"'),
     "the trainset's order": ({"trainset": DATA[3::-1]}, "data.trainset has changed: other examples, or another order"),
     "the valset's size": ({"valset": DATA[4:11]}, r"data.valset.examples was 8, is 7\. Its"),
