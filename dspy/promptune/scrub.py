@@ -6,6 +6,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 __all__ = ["Scrubber", "cause", "is_secret", "know", "masked", "said", "secrets_of", "traced"]
@@ -97,14 +98,15 @@ def secrets_of(lm: Any) -> set[str]:
     sources = [getattr(lm, name, None) for name in ("kwargs", "default_kwargs", "__dict__")]
     for source in (*sources, lm if isinstance(lm, Mapping) else None):
         for name, value in (source or {}).items():
-            if is_secret(name):
+            if is_secret(str(name)):
                 found |= _texts(value)
     return found
 
 
-def is_secret(name: Any) -> bool:
+@lru_cache(1024)
+def is_secret(name: str) -> bool:
     """Whether a setting of this name is a key, a token, or a header that may hold one."""
-    return bool(SECRET_NAME.search(str(name))) and not HARMLESS_NAME.search(str(name))
+    return bool(SECRET_NAME.search(name)) and not HARMLESS_NAME.search(name)
 
 
 def _texts(value: Any) -> set[str]:

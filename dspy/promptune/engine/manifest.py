@@ -169,6 +169,10 @@ def _compare(name: str, old: Any, new: Any, found: list[str]) -> None:
             if key == "digest" and old.get("examples") != new.get("examples"):
                 continue  # their numbers differ, which says it
             _compare(f"{name}.{key}", old.get(key), new.get(key), found)
+    elif new is None and isinstance(old, Mapping):
+        found.append(f"{name} is gone")
+    elif old is None and isinstance(new, Mapping):
+        found.append(f"{name} is new")
     elif as_json(old) != as_json(new):
         found.append(_changed(name, as_json(old), as_json(new)))
 
