@@ -228,10 +228,12 @@ def _summary(study: Study) -> dict[str, Any]:
 
 def _held(study: Study) -> str | None:
     """Who is running a study, in words."""
+    from dspy.promptune.engine.drivers import sharers
     from dspy.promptune.engine.lease import holder
     from dspy.promptune.engine.store import LEASE
 
-    return holder(study._storage.get_study_system_attrs(study._study_id).get(LEASE))
+    notes = study._storage.get_study_system_attrs(study._study_id)
+    return " and ".join(sharers(notes)) or holder(notes.get(LEASE))
 
 
 def _attributes(study: Study) -> Mapping[str, Any]:

@@ -97,6 +97,7 @@ class MIPROv2(_upstream.MIPROv2):
         storage: Any = None,
         study_name: str | None = None,
         resume: bool | str = False,
+        share: bool = False,
         max_lm_calls: int | None = None,
         max_tokens_spent: int | None = None,
         max_cost: float | None = None,
@@ -132,6 +133,9 @@ class MIPROv2(_upstream.MIPROv2):
             study_name: Name of the study in the storage; default the class of ``student``.
             resume: ``True`` goes on with the study if it is there and the same run: what is finished is not paid for
                 again. ``"force"`` accepts that it has changed.
+            share: ``True`` lets other processes, on any machine, run the same compile on the same study at the same
+                time, as long as all of them say so. The budgets are for all together, nothing is evaluated twice, and
+                all return the same program. A study that is there is gone on with, as ``resume=True`` does.
             max_lm_calls: Calls to language models at most, those of earlier starts included. Here as below the full
                 evaluation of the best program is kept in reserve, and the best so far is returned.
             max_tokens_spent: Tokens at most, of prompts and answers.
@@ -209,6 +213,7 @@ class MIPROv2(_upstream.MIPROv2):
             chosen.storage,
             chosen.study_name,
             chosen.resume,
+            share=chosen.share,
             name=type(student).__name__,
             lms=[self.task_model, self.prompt_model, *self.teacher_settings.values(), *_lms(student)],
         )
@@ -260,7 +265,7 @@ class _Run(MIPROv2):
         rules = self._rules(options["max_errors"])
         self._engine.check(program, rules)
         books, check = self._engine.books, self._estimate(program, options)
-        if self._options.resume is False:
+        if self._options.resume is False and not self._options.share:
             check()
         books.begin(lambda: self._manifest(program, trainset, options))
         if books.store is None or not books.store.resumed:
@@ -462,7 +467,7 @@ def _split_size(trainset: list[Any]) -> int:
 _SAMPLER_OPTIONS = ("max_space_size", "n_batches", "min_cold_start", "embedder", "acquisition")
 _RUN_OPTIONS = (
     *("batch_size", "schedule", "max_concurrency", "example_timeout", "disable_progress_bar"),
-    *("storage", "study_name", "resume", "max_lm_calls", "max_tokens_spent", "max_cost", "timeout"),
+    *("storage", "study_name", "resume", "share", "max_lm_calls", "max_tokens_spent", "max_cost", "timeout"),
     *("executor", "executor_keys"),
 )
 _UPSTREAM_OPTIONS = tuple(

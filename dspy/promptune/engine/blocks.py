@@ -82,10 +82,20 @@ class Blocks:
         """Note a job's scores."""
         self._purse.close(job)
         self._trials.tell(job, scores)
+        self.heard(job, scores)
+
+    def joined(self, job: Job) -> None:
+        """Another driver of the study has begun this job; what it takes is in the purse."""
+
+    def heard(self, job: Job, scores: Sequence[float]) -> None:
+        """A job that has ended, here or with another driver of the study, has these scores, which are in the table."""
         if job.kind == "block":
             self._beliefs.add(job.key, math.fsum(scores) / len(scores), job.examples)
         else:
             self._beliefs.forget()
+
+    def gone(self, job: Job) -> None:
+        """Another driver of the study has ended it without scores."""
 
     def recall(self, finished: Sequence[tuple[Job, Sequence[float]]]) -> None:
         """Jobs that an earlier start of the run has told its study; their scores are in the table."""

@@ -28,7 +28,14 @@ __all__ = ["Books", "open_books"]
 
 
 def open_books(
-    caps: Caps, storage: Any, study_name: str | None, resume: Any, *, name: str, lms: Iterable[Any]
+    caps: Caps,
+    storage: Any,
+    study_name: str | None,
+    resume: Any,
+    *,
+    name: str,
+    lms: Iterable[Any],
+    share: bool = False,
 ) -> Books:
     """Books in the storage that the user named, or in memory.
 
@@ -39,13 +46,14 @@ def open_books(
         resume: Whether to go on with a study that is there.
         name: The default name.
         lms: The language models of the run, whose keys must not be written.
+        share: Whether other drivers may work on the study at the same time.
 
     Raises:
         OptionError: Options that do not go together.
         StorageError: The storage cannot be opened.
     """
     know(set().union(*(secrets_of(lm) for lm in lms if lm is not None)))
-    return Books(make_store(storage, study_name, resume, name), Meter(caps))
+    return Books(make_store(storage, study_name, resume, name, share), Meter(caps))
 
 
 class Books:
@@ -66,9 +74,13 @@ class Books:
         self.facts = manifest()
         if self.store is None:
             return
-        self.store.begin(self.facts)
-        self.meter.take_up(self.store.spent_before())
-        self.store.spent = self.meter.spent
+        self.store.begin(self.facts, self.meter.seconds_left)
+        self.store.count(self.meter)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the candidates are made here, and not by another driver."""
+        return self.store is None or self.store.leads
 
     def has(self, name: str) -> bool:
         """Whether the candidates of a kind are in the study."""

@@ -16,7 +16,7 @@ from dspy.promptune.engine.records import Job, JobKind, ScoreTable, Spending
 from dspy.promptune.errors import OptionError
 from dspy.promptune.space import Key
 
-__all__ = ["BOOTSTRAP", "PROPOSE", "SEARCH", "STEP", "Capped", "Caps", "Meter", "answered_by_cache"]
+__all__ = ["BOOTSTRAP", "PROPOSE", "SEARCH", "STEP", "Capped", "Caps", "Meter", "answered_by_cache", "total"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +60,14 @@ class Meter:
 
     Args:
         caps: The limits.
-        past: What earlier starts of the run have spent, by step.
         warn: Say that the price of a model is not known; ``unpriced`` has its name in any case.
     """
 
-    def __init__(
-        self, caps: Caps | None = None, past: Mapping[str, Mapping[str, float]] | None = None, *, warn: bool = True
-    ) -> None:
+    def __init__(self, caps: Caps | None = None, *, warn: bool = True) -> None:
         self.caps = caps or Caps()
         self.examples = 0
-        self._spent: dict[str, dict[str, float]] = {step: dict(amounts) for step, amounts in (past or {}).items()}
+        self._spent: dict[str, dict[str, float]] = {}
+        self._elsewhere: Mapping[str, Mapping[str, float]] = {}
         self._now: dict[str, float] = {}  # of the search in this start: for rates
         self._open = 0
         self._began = self._search_began = time.monotonic()
@@ -78,13 +76,10 @@ class Meter:
         self._warn = warn
         self._lock = threading.Lock()
 
-    def take_up(self, past: Mapping[str, Mapping[str, float]]) -> None:
-        """Earlier starts of the run have spent this."""
+    def elsewhere(self, amounts: Mapping[str, Mapping[str, float]]) -> None:
+        """Earlier starts of the run, and others that share it, have spent this, by step; the limits are on all."""
         with self._lock:
-            for step, amounts in past.items():
-                row = self._spent.setdefault(step, {})
-                for name, amount in amounts.items():
-                    row[name] = row.get(name, 0) + amount
+            self._elsewhere = amounts
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -136,13 +131,20 @@ class Meter:
         with self._lock:
             self.examples += count
 
+    def own(self) -> dict[str, dict[str, float]]:
+        """What was spent here so far, by step: calls, tokens, dollars (``cost``) and seconds."""
+        return self._summed()
+
     def spent(self) -> dict[str, dict[str, float]]:
-        """What was spent so far, by step: calls, tokens, dollars (``cost``) and seconds."""
+        """The same with what was spent elsewhere."""
+        return self._summed(self._elsewhere)
+
+    def _summed(self, *others: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
         with self._lock:
-            found = {step: dict(amounts) for step, amounts in self._spent.items()}
+            found = total(self._spent, *others)
         search = found.setdefault(SEARCH, {})
         if self._searching:
-            search["seconds"] = round(search.get("seconds", 0) + time.monotonic() - self._search_began, 3)
+            search["seconds"] = search.get("seconds", 0) + time.monotonic() - self._search_began
         return {step: {name: round(value, 6) for name, value in amounts.items()} for step, amounts in found.items()}
 
     def reached(self) -> str | None:
@@ -214,7 +216,8 @@ class Meter:
         return None
 
     def _total(self, kind: str) -> float:
-        return sum(amounts.get(kind, 0) for amounts in self._spent.values())
+        several = (self._spent, self._elsewhere)
+        return sum(amounts.get(kind, 0) for each in several for amounts in each.values())
 
     def _add(self, kind: str, amount: float, step: str | None = None) -> None:
         step = step or dspy.settings.get(STEP, SEARCH)
@@ -231,6 +234,17 @@ class Meter:
             self.unpriced.add(model)
         if new and self._warn:
             logger.warning("The price of %s is not known: max_cost does not count its calls.", model)
+
+
+def total(*several: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The sum of amounts by step and kind."""
+    found: dict[str, dict[str, float]] = {}
+    for amounts in several:
+        for step, row in amounts.items():
+            mine = found.setdefault(step, {})
+            for kind, amount in row.items():
+                mine[kind] = mine.get(kind, 0) + amount
+    return found
 
 
 def answered_by_cache(entry: Mapping[str, Any]) -> bool:
@@ -262,9 +276,9 @@ class Capped:
         self._meter, self._table, self._n_examples = meter, table, n_examples
         self._calls_per_example = calls_per_example
         self._reserve = min(n_examples, int(self._affordable() // 2)) if self._affordable() < math.inf else n_examples
-        self._running = 0
         self._last = False
-        inner._purse.allow = self.allow
+        self._purse = inner._purse
+        self._purse.allow = self.allow
 
     def allow(self) -> float:
         """Examples that may still be paid for, without the reserve."""
@@ -275,25 +289,21 @@ class Capped:
         if self.ended is None and (why := self._meter.reached()) is not None:
             self.ended = why
         job = None if self.ended or self._last else self.inner.next_job()
-        if job is None and not self._running and not self._last:
+        if job is None and not self._purse.jobs and not self._last:
             job = self._final()
-        self._running += job is not None
         return job
 
     def claim(self, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
         """A job that is decided on from outside."""
-        self._running += 1
         job: Job = self._claim(key, examples, kind)
         return job
 
     def told(self, job: Job, scores: Sequence[float]) -> None:
         """Hand on."""
-        self._running -= 1
         self.inner.told(job, scores)
 
     def failed(self, job: Job, error: BaseException) -> None:
         """Hand on."""
-        self._running -= 1
         self.inner.failed(job, error)
 
     def best(self) -> Key:

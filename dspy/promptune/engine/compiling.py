@@ -59,6 +59,7 @@ class CompileOptions:
     storage: Any = None
     study_name: str | None = None
     resume: bool | str = False
+    share: bool = False
     max_lm_calls: int | None = None
     max_tokens_spent: int | None = None
     max_cost: float | None = None
@@ -171,6 +172,8 @@ class Engine:
 
     def _head_start(self, key: Key, examples: Sequence[int]) -> None:
         assert self.work is not None
+        if not self.books.leads:
+            return
         self.heads.append((key, tuple(examples)))
         if unknown := self.books.unknown(key, examples):
             self.work.head_start(key, unknown)
@@ -268,6 +271,7 @@ def optimize(task: Task, engine: Engine) -> Module:
         on_end=recorder,
         on_tick=recorder.tick,
         first=lambda: [run.claim(*head) for head in engine.heads if over is None and not run.past.covers(*head)],
+        peers=run.peers,
     )
     recorder.driver = driver
     engine.pool.on_idle = driver.wake
@@ -342,7 +346,7 @@ def _finished(task: Task, run: Run, programs: Programs, recorder: _Recorder, fou
     key = run.space.key(found.best_params)
     best: Module = programs[key].deepcopy()
     if task.track_stats:
-        entries = sorted(recorder.entries, key=lambda entry: entry.job.number)
+        entries = sorted(recorder.all_entries(), key=lambda entry: entry.job.number)
         ledger = Ledger(run.space, programs, run.table, entries, task.n_examples, task.minibatch, task.log_dir)
         attach(best, ledger, key)
         best.optimization_run = found  # type: ignore[attr-defined]
@@ -377,6 +381,14 @@ class _Recorder:
             mean = math.fsum(scores) / len(scores)
             logger.info("Trial %d (%s): %.3f on %d examples with %s.", job.number, job.kind, mean, len(scores), job.key)
         self.show()
+
+    def all_entries(self) -> list[Entry]:
+        """Every job of the run that ended, those of other drivers included."""
+        if self.run.peers is None:
+            return self.entries
+        mine = {entry.job.number for entry in self.entries}
+        theirs = entries_of(self.run.peers.past(), self.run.space)
+        return [*self.entries, *(entry for entry in theirs if entry.job.number not in mine)]
 
     def tick(self) -> None:
         """Twice a second: see to the time, draw the line."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.records import Job, ScoreTable, Spending
@@ -19,7 +19,7 @@ from dspy.promptune.errors import EvaluationError
 from dspy.promptune.scrub import cause, said
 from dspy.promptune.space import Key
 
-__all__ = ["Driver", "Limits", "Schedule", "interrupts"]
+__all__ = ["Driver", "Limits", "Peers", "Schedule", "interrupts"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,22 @@ class Log:
     failed: int = 0
 
 
+class Peers(Protocol):
+    """The other drivers of a study that is shared; see :class:`dspy.promptune.engine.sharing.Shared`."""
+
+    def begin(self) -> None:
+        """The jobs that are started first are there."""
+
+    def held(self, job: Job) -> set[int]:
+        """Examples of a job that others evaluate: it ends when they have."""
+
+    def look(self) -> bool:
+        """Take note of what the others did; whether that may change what is to be done here."""
+
+    def over(self) -> bool:
+        """Asked when there is nothing to do here: whether that is so everywhere."""
+
+
 class Driver:
     """Runs jobs until none is left to start. All decisions are made in the thread that calls :meth:`run`.
 
@@ -82,6 +98,7 @@ class Driver:
         on_end: Called with every job that was told or failed, and its outcome, before the spending is told.
         on_tick: Called about twice a second while jobs are running.
         first: Jobs that are started before the spending is asked for any.
+        peers: Other drivers that work on the same study.
     """
 
     def __init__(
@@ -95,13 +112,14 @@ class Driver:
         on_end: Callable[[Job, Outcome], None] | None = None,
         on_tick: Callable[[], None] | None = None,
         first: Callable[[], list[Job]] | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.log = Log()
         self._spending, self._table, self._work = spending, table, work
         self._schedule, self._limits = schedule, limits or Limits()
         self._on_end, self._on_tick = on_end, on_tick
         self._tended_at = time.monotonic()
-        self._first = first
+        self._first, self._peers = first, peers
         self._events: SimpleQueue[tuple[Job, Outcome] | None] = SimpleQueue()
         self._ready: list[Job] = []
         self._running: dict[int, Job] = {}
@@ -139,6 +157,8 @@ class Driver:
             with interrupts(self._interrupted):
                 self._ready.extend(self._first() if self._first else ())
                 self._asked(self._ready)
+                if self._peers is not None:
+                    self._peers.begin()
                 if self._schedule.batch is None:
                     self._run_free()
                 else:
@@ -153,6 +173,8 @@ class Driver:
         while not self._stopping:
             self._fill()
             if not self._running:
+                if self._others_go_on():
+                    continue
                 self._note_best()
                 return
             self._ask(self._schedule.ahead - len(self._ready))
@@ -176,6 +198,8 @@ class Driver:
             self._ask(size - len(self._ready))
             batch, self._ready = self._ready, []
             if not batch:
+                if self._others_go_on():
+                    continue
                 return
             self._run_batch(batch)
             self._note_best()
@@ -192,6 +216,15 @@ class Driver:
         self._ready.extend(waiting)
         for number in sorted(ended):
             self._settled(*ended[number])
+
+    def _others_go_on(self) -> bool:
+        """With nothing to do here: whether others may still leave something. Then it returns a while later."""
+        if self._peers is None or self._peers.over():
+            return False
+        with contextlib.suppress(Empty):
+            self._events.get(timeout=TICK_SECONDS)  # nothing is running: only somebody who stops the run wakes it
+        self._tend()
+        return True
 
     # ------------------------------------------------------------------ one job
 
@@ -211,10 +244,11 @@ class Driver:
         self.log.order.extend(("ask", job.number) for job in jobs)
 
     def _start(self, job: Job) -> None:
-        """Evaluate what the job lacks and nobody else is evaluating; it ends when the others have, too."""
+        """Evaluate what the job lacks and nobody else, here or elsewhere, does; it ends when these have, too."""
         self._running[job.number] = job
         missing = self._table.missing(job.key, job.examples)
-        mine = [example for example in missing if (job.key, example) not in self._flying]
+        theirs = self._peers.held(job) if self._peers is not None else ()
+        mine = [example for example in missing if (job.key, example) not in self._flying and example not in theirs]
         self._flying.update(((job.key, example), job.number) for example in mine)
         if mine:
             self._work.start(job, mine, self._ended)
@@ -252,6 +286,16 @@ class Driver:
         self._work.tend(ending=self._ending())
         if self._on_tick is not None:
             self._on_tick()
+        if self._peers is not None:
+            self._look(self._peers)
+
+    def _look(self, peers: Peers) -> None:
+        """Go on with what waited for other drivers."""
+        if peers.look():
+            self._events.put(None)
+        for job in [] if self._stopping else list(self._parked.values()):
+            del self._parked[job.number]
+            self._start(job)
 
     def _ending(self) -> bool:
         """Whether what is being evaluated is the last that the budget allows."""

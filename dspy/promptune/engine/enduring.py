@@ -34,11 +34,16 @@ class Past:
     jobs: Sequence[tuple[Job, Sequence[float]]] = ()
     trials: Sequence[FrozenTrial] = ()
 
-    def seed(self, seed: int | None) -> int | None:
-        """The sampler's seed for this start: the same one would propose again what was proposed at the beginning."""
-        if seed is None or not self.trials:
+    def seed(self, seed: int | None, salt: int = 0) -> int | None:
+        """The sampler's seed for this start: the same one would propose again what was proposed at the beginning.
+
+        Args:
+            seed: The user's.
+            salt: What distinguishes this start from others that go on at the same time.
+        """
+        if seed is None or not (self.trials or salt):
             return seed
-        return (seed + FARTHER * len(self.trials)) % 2**31
+        return (seed + FARTHER * len(self.trials) + salt) % 2**31
 
     def refill(self, table: ScoreTable) -> None:
         """Put what is paid for into the table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -33,6 +34,7 @@ class Lease:
             "token": self.token,
             "pid": pid,
             "host": socket.gethostname(),
+            "space": _space(),
             "process_start": _process_start(pid),
             "seen": round(time.time(), 3),
         }
@@ -56,7 +58,7 @@ def holder(note: Any) -> str | None:
         return None
     pid, host = note.get("pid"), note.get("host")
     age = abs(time.time() - float(note.get("seen", 0.0)))
-    if host != socket.gethostname():
+    if not _here(note):
         return f"process {pid} on {host}, last seen {age:.0f} s ago" if age < STALE_SECONDS else None
     if pid == os.getpid():
         return "this process" if note["token"] in _mine else None
@@ -66,7 +68,26 @@ def holder(note: Any) -> str | None:
 
 def abroad(note: Any) -> bool:
     """Whether a note is of a run on another machine that has not said it is over: only watching tells if it lives."""
-    return isinstance(note, Mapping) and not note.get("released") and note.get("host") != socket.gethostname()
+    return isinstance(note, Mapping) and not note.get("released") and not _here(note)
+
+
+def _here(note: Mapping[str, Any]) -> bool:
+    """Whether a note's process is one of those whose life can be seen from here.
+
+    Containers and copied machines may have one name. Of a study that is shared all of them may be at work, so more is
+    asked there; a run of its own that is started again in a new container goes on at once.
+    """
+    same = note.get("host") == socket.gethostname()
+    return same and (not note.get("share") or note.get("space") == _space())
+
+
+@functools.cache
+def _space() -> str | None:
+    """Of which start of the machine and which container this process's number is, where the system says so."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _alive(pid: int) -> bool:

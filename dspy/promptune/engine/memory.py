@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dspy.promptune.engine.encoding import decode, encode, restorable
+from dspy.promptune.errors import StorageError
 
 if TYPE_CHECKING:
     from dspy.promptune.engine.store import Store
@@ -65,12 +66,20 @@ def candidates(
         name: ``"demos"`` or ``"instructions"``.
         rng: Source of randomness of ``produce``.
         produce: Makes the candidates of every predictor.
+
+    Raises:
+        StorageError: Another driver made them, and they are not in the study.
     """
     kept = None if store is None else store.recall(name)
     if kept is not None:
         version, state, following = kept["random"]
         rng.setstate((version, tuple(state), following))
         return {int(i): decode(each) for i, each in kept["candidates"].items()}
+    if store is not None and not store.leads:
+        raise StorageError(
+            f"The {name} of study {store.name!r} hold values that JSON has no form for, so they are not in "
+            f"{store.place}: the study cannot be shared. Leave out share=True."
+        )
     found = {i: list(each) for i, each in produce().items()}
     if store is None:
         return found

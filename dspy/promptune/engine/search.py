@@ -16,6 +16,7 @@ from dspy.promptune.engine.manifest import embedder_known, search_manifest
 from dspy.promptune.engine.options import check_jobs, check_seed, with_batch_size
 from dspy.promptune.engine.outcome import Outcome
 from dspy.promptune.engine.records import Job, ScoreTable, Spending
+from dspy.promptune.engine.sharing import Shared
 from dspy.promptune.engine.store import Store, make_store
 from dspy.promptune.engine.timed import Timed
 from dspy.promptune.engine.work import Evaluate, Inline, Threaded, Work, keep_nothing
@@ -129,7 +130,8 @@ class Run:
         self.space = space
         self.n_examples = limits.n_examples
         self.past = Past() if store is None else store.past(space, limits.n_examples)
-        self.sampler: BaseSampler = make_sampler(sampler, space=space, seed=self.past.seed(seed), **options)
+        salt = 0 if store is None or store.leads else store.drivers.salt
+        self.sampler: BaseSampler = make_sampler(sampler, space=space, seed=self.past.seed(seed, salt), **options)
         if store is None:
             with quiet_optuna():
                 self.study = optuna.create_study(direction="maximize", sampler=self.sampler)
@@ -139,9 +141,13 @@ class Run:
             store.show("embedder", embedder_known(self.sampler, {}))
         self.table = ScoreTable()
         self.past.refill(self.table)
-        spending: Any = Timed(make_spending(self.study, space, self.table, limits, seed=seed), self.study)
+        spending: Any = make_spending(self.study, space, self.table, limits, seed=seed)
         if self.past.jobs:
             spending.recall(self.past.jobs)
+        self.peers: Shared | None = None
+        if store is not None and store.drivers.share:
+            spending = self.peers = Shared(spending, self, store)
+        spending = Timed(spending, self.study)
         self.spending: Spending = spending if store is None else Enduring(spending, self.table, store)
 
     def claim(self, key: Key, examples: Sequence[int]) -> Job:
@@ -181,6 +187,8 @@ class Run:
     ) -> SearchRun:
         """The record of a run that ended; ``facts`` is what was known of it when it began."""
         key = self.spending.best()
+        if self.peers is not None:
+            key = self.peers.winner(key)
         row = self.table.row(key)
         return SearchRun(
             best_params=self.space.params(key),
@@ -221,6 +229,7 @@ def search(
     storage: Any = None,
     study_name: str | None = None,
     resume: bool | str = False,
+    share: bool = False,
     **sampler_options: Any,
 ) -> SearchRun:
     """Search ``space`` for the combination with the highest mean score, within ``max_calls`` scored examples.
@@ -247,6 +256,9 @@ def search(
         study_name: Name of the study in the storage; default "search".
         resume: ``True`` goes on with the study if it is there and of the same space, examples and ``evaluate``;
             ``"force"`` in any case. ``max_calls`` counts what it has spent already.
+        share: ``True`` lets other processes search the same study at the same time, each with this same call:
+            ``max_calls`` is for all of them, no (combination, example) is scored by two, and all have the same winner.
+            A study that is there is gone on with.
         sampler_options: What the sampler takes, such as ``embedder`` or ``max_space_size``.
 
     Raises:
@@ -264,7 +276,7 @@ def search(
         "minibatch_size": minibatch_size,
         "full_every": full_eval_steps,
     }
-    store = make_store(storage, study_name, resume, "search")
+    store = make_store(storage, study_name, resume, "search", share=share)
     described = {"sampler": sampler, "seed": seed, "n_jobs": n_jobs, "schedule": schedule, **budget, **options}
     facts = search_manifest(space, evaluate, n_examples, described)
     if store is not None:
@@ -274,7 +286,8 @@ def search(
         keep = keep_nothing if store is None else store.keep_scores
         work: Work = Inline(space, evaluate, keep) if n_jobs == 1 else Threaded(space, evaluate, n_jobs, keep)
         plan = make_schedule(n_jobs, batch_size, schedule)
-        driver = Driver(run.spending, run.table, work, plan, limits=Limits(retries=retries), on_end=run.note)
+        limits = Limits(retries=retries)
+        driver = Driver(run.spending, run.table, work, plan, limits=limits, on_end=run.note, peers=run.peers)
         if store is not None:
             store.lost = driver.stop
         found = run.result(driver, driver.run(), facts)

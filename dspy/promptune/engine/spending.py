@@ -251,6 +251,21 @@ class Minibatches:
             self._learn(job, scores)
         self._trials.recall(len(finished))
 
+    def joined(self, job: Job) -> None:
+        """Another driver of the study has begun this job."""
+        if job.kind == "full":
+            self._since_full = 0
+            self._evaluated += 1
+        else:
+            self._asked += 1
+
+    def heard(self, job: Job, scores: Sequence[float]) -> None:
+        """Another driver of the study has told it these scores, which are in the table."""
+        self._learn(job, scores)
+
+    def gone(self, job: Job) -> None:
+        """Another driver of the study has ended it without scores."""
+
     def _learn(self, job: Job, scores: Sequence[float]) -> None:
         mean = math.fsum(scores) / len(scores)
         if job.kind == "full":

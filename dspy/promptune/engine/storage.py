@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from optuna.storages import BaseStorage, RDBStorage
+    from optuna.trial import FrozenTrial
 
-__all__ = ["Opened", "explain", "open_storage", "place_of"]
+__all__ = ["Opened", "changed_trials", "explain", "open_storage", "place_of"]
 
 JOURNALS = (".log", ".journal", ".jsonl")
 SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -37,6 +38,13 @@ class Opened:
     storage: BaseStorage
     place: str
     file: Path | None = None
+
+    @property
+    def journal(self) -> bool:
+        """Whether it is Optuna's journal, which is one file of lines."""
+        from optuna.storages import JournalStorage
+
+        return isinstance(self.storage, JournalStorage)
 
 
 def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: bool = False) -> Opened:
@@ -72,6 +80,20 @@ def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: b
         raise
     except Exception as error:
         raise explain(error, str(path)) from error
+
+
+def changed_trials(storage: BaseStorage, study_id: int, ids: set[int], after: int) -> list[FrozenTrial]:
+    """Trials with these ids, and all with an id above ``after``, as they are now, in the order of their numbers.
+
+    Of a database only these are read: it costs the same however many trials there are.
+    """
+    from optuna.storages import RDBStorage
+
+    rdb = getattr(storage, "_backend", storage)
+    if isinstance(rdb, RDBStorage):
+        return rdb._get_trials(study_id, states=None, included_trial_ids=ids, trial_id_greater_than=after)
+    trials = storage.get_all_trials(study_id, deepcopy=False)
+    return [trial for trial in trials if trial._trial_id > after or trial._trial_id in ids]
 
 
 def place_of(storage: str) -> str:

@@ -35,6 +35,7 @@ class SafeStorage:
         self.broken: StorageError | None = None
         self.lenient = False
         self.on_broken: Callable[[StorageError], None] = lambda error: None
+        self.signature: Mapping[str, Any] = {}
         self._attributes: dict[int, dict[str, Any]] = {}  # of trials that have not ended
 
     def __getattr__(self, name: str) -> Any:
@@ -60,11 +61,13 @@ class SafeStorage:
         return bool(self.note(self.inner.set_trial_state_values, trial_id, state=state, values=values))
 
     def create_new_trial(self, study_id: int, template_trial: Any = None) -> int:
-        """As Optuna's.
+        """As Optuna's, and the trial has the user attributes of the ``signature`` from its first moment.
 
         Raises:
             StorageError: It cannot be written, now or since an earlier failure.
         """
+        if self.signature:
+            template_trial = _signed(template_trial, self.signature)
         return int(self.write(self.inner.create_new_trial, study_id, template_trial=template_trial))
 
     def set_trial_param(self, *args: Any, **options: Any) -> None:
@@ -92,6 +95,14 @@ class SafeStorage:
         """
         if self.broken is not None:
             raise self.broken
+        return self.read(function, *args, **options)
+
+    def read(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a function that reads.
+
+        Raises:
+            StorageError: It failed.
+        """
         return self._call(function, *args, **options)
 
     def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -113,6 +124,14 @@ class SafeStorage:
             logger.error("%s The run ends with what it has.", self.broken)
             self.on_broken(self.broken)
         return self.broken
+
+
+def _signed(template: Any, signature: Mapping[str, Any]) -> Any:
+    from optuna.trial import TrialState, create_trial
+
+    template = template or create_trial(state=TrialState.RUNNING)
+    template.user_attrs = {**template.user_attrs, **signature}
+    return template
 
 
 @dataclass
