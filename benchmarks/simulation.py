@@ -68,6 +68,9 @@ class Workers:
         self.intervals: list[tuple[float, float]] = []
         self.spent = [0.0]  # seconds of the driver until each result was handed in, since the first job
 
+    def enough(self) -> None:
+        """Called after each event: whether the run should end."""
+
     def start(self, job: Job, missing: Sequence[int], done: Done) -> None:
         """A worker takes the job when the driver has come so far."""
         self._think()
@@ -101,6 +104,7 @@ class Workers:
             self._keep(job, outcome.scores)
             self.spent.append(self._spent)
             done(job, outcome)
+        self.enough()
         return True
 
     def _think(self) -> None:
@@ -172,8 +176,9 @@ def simulate(
         limits=Limits(note_every=max(1, jobs * size // 50)),
     )  # fmt: skip
     driver._events = Events(simulated)  # type: ignore[assignment]
+    simulated.enough = lambda: driver.stop("enough") if len(simulated.spent) > jobs else None
     driver.run()
-    told = len(simulated.intervals)
+    told = len(simulated.spent) - 1
     if store is not None:
         store.close()
     return {
@@ -201,7 +206,7 @@ def main() -> None:
         for sampler, minibatch, workers, ending in every:
             if sampler not in OURS and not minibatch:
                 continue
-            jobs = chosen.jobs or (TOLD[-1] + workers if chosen.told else 4 * workers)
+            jobs = chosen.jobs or (TOLD[-1] if chosen.told else 4 * workers)
             place = None if ending == "memory" else str(Path(folder) / f"{sampler}-{minibatch}-{workers}{ending}")
             found = simulate(workers, jobs, sampler=sampler, storage=place, minibatch=minibatch or None)
             print(json.dumps(found), flush=True)
