@@ -2,16 +2,21 @@
 
 A discrete-event simulation on the real sampler, spending, driver, study and storage. Only the workers are not there:
 their jobs take simulated seconds, and the clock is moved to the end of the next one. What the driver needs to decide
-and to write is measured in seconds of its processor time (other programs on the machine do not count, nor do waits for
-a disk), and moves the same clock: while it thinks, workers that are done stand idle.
+and to write is measured in processor time of the whole process, mathematics on one thread (other programs on the
+machine do not count, nor do waits for a disk), and moves the same clock: while it thinks, workers that are done stand
+idle.
 
     utilisation = busy worker-seconds / (workers x time), from the moment that all had a first job
+
+``--told`` prints, instead, the milliseconds of the driver for one result (proposed, written down and told) after so
+many others, from one long run for each storage.
 """
 
 from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import json
 import math
 import random
@@ -32,13 +37,16 @@ from dspy.promptune.engine.records import Job
 from dspy.promptune.engine.search import Run, quiet_optuna
 from dspy.promptune.engine.storage import open_storage
 from dspy.promptune.engine.store import Store
-from dspy.promptune.engine.work import Done
+from dspy.promptune.engine.work import Done, Keep, keep_nothing
 from dspy.promptune.scrub import Scrubber
 
 __all__ = ["Workers", "simulate"]
 
 EXAMPLES = 200
 SEED = 1
+WORKERS = (40, 160, 500, 1000, 2000)
+TOLD = (500, 1000, 5000, 10_000, 50_000)
+WINDOW = 0.2  # of the results up to a number: those whose cost is averaged
 
 
 class Workers:
@@ -47,17 +55,21 @@ class Workers:
     Args:
         count: Workers.
         seconds: Mean time of a job, exponential about half of it: stragglers included.
+        keep: Where scores are written as they come.
     """
 
-    def __init__(self, count: int, seconds: float, seed: int) -> None:
-        self.count, self._seconds = count, seconds
+    def __init__(self, count: int, seconds: float, seed: int, keep: Keep = keep_nothing) -> None:
+        self.count, self._seconds, self._keep = count, seconds, keep
         self._random = random.Random(seed)
         self._due: list[tuple[float, int, Job, Outcome, Done]] = []
-        self._moved = time.thread_time()  # processor time up to which the clock has been moved
-        self.now = 0.0
+        self._moved = time.process_time()  # processor time up to which the clock has been moved
+        self.now = self._spent = 0.0
         self.full_at = self.last_start = math.nan
         self.intervals: list[tuple[float, float]] = []
-        self.costs: list[float] = []  # seconds of the driver from one event to the next
+        self.spent = [0.0]  # seconds of the driver until each result was handed in, since the first job
+
+    def enough(self) -> None:
+        """Called after each event: whether the run should end."""
 
     def start(self, job: Job, missing: Sequence[int], done: Done) -> None:
         """A worker takes the job when the driver has come so far."""
@@ -83,22 +95,24 @@ class Workers:
 
     def next_event(self) -> bool:
         """Move the clock to the end of the next job, and hand in all that has ended by then."""
-        spent = self._think()
+        self._think()
         if not self._due:
             return False
-        self.costs.append(spent)
         self.now = max(self.now, self._due[0][0])
         while self._due and self._due[0][0] <= self.now:
             _, _, job, outcome, done = heapq.heappop(self._due)
+            self._keep(job, outcome.scores)
+            self.spent.append(self._spent)
             done(job, outcome)
+        self.enough()
         return True
 
-    def _think(self) -> float:
+    def _think(self) -> None:
         """What the driver has needed since the last event passes for the workers, too."""
-        real = time.thread_time()
-        spent, self._moved = real - self._moved, real
-        self.now += spent
-        return spent
+        real = time.process_time()
+        self.now += real - self._moved
+        self._spent += real - self._moved
+        self._moved = real
 
     def utilisation(self) -> float:
         """Share of the workers' time that was spent on jobs, from when all had a first one to the last start."""
@@ -106,14 +120,13 @@ class Workers:
         busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in self.intervals)
         return busy / (self.count * (last - first))
 
-    def along(self, told: int) -> dict[int, float]:
-        """Milliseconds of the driver for a result around the 500th, 2,000th, 5,000th, ... (means of a tenth)."""
+    def along(self) -> dict[int, float]:
+        """Milliseconds of the driver for a result, of the last fifth of the results up to each of ``TOLD``."""
         found = {}
-        for at in (500, 2000, 5000, 20000, 50000):
-            last = round(at * len(self.costs) / told)
-            if last <= len(self.costs):
-                window = self.costs[max(0, last - max(50, last // 10)) : last]
-                found[at] = round(1000 * sum(window) / len(window) * len(self.costs) / told, 2)
+        for last in TOLD:
+            if last < len(self.spent):
+                first = round((1 - WINDOW) * last)
+                found[last] = round(1000 * (self.spent[last] - self.spent[first]) / (last - first), 2)
         return found
 
 
@@ -157,43 +170,46 @@ def simulate(
     size = minibatch or BLOCK
     budget = {"n_examples": EXAMPLES, "max_calls": jobs * size, "minibatch_size": minibatch, "full_every": 0}
     run = Run(space, sampler, budget, seed=SEED, options=options, store=store)
-    simulated = Workers(workers, seconds, SEED)
+    simulated = Workers(workers, seconds, SEED, store.keep_scores if store is not None else keep_nothing)
     driver = Driver(
         run.spending, run.table, simulated, Schedule(n_jobs=workers, ahead=1), on_end=run.note,
         limits=Limits(note_every=max(1, jobs * size // 50)),
     )  # fmt: skip
     driver._events = Events(simulated)  # type: ignore[assignment]
-    began = time.thread_time()
+    simulated.enough = lambda: driver.stop("enough") if len(simulated.spent) > jobs else None
     driver.run()
-    real = time.thread_time() - began
-    told = len(simulated.intervals)
+    told = len(simulated.spent) - 1
     if store is not None:
         store.close()
     return {
-        "sampler": sampler, "workers": workers, "told": told, "storage": storage is not None,
-        "utilisation": round(simulated.utilisation(), 3), "ms_per_result": round(1000 * real / told, 3),
-        "simulated_seconds": round(simulated.now, 1), "ms_along": simulated.along(told),
+        "sampler": sampler, "examples": minibatch or "blocks", "workers": workers, "told": told,
+        "storage": "memory" if storage is None else Path(storage).suffix,
+        "utilisation": round(simulated.utilisation(), 3), "ms": round(1000 * simulated.spent[-1] / told, 2),
+        "seconds": round(simulated.now, 1), "ms_along": simulated.along(),
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, nargs="+", default=[250, 500, 1000, 2000])
-    parser.add_argument("--rounds", type=float, default=4.0, help="jobs for each worker")
-    parser.add_argument("--jobs", type=int, nargs="*", default=[], help="instead: a run of so many jobs")
-    parser.add_argument("--sampler", nargs="+", default=["random", "tpe", "qei"])
-    parser.add_argument("--minibatch", type=int, default=10, help="examples of a job; 0 lets the sampler decide")
-    parser.add_argument("--memory", action="store_true", help="no storage")
+    parser.add_argument("--told", action="store_true", help="the cost of one result along a long run")
+    parser.add_argument("--workers", type=int, nargs="+", help="default: 40 to 2,000; with --told 2,000")
+    parser.add_argument("--jobs", type=int, help="of a run; default: 4 for each worker, with --told 50,000")
+    parser.add_argument("--sampler", nargs="+", default=["random", "qei"])
+    parser.add_argument("--minibatch", type=int, nargs="+", default=[0, 10], help="examples of a job; 0: our sampler's")
+    parser.add_argument("--storage", nargs="+", help="memory, or an ending such as .db or .log")
     chosen = parser.parse_args()
+    storages = chosen.storage or (["memory", ".db", ".log"] if chosen.told else ["memory"])
+    every = itertools.product(
+        chosen.sampler, chosen.minibatch, chosen.workers or (WORKERS[-1:] if chosen.told else WORKERS), storages
+    )
     with tempfile.TemporaryDirectory() as folder, quiet_optuna():
-        for sampler in chosen.sampler:
-            for workers in chosen.workers:
-                for jobs in chosen.jobs or [int(chosen.rounds * workers)]:
-                    place = None if chosen.memory else str(Path(folder) / f"{sampler}-{workers}-{jobs}.db")
-                    found = simulate(
-                        workers, jobs, sampler=sampler, storage=place, minibatch=chosen.minibatch or None
-                    )
-                    print(json.dumps(found), flush=True)
+        for sampler, minibatch, workers, ending in every:
+            if sampler not in OURS and not minibatch:
+                continue
+            jobs = chosen.jobs or (TOLD[-1] if chosen.told else 4 * workers)
+            place = None if ending == "memory" else str(Path(folder) / f"{sampler}-{minibatch}-{workers}{ending}")
+            found = simulate(workers, jobs, sampler=sampler, storage=place, minibatch=minibatch or None)
+            print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

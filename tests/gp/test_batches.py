@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dspy.promptune.gp.batches import BATCHES, Request, joint_draws, shortlist
+from dspy.promptune.gp.batches import BATCHES, CROWD, Request, crowded, improvement, joint_draws, shortlist
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.model import PromptGP, evidence
 from dspy.promptune.gp.posterior import PoolPosterior
@@ -62,3 +62,22 @@ def test_a_shortlist_keeps_the_optimistic():
     optimistic = posterior.mean + 2 * np.sqrt(posterior.variance)
     assert shortlist(posterior, 4).tolist() == sorted(np.argsort(-optimistic)[:4].tolist())
     assert shortlist(posterior, 99).tolist() == list(range(30))
+
+
+def test_a_crowd_begins_with_the_prompt_that_one_alone_would_be_given():
+    """The first of a large batch has the highest expected improvement."""
+    alone = Request(q=1, observed=REQUEST.observed)
+    assert crowded(beliefs(), alone) == improvement(beliefs(), alone)
+
+
+@pytest.mark.parametrize("name", sorted(BATCHES))
+def test_in_a_crowd_no_prompt_is_chosen_twice(name):
+    """Of 200 prompts, 80 are being evaluated and 60 more are wanted: 60 others, mostly good ones."""
+    gp = PromptGP([np.linspace(0, 2, 200)[:, None]])
+    seen = [Observation((i,), i / 200) for i in (10, 60, 120, 190)]
+    posterior = PoolPosterior(gp, np.array([[i] for i in range(200)]), evidence(seen))
+    pending = list(range(0, 160, 2))
+    assert len(pending) + 60 > CROWD
+    chosen = BATCHES[name](posterior, Request(q=60, observed=[10, 60, 120, 190], pending=pending, seed=1))
+    assert len(set(chosen)) == 60 and not set(chosen) & set(pending)
+    assert np.mean(chosen) > 100

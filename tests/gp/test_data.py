@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from dspy.promptune.gp.data import FLOOR, SHARE, SHRINK, Observation, difficulty_share, variances, weights
+from dspy.promptune.gp.data import (
+    FLOOR,
+    KEPT,
+    MANY,
+    SHARE,
+    SHRINK,
+    Observation,
+    condensed,
+    difficulty_share,
+    variances,
+    weights,
+)
 
 
 def seen(key, scores, examples=None):
@@ -71,3 +82,34 @@ def test_difficulty_of_examples_that_nobody_shares_is_assumed():
     """Without two prompts on one example, or without examples at all, the prior holds."""
     alone = [seen(0, [0.0, 1.0], (0, 1)), seen(1, [1.0, 0.0], (2, 3)), seen(2, [1.0, 0.0])]
     assert difficulty_share(alone) == SHARE[0]
+
+
+def test_observations_that_a_model_can_bear_stay_as_they_are():
+    """Up to MANY, repeats of a prompt among them."""
+    few = [seen(i % 7, [0.0, 1.0], (i, i + 1)) for i in range(MANY)]
+    assert condensed(few) == few
+
+
+def test_of_many_observations_each_prompt_has_one_in_which_an_example_counts_once():
+    """Two minibatches with an example in common are the scores of the examples in either."""
+    many = [seen(i % 300, [0.0, 1.0], (i, 10_000)) for i in range(MANY + 1)]
+    found = condensed(many)
+    assert [one.key for one in found] == [(i,) for i in range(300)]
+    assert found[5] == seen(5, [0.0, 1.0, 0.0, 0.0], (5, 10_000, 305, 605))
+
+
+def test_observations_without_examples_or_scores_are_averaged():
+    """Scores that cannot be told apart all count; means without scores count alike."""
+    plain = [Observation((i % 2,), i / MANY) for i in range(MANY)]
+    found = condensed([*plain, seen(2, [0.0]), seen(2, [1.0])])
+    assert found[2] == seen(2, [0.0, 1.0])
+    assert found[0] == Observation((0,), pytest.approx(0.5, abs=0.01))
+
+
+def test_of_many_prompts_the_best_and_a_spread_of_the_others_are_kept():
+    """All of the top half of KEPT, and others from one end to the other."""
+    many = [seen(i, [i / 2000] * 5) for i in range(2000)]
+    keys = [one.key[0] for one in condensed(many)]
+    assert len(keys) == KEPT and keys == sorted(keys)
+    assert keys[-KEPT // 2 :] == list(range(2000 - KEPT // 2, 2000))
+    assert keys[0] == 0 and max(np.diff(keys)) < 12

@@ -5,12 +5,16 @@ import random
 
 import optuna
 import pytest
+from optuna.storages import InMemoryStorage
 
 from dspy.promptune import BudgetError, PromptSpace, make_sampler
 from dspy.promptune.engine.blocks import CONFIRM, Blocks
 from dspy.promptune.engine.records import ScoreTable
 from dspy.promptune.engine.spending import Budget, Minibatches, make_spending
+from dspy.promptune.gp import data
 from dspy.promptune.gp.model import PromptGP
+from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.samplers.trials import measured
 
 
 def by_length(n, demos=None, allowed=None):
@@ -238,3 +242,45 @@ def test_the_same_seed_spends_in_the_same_way():
     """Jobs told in the same order are the same jobs."""
     runs = [Play(by_length(20), max_calls=200, seed=0).run().jobs for _ in range(2)]
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("size", [10, None])
+def test_what_the_sampler_is_given_is_what_the_study_says(size):
+    """The view that is kept up to date trial by trial is the one that reading the study gives, failures included."""
+    space = by_length(12)
+    play = Play(space, minibatch_size=size).run(n_jobs=5, fails=lambda job: job.number % 7 == 3)
+    seen = play.spending._trials.seen
+    assert seen.observations == measured(play.study, space)
+    assert seen.count == len(seen.observations) and not seen.running
+
+
+def graded_by_place(key, example):
+    return sum(key) / 40 + random.Random(f"{key}{example}").gauss(0, 0.05)
+
+
+@pytest.mark.parametrize("size", [4, None])
+def test_a_crowd_of_jobs_finds_what_few_find(size):
+    """With 80 jobs at once, 600 calls end among the best of 400 combinations, and none is paid for twice."""
+    space = by_length(20, {0: [[{"x": "d" * i}] for i in range(20)]})
+    sampler = make_sampler("qei", space=space, seed=0, embedder=letters, batch_size=80)
+    play = Play(space, sampler, graded_by_place, max_calls=600, minibatch_size=size, full_every=0).run(n_jobs=80)
+    assert play.table.calls == 600
+    assert sum(play.spending.best()) >= 30
+
+
+@pytest.mark.parametrize("size", [4, None])
+def test_a_result_costs_no_more_for_those_before_it(monkeypatch, size):
+    """Whatever the number of trials: none is read again, and no model has more rows than it can bear."""
+    monkeypatch.setattr(data, "MANY", 30)
+    monkeypatch.setattr(data, "KEPT", 15)
+    read, believe = InMemoryStorage.get_all_trials, PoolPosterior.__init__
+    trials, rows = [], []
+    monkeypatch.setattr(
+        InMemoryStorage, "get_all_trials", lambda *args, **options: trials.append(1) or read(*args, **options)
+    )
+    monkeypatch.setattr(
+        PoolPosterior, "__init__", lambda *args: rows.append(len(args[-1])) or believe(*args)
+    )  # fmt: skip
+    play = Play(by_length(60), minibatch_size=size, full_every=0, max_calls=240).run(n_jobs=8)
+    assert len(play.jobs) > 40
+    assert len(trials) == 2 and max(rows) <= 30

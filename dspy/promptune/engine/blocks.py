@@ -11,7 +11,7 @@ from optuna.study import Study
 from dspy.promptune.engine.beliefs import Beliefs
 from dspy.promptune.engine.records import Job, JobKind, ScoreTable
 from dspy.promptune.engine.spending import Budget, Purse, Trials
-from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.data import Observation, condensed
 from dspy.promptune.samplers.qei import STRIDE, QEISampler
 from dspy.promptune.space import Key, PromptSpace
 
@@ -19,6 +19,7 @@ BLOCK = 5  # examples in one job
 FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is asked next
 IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
 CONFIRM = 0.1  # of all calls: what the full evaluation of the winner may take at the end
+FEW = 100  # random combinations to look for a new one among, at first
 FAILURES = 2  # of a prompt, after which it is left alone
 
 
@@ -63,6 +64,7 @@ class Blocks:
         self._order = self._trials.random.sample(range(budget.n_examples), budget.n_examples)
         self._failures: dict[Key, int] = {}
         self._planned: list[Key] = []
+        self._known = dict.fromkeys(table.keys())  # prompts with scores, but those that are no longer looked at
 
     def next_job(self) -> Job | None:
         """A block for the prompt that deserves it most; ``None`` where no call is left, or nothing is left to ask."""
@@ -89,13 +91,17 @@ class Blocks:
 
     def heard(self, job: Job, scores: Sequence[float]) -> None:
         """A job that has ended, here or with another driver of the study, has these scores, which are in the table."""
+        self._known[job.key] = None
         if job.kind == "block":
-            self._beliefs.add(job.key, math.fsum(scores) / len(scores), job.examples)
+            mean = math.fsum(scores) / len(scores)
+            self._beliefs.add(job.key, mean, job.examples, beside=len(self._purse.jobs))
         else:
             self._beliefs.forget()
 
     def gone(self, job: Job) -> None:
-        """Another driver of the study has ended it without scores."""
+        """Another driver of the study has ended it without scores, or with those of some examples."""
+        if self._row(job.key):
+            self._known[job.key] = None
 
     def recall(self, finished: Sequence[tuple[Job, Sequence[float]]]) -> None:
         """Jobs that an earlier start of the run has told its study; their scores are in the table."""
@@ -106,15 +112,15 @@ class Blocks:
         self._purse.close(job)
         self._trials.fail(job, error)
         self._failures[job.key] = self._failures.get(job.key, 0) + 1
+        if self._row(job.key):
+            self._known[job.key] = None
 
     def best(self) -> Key:
         """The measured combination with the highest posterior mean."""
-        keys = [key for key in self._table.keys() if self._scored(key)]
-        if not keys:
-            return next(iter(self._space.keys()))
-        if self._believing():
-            return self._beliefs.best(keys)
-        return max(keys, key=self._average)
+        if self._known and self._believing():
+            return self._beliefs.best()
+        keys = [key for key in sorted(self._known) if self._row(key)]
+        return max(keys, key=self._average) if keys else next(iter(self._space.keys()))
 
     # ------------------------------------------------------------------
 
@@ -128,15 +134,13 @@ class Blocks:
         return min(self._block, max(FIRST_BLOCK, spent // (IN_FLIGHT * jobs)))
 
     def _choose(self) -> Key | None:
-        measured = self._table.keys()
-        if len(measured) < self._cold or not self._believing():
-            return self._unseen()
         while self._planned:
             key = self._planned.pop(0)
             if self._may(key):
                 return key
-        touched = {*measured, *self._failures, *(job.key for job in self._purse.jobs.values())}
-        closed = [key for key in touched if not self._may(key)]
+        if len(self._table) < self._cold or not self._believing():
+            return self._unseen()
+        closed = [key for key in self._beliefs.pool if self._touched(key) and not self._may(key)]
         count = max(1, len(self._purse.jobs) // STRIDE)
         self._planned = self._beliefs.choose(self._purse.jobs.values(), closed, self._block, count)
         return self._planned.pop(0) if self._planned else None
@@ -146,8 +150,8 @@ class Blocks:
 
         With so many still to come the others are busy while the slowest examples of that evaluation are waited for.
         """
-        later = 2 * sum(len(job.examples) for job in self._purse.jobs.values())
-        if left > self._confirmation + later or any(job.kind == "full" for job in self._purse.jobs.values()):
+        later = 2 * self._purse.under_way
+        if left > self._confirmation + later or self._purse.full:
             return None
         winner = self.best()
         missing = len(self._open(winner)) if self._may(winner) else 0
@@ -167,9 +171,9 @@ class Blocks:
             return False
         return not self._busy(key) or bool(self._open(key))
 
-    def _scored(self, key: Key) -> bool:
-        """Whether a prompt has scores of a job that has ended."""
-        return not self._busy(key) or bool(self._row(key))
+    def _touched(self, key: Key) -> bool:
+        """Whether a prompt has scores, or jobs that are running or have failed."""
+        return bool(self._table.count(key) or self._failures.get(key) or self._purse.of(key))
 
     def _row(self, key: Key) -> dict[int, float]:
         """A prompt's scores of jobs that have ended, by example."""
@@ -182,23 +186,30 @@ class Blocks:
 
     def _unseen(self) -> Key | None:
         """A random combination that is new, or else one that is not finished."""
-        busy = {job.key for job in self._purse.jobs.values()} | set(self._table.keys())
-        pool = self._space.pool(len(busy) + 64, self._trials.random)
-        ready = [key for key in pool if self._may(key)]
-        new = [key for key in ready if key not in busy] or ready
-        return self._trials.random.choice(new) if new else None
+        touched = len(self._table) + sum(not self._table.count(key) for key in self._purse.keys())
+        for size in dict.fromkeys((min(touched, FEW) + 64, touched + 64)):
+            ready = [key for key in self._space.pool(size, self._trials.random) if self._may(key)]
+            if new := [key for key in ready if not self._table.count(key) and not self._purse.of(key)]:
+                return self._trials.random.choice(new)
+        return self._trials.random.choice(ready) if ready else None
 
     def _observations(self) -> list[Observation]:
-        """The scores so far, cut along the common order into segments of doubling length."""
+        """The scores so far, cut along the common order into segments of doubling length.
+
+        Of many, condensed ones; prompts that are not among them are looked at again when they get new scores.
+        """
         found = []
-        for key in self._table.keys():
+        for key in sorted(self._known):
             row = self._row(key)
             for segment in _segments(len(self._order), self._block):
                 examples = tuple(example for example in self._order[segment] if example in row)
                 if examples:
                     scores = tuple(row[example] for example in examples)
                     found.append(Observation(key, math.fsum(scores) / len(scores), scores, examples))
-        return found
+        kept = condensed(found)
+        if len(kept) < len(found):
+            self._known = dict.fromkeys(one.key for one in kept)
+        return kept
 
 
 def _segments(n: int, block: int) -> list[slice]:

@@ -81,6 +81,10 @@ class ScoreTable:
         """How many examples of a combination are scored."""
         return len(self._scores.get(key, ()))
 
+    def __len__(self) -> int:
+        """How many combinations have a score."""
+        return len(self._scores)
+
     def missing(self, key: Key, examples: Iterable[int]) -> list[int]:
         """Those of ``examples`` that the combination has no score for, in their order."""
         row = self._scores.get(key, {})

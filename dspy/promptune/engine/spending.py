@@ -13,8 +13,12 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
+from dspy.promptune.engine.averages import Averages
 from dspy.promptune.engine.records import Job, JobKind, ScoreTable, Spending
 from dspy.promptune.errors import BudgetError
+from dspy.promptune.gp.data import Observation
+from dspy.promptune.samplers.qei import QEISampler
+from dspy.promptune.samplers.trials import Seen
 from dspy.promptune.scrub import masked
 from dspy.promptune.space import Key, PromptSpace
 
@@ -62,7 +66,6 @@ def make_spending(
     upstream's schedule of minibatches and full evaluations.
     """
     from dspy.promptune.engine.blocks import Blocks
-    from dspy.promptune.samplers.qei import QEISampler
 
     if isinstance(study.sampler, QEISampler) and budget.minibatch_size is None:
         return Blocks(study, space, table, budget, seed=seed)
@@ -79,6 +82,7 @@ class Trials:
         self._distributions: dict[str, BaseDistribution] = {**space.distributions()}
         self._running: dict[int, int] = {}
         self._seed = seed
+        self.seen = Seen(study, space)  # what the sampler would otherwise read from the storage again and again
 
     def recall(self, count: int) -> None:
         """So many trials were made before: from here on other draws than theirs."""
@@ -91,14 +95,13 @@ class Trials:
         In a space where not all combinations are allowed, a sampler that does not know it may propose one that is
         not: that trial fails, and one with the nearest allowed combination takes its place.
         """
-        from dspy.promptune.samplers.qei import QEISampler
-
         if isinstance(self.study.sampler, QEISampler):
-            return self.force(self.study.sampler.next_key(self.study))
+            return self.force(self.study.sampler.next_key(self.study, self.seen))
         trial = self.study.ask(self._distributions)
         key = tuple(int(trial.params[name]) for name in self.space.names)
         if key in self.space:
             self._running[trial.number] = trial._trial_id
+            self.seen.begin(trial.number, key)
             return trial.number, key
         trial.set_user_attr("error", f"Combination {key} is not allowed in this space.")
         self.study.tell(trial, state=TrialState.FAIL)
@@ -113,6 +116,7 @@ class Trials:
         trial_id = storage.create_new_trial(study_id, template_trial=template)
         number = storage.get_trial_number_from_id(trial_id)
         self._running[number] = trial_id
+        self.seen.begin(number, key)
         return number, key
 
     def tell(self, job: Job, scores: Sequence[float]) -> None:
@@ -121,11 +125,18 @@ class Trials:
             job, scores=[float(score) for score in scores], examples=list(job.examples), kind=job.kind
         )
         self._end(trial_id, job.number, TrialState.COMPLETE, math.fsum(scores) / len(scores))
+        self.note(job, scores)
+
+    def note(self, job: Job, scores: Sequence[float]) -> None:
+        """What a trial that has been told says to the sampler."""
+        mean = math.fsum(scores) / len(scores)
+        self.seen.end(job.number, Observation(job.key, mean, tuple(map(float, scores)), job.examples))
 
     def fail(self, job: Job, error: BaseException) -> None:
         """Mark a job's trial as failed."""
         trial_id = self._note(job, error=masked(f"{type(error).__name__}: {error}"), kind=job.kind)
         self._end(trial_id, job.number, TrialState.FAIL)
+        self.seen.end(job.number)
 
     def _end(self, trial_id: int, number: int, state: TrialState, value: float | None = None) -> None:
         """As ``study.tell``, which reads the trial three times; samplers that want to hear of its end do."""
@@ -157,6 +168,8 @@ class Purse:
         self._of: dict[Key, dict[int, Job]] = {}
         self._claims: dict[Key, int] = {}
         self._claimed = 0
+        self.under_way = 0  # examples of running jobs, scored before or not
+        self.full = 0  # full evaluations that are running
         self.allow: Callable[[], float] = lambda: math.inf
 
     def left(self) -> int:
@@ -171,22 +184,32 @@ class Purse:
         """The running jobs of a prompt."""
         return self._of.get(key, {}).values()
 
+    def keys(self) -> Iterable[Key]:
+        """The prompts of running jobs."""
+        return self._of.keys()
+
     def job(self, number: int, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
         """A new running job."""
         job = Job(number, key, tuple(examples), kind)
         self.jobs[number] = job
+        self._count(job, 1)
         self._of.setdefault(key, {})[number] = job
         self._recount(key)
         return job
 
     def close(self, job: Job) -> None:
         """The job is no longer running."""
-        self.jobs.pop(job.number, None)
+        if (known := self.jobs.pop(job.number, None)) is not None:
+            self._count(known, -1)
         running = self._of.get(job.key, {})
         running.pop(job.number, None)
         if not running:
             self._of.pop(job.key, None)
         self._recount(job.key)
+
+    def _count(self, job: Job, sign: int) -> None:
+        self.under_way += sign * len(job.examples)
+        self.full += sign * (job.kind == "full")
 
     def _recount(self, key: Key) -> None:
         """What is claimed of a prompt has changed: with its jobs, or with the scores that the end of one brought."""
@@ -224,8 +247,9 @@ class Minibatches:
         self._purse = Purse(table, budget)
         self._space, self._table, self._budget = space, table, budget
         self._size = min(budget.minibatch_size or MINIBATCH, budget.n_examples)
-        self._means: dict[Key, list[float]] = {}
+        self._means = Averages()
         self._full: dict[Key, float] = {}
+        self._best_full: Key | None = None
         self._since_full = 0
         self._asked = self._evaluated = 0  # minibatches, and full evaluations of the best average
         self._free = 0
@@ -253,6 +277,7 @@ class Minibatches:
 
     def joined(self, job: Job) -> None:
         """Another driver of the study has begun this job."""
+        self._trials.seen.begin(job.number, job.key)
         if job.kind == "full":
             self._since_full = 0
             self._evaluated += 1
@@ -261,17 +286,22 @@ class Minibatches:
 
     def heard(self, job: Job, scores: Sequence[float]) -> None:
         """Another driver of the study has told it these scores, which are in the table."""
+        self._trials.note(job, scores)
         self._learn(job, scores)
 
     def gone(self, job: Job) -> None:
         """Another driver of the study has ended it without scores."""
+        self._trials.seen.end(job.number)
 
     def _learn(self, job: Job, scores: Sequence[float]) -> None:
         mean = math.fsum(scores) / len(scores)
         if job.kind == "full":
             self._full[job.key] = mean
+            self._means.close(job.key)
+            if self._best_full is None or mean > self._full[self._best_full]:
+                self._best_full = job.key
         else:
-            self._means.setdefault(job.key, []).append(mean)
+            self._means.add(job.key, mean)
             self._since_full += 1
 
     def failed(self, job: Job, error: BaseException) -> None:
@@ -281,24 +311,18 @@ class Minibatches:
 
     def best(self) -> Key:
         """The combination that the run would return now."""
-        sampler = self._trials.study.sampler
-        if not self._means and not self._full:
-            return next(iter(self._space.keys()))
-        if best := _believed_best(sampler, self._trials.study):
-            return best
-        if self._full:
-            return max(self._full, key=lambda key: self._full[key])
-        return max(self._means, key=self._average)
+        return self._believed() or self._best_full or self._means.best() or next(iter(self._space.keys()))
 
     def to_confirm(self) -> Key:
         """What to evaluate in full at the end: the best average that never was, unless beliefs say what is best."""
-        free = [key for key in self._means if key not in self._full]
-        if not free or _believed_best(self._trials.study.sampler, self._trials.study):
-            return self.best()
-        return max(free, key=self._average)
+        return self._believed() or self._means.best() or self.best()
 
-    def _average(self, key: Key) -> float:
-        return math.fsum(self._means[key]) / len(self._means[key])
+    def _believed(self) -> Key | None:
+        """What our own sampler, if that is the study's, believes to be the best."""
+        sampler = self._trials.study.sampler
+        if isinstance(sampler, QEISampler) and (self._means or self._full):
+            return sampler.best_key(self._trials.seen.observations)
+        return None
 
     def _kept_back(self) -> int:
         """Calls that the full evaluations will take which this many minibatches, and one more, make due."""
@@ -319,13 +343,9 @@ class Minibatches:
         return (self._full_evaluation(left) if self._since_full else None) or self._minibatch(left)
 
     def _full_evaluation(self, left: int) -> Job | None:
-        busy = {job.key for job in self._purse.jobs.values() if job.kind == "full"}
-        free = [key for key in self._means if key not in self._full and key not in busy]
-        if not free:
-            return None
-        key = max(free, key=self._average)
+        key = self._means.best(lambda key: all(job.kind != "full" for job in self._purse.of(key)))
         examples = range(self._budget.n_examples)
-        if len(self._table.missing(key, examples)) > left:
+        if key is None or len(self._table.missing(key, examples)) > left:
             return None
         self._since_full = 0
         self._evaluated += 1
@@ -353,9 +373,3 @@ class Minibatches:
         pool = self._space.pool(complete + 1, self._trials.random)
         open_keys = [key for key in pool if not self._purse.complete(key)]
         return self._trials.random.choice(open_keys) if open_keys else None
-
-
-def _believed_best(sampler: BaseSampler, study: Study) -> Key | None:
-    from dspy.promptune.samplers.qei import QEISampler
-
-    return sampler.space.key(sampler.best(study)) if isinstance(sampler, QEISampler) else None

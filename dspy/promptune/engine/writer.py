@@ -37,6 +37,7 @@ class SafeStorage:
         self.on_broken: Callable[[StorageError], None] = lambda error: None
         self.signature: Mapping[str, Any] = {}
         self._attributes: dict[int, dict[str, Any]] = {}  # of trials that have not ended
+        self._checked: dict[str, tuple[Any, str]] = {}  # parameters that the storage took: distribution, and as JSON
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.inner, name)
@@ -68,7 +69,35 @@ class SafeStorage:
         """
         if self.signature:
             template_trial = _signed(template_trial, self.signature)
-        return int(self.write(self.inner.create_new_trial, study_id, template_trial=template_trial))
+        return int(self.write(self._create_trial, study_id, template_trial))
+
+    def _create_trial(self, study_id: int, template: Any) -> int:
+        """A relational database would be asked ten things for each parameter, even those it has seen before."""
+        from optuna.distributions import distribution_to_json
+        from optuna.trial import TrialState
+
+        known = self._checked
+        if (
+            template is None
+            or template.state != TrialState.RUNNING
+            or template.user_attrs
+            or template.system_attrs
+            or any(known.get(name, (None,))[0] is not given for name, given in template.distributions.items())
+        ):
+            trial_id = int(self.inner.create_new_trial(study_id, template_trial=template))
+            if template is not None:
+                known.update((name, (one, distribution_to_json(one))) for name, one in template.distributions.items())
+            return trial_id
+        if not _is_relational(self.inner):
+            return int(self.inner.create_new_trial(study_id, template_trial=template))
+        trial_id = int(self.inner.create_new_trial(study_id))
+        values = {
+            name: (known[name][0].to_internal_repr(value), known[name][1]) for name, value in template.params.items()
+        }
+        if not _insert_params(self.inner, trial_id, values):
+            for name, (value, _) in values.items():
+                self.inner.set_trial_param(trial_id, name, value, known[name][0])
+        return trial_id
 
     def set_trial_param(self, *args: Any, **options: Any) -> None:
         """As Optuna's."""
@@ -240,6 +269,30 @@ def _write_attributes(storage: Any, trial_id: int, attributes: Mapping[str, Any]
     if not _insert_attributes(storage, trial_id, attributes):
         for name, value in attributes.items():
             storage.set_trial_user_attr(trial_id, name, value)
+
+
+def _is_relational(storage: Any) -> bool:
+    from optuna.storages import RDBStorage
+
+    return isinstance(getattr(storage, "_backend", storage), RDBStorage)
+
+
+def _insert_params(storage: Any, trial_id: int, values: Mapping[str, tuple[float, str]]) -> bool:
+    """Parameters of a new trial, as internal value and distribution, in one statement; False where it cannot be."""
+    from sqlalchemy import insert
+
+    try:
+        from optuna.storages._rdb.models import TrialParamModel as Model
+
+        rows = [
+            {"trial_id": trial_id, "param_name": name, "param_value": value, "distribution_json": distribution}
+            for name, (value, distribution) in values.items()
+        ]
+        with getattr(storage, "_backend", storage).engine.begin() as connection:
+            connection.execute(insert(Model), rows)
+    except (ImportError, AttributeError):  # another Optuna
+        return False
+    return True
 
 
 def _insert_attributes(storage: Any, trial_id: int, attributes: Mapping[str, Any]) -> bool:

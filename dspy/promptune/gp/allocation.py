@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dspy.promptune.gp.improvement import log_improvement
+from dspy.promptune.gp.joint import Joint
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior
 
 
-def log_worth(posterior: PoolPosterior, noise: Array) -> Array:
+def log_worth(posterior: PoolPosterior | Joint, noise: Array) -> Array:
     """Logarithm of how much one more measurement of each pool member is expected to improve the leader, ``(P,)``.
 
     The leader ``l`` has the highest posterior mean. Measuring member ``j`` moves the gap between the two means by a
@@ -34,7 +36,7 @@ def log_worth(posterior: PoolPosterior, noise: Array) -> Array:
     return worth
 
 
-def next_member(posterior: PoolPosterior, noise: Array, closed: Array) -> int:
+def next_member(posterior: PoolPosterior | Joint, noise: Array, closed: NDArray[np.bool_]) -> int:
     """The pool member whose measurement is worth most.
 
     Args:

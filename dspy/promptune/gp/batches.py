@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dspy.promptune.gp.improvement import greedy_batch
+from dspy.promptune.gp.data import FLOOR
+from dspy.promptune.gp.improvement import greedy_batch, log_improvement
+from dspy.promptune.gp.joint import Joint, promising
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior
 from dspy.promptune.gp.threads import one_thread
@@ -19,6 +21,8 @@ Places = NDArray[np.intp]
 
 RIVALS = 16  # observed prompts that may be the best, at most; more add nothing that samples can see
 DRAWN = 1000  # members of a joint draw at most: its cost grows with the cube
+CROWD = 64  # prompts at once; beyond it what a batch costs by joint samples, the square of its size, is too much
+LOOKED, AWAITED = 384, 128  # in a crowd: members that may be chosen, and members being evaluated that count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,8 @@ class Request:
 
 def improvement(posterior: PoolPosterior, request: Request) -> list[int]:
     """Greedy batch of expected improvement over the best posterior mean; by logarithms, so it never underflows."""
+    if request.q + len(request.pending) > CROWD:
+        return crowded(posterior, request)
     return greedy_batch(
         posterior, request.q, best=request.best(posterior), seed=request.seed, given=list(request.pending)
     )
@@ -51,11 +57,34 @@ def improvement(posterior: PoolPosterior, request: Request) -> list[int]:
 
 def noisy_improvement(posterior: PoolPosterior, request: Request) -> list[int]:
     """Greedy batch of expected improvement over the best of the observed, which is itself uncertain."""
+    if request.q + len(request.pending) > CROWD:
+        return crowded(posterior, request)
     observed = np.array(request.observed)
     optimistic = posterior.mean[observed] + 2 * np.sqrt(posterior.variance[observed])
     rivals = observed[np.argsort(-optimistic)[:RIVALS]].tolist()
     given = list(dict.fromkeys([*rivals, *request.pending]))
     return greedy_batch(posterior, request.q, best=-np.inf, seed=request.seed, given=given)
+
+
+def crowded(posterior: PoolPosterior, request: Request) -> list[int]:
+    """A large batch of expected improvement over the best posterior mean, one member given those before it.
+
+    Members of the batch and pending ones count as measured at their means (Desautels et al. 2014): nothing is sampled,
+    and a member costs the same however many there are.
+    """
+    places = promising(posterior, LOOKED, np.array(request.pending, dtype=np.intp), AWAITED)
+    joint, best = Joint(posterior, places), request.best(posterior)
+    out = np.isin(places, request.pending)
+    for place in np.flatnonzero(out):
+        joint.observe(int(place), FLOOR)
+    chosen: list[int] = []
+    while len(chosen) < request.q and not out.all():
+        gains = np.where(out, -np.inf, log_improvement(joint.mean, np.sqrt(joint.variance), best))
+        j = int(np.argmax(gains if np.isfinite(gains).any() else ~out))
+        joint.observe(j, FLOOR)
+        chosen.append(int(places[j]))
+        out[j] = True
+    return chosen
 
 
 def thompson(posterior: PoolPosterior, request: Request) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ SHARE = (0.45, 6.0)  # difficulty's share where nothing is known, and how many e
 SPREAD = (0.2, 5.0)  # the same of the variance of a score that is 0 or 1: ten right answers do not make it nothing
 MAX_SHARE = 0.8  # differences between prompts are never believed to be free of noise
 SHRINK = 4.0  # examples' worth of trust in the common level, where a prompt's own scores are few
+MANY, KEPT = 800, 400  # a model's cost grows with the cube of its observations: of more than MANY, KEPT are taken
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,40 @@ def difficulty_share(observations: Sequence[Observation]) -> float:
     found = products / pairs / (total / freedom)
     shrunk = (len(paired) * found + SHARE[0] * SHARE[1]) / (len(paired) + SHARE[1])
     return float(np.clip(shrunk, 0.0, MAX_SHARE))
+
+
+def condensed(observations: Sequence[Observation]) -> list[Observation]:
+    """The observations as they are, up to ``MANY``; of more, what all say of each of ``KEPT`` prompts.
+
+    Half of these prompts have the highest means, shrunk to the common level where scores are few. The others are
+    spread evenly over the rest, in their order, so that what is bad stays known.
+    """
+    if len(observations) <= MANY:
+        return list(observations)
+    same: dict[Key, list[Observation]] = {}
+    for one in observations:
+        same.setdefault(one.key, []).append(one)
+    prompts = [_together(ones) for ones in same.values()]
+    if len(prompts) <= KEPT:
+        return prompts
+    level = math.fsum(one.value for one in prompts) / len(prompts)
+    sizes = np.array([max(1, one.size) for one in prompts])
+    standing = (np.array([one.value for one in prompts]) * sizes + SHRINK * level) / (sizes + SHRINK)
+    ranked = np.argsort(-standing, kind="stable")
+    rest = np.sort(ranked[KEPT // 2 :])
+    spread = rest[np.linspace(0, len(rest) - 1, KEPT - KEPT // 2).round().astype(int)]
+    return [prompts[i] for i in np.union1d(ranked[: KEPT // 2], spread)]
+
+
+def _together(ones: Sequence[Observation]) -> Observation:
+    """All observations of one prompt as one; an example counts once."""
+    if len(ones) == 1:
+        return ones[0]
+    key = ones[0].key
+    if any(one.scores is None for one in ones):
+        return Observation(key, math.fsum(one.value for one in ones) / len(ones))
+    if any(one.examples is None for one in ones):
+        scores = tuple(score for one in ones for score in one.scores or ())
+        return Observation(key, math.fsum(scores) / len(scores), scores)
+    row = {i: score for one in ones for i, score in zip(one.examples or (), one.scores or (), strict=True)}
+    return Observation(key, math.fsum(row.values()) / len(row), tuple(row.values()), tuple(row))

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 REFIT_GROWTH = 1.25  # hyper-parameters move little between refits at this growth, and a long run fits some 20 times
 FIRST_FIT = 6  # observations; below it the priors say more than the data
+SETTLED = 200  # observations of a fit that fewer of them, the best of many, are no reason to repeat
 
 
 class Surrogate:
@@ -56,7 +57,7 @@ class Surrogate:
             return PromptModel(self.gp, evidence(observations))
 
     def _refit(self, data: Evidence) -> None:
-        if len(data) < max(FIRST_FIT, REFIT_GROWTH * self._fitted) and len(data) >= self._fitted:
+        if min(self._fitted, SETTLED) <= len(data) < max(FIRST_FIT, REFIT_GROWTH * self._fitted):
             return
         if len(data) < FIRST_FIT or float(np.ptp(data.values)) == 0.0:
             return

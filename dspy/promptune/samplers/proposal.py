@@ -14,6 +14,7 @@ from dspy.promptune.samplers.options import QEIOptions
 from dspy.promptune.space import Key, PromptSpace
 
 LEADERS = 20  # prompts whose neighbours are looked at where the space is larger than the pool
+CROWD = 4  # prompts that are waiting are one in so many of the pool at most: the most promising of them
 
 
 class Proposer:
@@ -40,7 +41,7 @@ class Proposer:
         posterior = self._surrogate.posterior(observations, pool)
         position = {key: j for j, key in enumerate(pool)}
         observed = dict.fromkeys(position[one.key] for one in observations if one.key in position)
-        pending = dict.fromkeys(position[key] for key in waiting)
+        pending = dict.fromkeys(position[key] for key in waiting if key in position)
         request = Request(q=q, observed=list(observed), pending=list(pending), seed=rng.getrandbits(31))
         candidates = []
         if self._options.greedy:
@@ -56,9 +57,14 @@ class Proposer:
         if len(self._space) <= size:
             return self._space.pool(size, rng)
         seen = list(dict.fromkeys(one.key for one in observations))
-        means = self._surrogate.posterior(observations, seen).mean
-        leaders = [seen[j] for j in np.argsort(-means)[:LEADERS]]
-        return self._space.pool(size, rng, dict.fromkeys([*leaders, *waiting]))
+        busy = list(dict.fromkeys(waiting))
+        crowd = busy if len(busy) > size // CROWD else []
+        posterior = self._surrogate.posterior(observations, [*seen, *crowd])
+        leaders = [seen[j] for j in np.argsort(-posterior.mean[: len(seen)])[:LEADERS]]
+        if crowd:
+            optimistic = posterior.mean + 2 * np.sqrt(posterior.variance)
+            busy = [crowd[j] for j in np.argsort(-optimistic[len(seen) :])[: size // CROWD]]
+        return self._space.pool(size, rng, dict.fromkeys([*leaders, *busy]))
 
     def _random_batches(self, size: int, request: Request, rng: random.Random) -> list[list[int]]:
         free = sorted(set(range(size)) - set(request.pending)) or list(range(size))

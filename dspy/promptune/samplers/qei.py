@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from dspy.promptune.gp.parts import MAX_DIMS
 from dspy.promptune.gp.surrogate import Surrogate
 from dspy.promptune.samplers.options import QEIOptions
 from dspy.promptune.samplers.proposal import Proposer
-from dspy.promptune.samplers.trials import measured, running
+from dspy.promptune.samplers.trials import Seen
 from dspy.promptune.space import Key, PromptSpace
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,8 @@ class QEISampler(BaseSampler):
                 if not (mine and name in self._own)
             }
             if mine:
-                params.update(self.space.params(self._next(study, trial.number)))
+                read = partial(Seen, study, self.space, trial.number)
+                params.update(self.space.params(self._next(study._study_id, read)))
         return params
 
     def sample_independent(
@@ -155,7 +157,7 @@ class QEISampler(BaseSampler):
             ValueError: No trial of the study has a usable result yet.
         """
         with self._lock:
-            return self.space.params(self.best_key(measured(study, self.space)))
+            return self.space.params(self.best_key(Seen(study, self.space).observations))
 
     def best_key(self, observations: Sequence[Observation]) -> Key:
         """The key with the highest posterior mean among those observed."""
@@ -169,28 +171,29 @@ class QEISampler(BaseSampler):
             return max(observations, key=lambda one: one.value).key
         return keys[int(np.argmax(posterior.mean))]
 
-    def next_key(self, study: Study) -> Key:
-        """What a trial would be given that is asked for now; for those who make the trial themselves."""
+    def next_key(self, study: Study, seen: Seen) -> Key:
+        """What a trial would be given that is asked for now; for those who make the trials, and know what they say."""
         with self._lock:
-            return self._next(study)
+            return self._next(study._study_id, lambda: seen)
 
-    def _next(self, study: Study, but: int | None = None) -> Key:
+    def _next(self, study_id: int, read: Callable[[], Seen]) -> Key:
         stride = self.options.batch_size // STRIDE
-        if stride > 1 and self._planned and self._planned_at and self._planned_at[0] == study._study_id:
+        if stride > 1 and self._planned and self._planned_at and self._planned_at[0] == study_id:
             return self._planned.pop(0)
-        observations = measured(study, self.space)
-        waiting = running(study, self.space, but=but)
-        state = (study._study_id, len(observations))
+        seen = read()
+        waiting = list(seen.running.values())
+        state = (study_id, seen.count)
         if self._planned_at != state or not self._planned:
             q = max(1, stride, self.options.batch_size - len(waiting))
-            self._planned = self._propose(observations, waiting, q)
+            self._planned = self._propose(seen.observations, waiting, q)
             self._planned_at = state
         return self._planned.pop(0)
 
     def _propose(self, observations: list[Observation], waiting: list[Key], q: int) -> list[Key]:
         if len(observations) >= self.options.min_cold_start:
             try:
-                return self._proposer.propose(observations, waiting, q, self._random)
+                if chosen := self._proposer.propose(observations, waiting, q, self._random):
+                    return chosen
             except (ArithmeticError, RuntimeError) as error:
                 logger.warning("Proposing from %d results failed (%s): random instead.", len(observations), error)
         return self._unseen(observations, waiting, q)

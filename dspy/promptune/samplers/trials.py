@@ -9,8 +9,52 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from dspy.promptune.gp import data
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.space import Key, PromptSpace
+
+
+class Seen:
+    """What the trials of a study say to a sampler; whoever makes the trials can keep it up to date one by one.
+
+    Beyond some hundreds of observations they are condensed now and then, so that no result costs more for those
+    before it (:func:`dspy.promptune.gp.data.condensed`).
+
+    Args:
+        study: Its trials are read once.
+        space: The prompts.
+        but: The number of a running trial that does not count.
+
+    Attributes:
+        count: Observations so far, of which :attr:`observations` may be fewer.
+        running: Prompts of running trials, by number.
+    """
+
+    def __init__(self, study: Study, space: PromptSpace, but: int | None = None) -> None:
+        found = measured(study, space)
+        self.count = len(found)
+        self.running = running(study, space, but=but)
+        self._past = data.condensed(found)
+        self._new: dict[int, Observation] = {}
+
+    @property
+    def observations(self) -> list[Observation]:
+        """In the order of their trials' numbers."""
+        return [*self._past, *(self._new[number] for number in sorted(self._new))]
+
+    def begin(self, number: int, key: Key) -> None:
+        """A trial is running."""
+        self.running[number] = key
+
+    def end(self, number: int, found: Observation | None = None) -> None:
+        """A trial has ended, and says this if anything."""
+        self.running.pop(number, None)
+        if found is None or not math.isfinite(found.value):
+            return
+        self.count += 1
+        self._new[number] = found
+        if len(self._past) + len(self._new) > data.MANY:
+            self._past, self._new = data.condensed(self.observations), {}
 
 
 def measured(study: Study, space: PromptSpace) -> list[Observation]:
@@ -25,11 +69,11 @@ def measured(study: Study, space: PromptSpace) -> list[Observation]:
     return [one for one in found if one is not None]
 
 
-def running(study: Study, space: PromptSpace, but: int | None = None) -> list[Key]:
-    """The prompts of trials that are running, except trial number ``but``."""
+def running(study: Study, space: PromptSpace, but: int | None = None) -> dict[int, Key]:
+    """The prompts of trials that are running, by number, except trial number ``but``."""
     trials = study._storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.RUNNING,))
-    keys = [key_of(trial.params, space) for trial in trials if trial.number != but]
-    return [key for key in keys if key is not None]
+    keys = {trial.number: key_of(trial.params, space) for trial in trials if trial.number != but}
+    return {number: key for number, key in keys.items() if key is not None}
 
 
 def key_of(params: Mapping[str, Any], space: PromptSpace) -> Key | None:

@@ -1,0 +1,62 @@
+"""Beliefs about a few prompts with their whole covariance: many decisions in a row, each at little cost."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspy.promptune.gp.parts import Array
+from dspy.promptune.gp.posterior import PoolPosterior
+
+Places = NDArray[np.intp]
+
+
+class Joint:
+    """Joint Gaussian of the true scores of some members of a pool; observing one costs the square of their number.
+
+    Args:
+        posterior: Beliefs about the pool.
+        members: Positions in the pool, ``(m,)``; from here on a member is its position in this array.
+
+    Attributes:
+        mean: ``(m,)``.
+        covariance: ``(m, m)``.
+    """
+
+    def __init__(self, posterior: PoolPosterior, members: Places) -> None:
+        self.mean: Array = posterior.mean[members]
+        self.covariance: Array = posterior.covariance(members)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    @property
+    def variance(self) -> Array:
+        """Variances ``(m,)``, never below zero."""
+        variances: Array = np.maximum(self.covariance.diagonal(), 0.0)
+        return variances
+
+    def column(self, j: int) -> Array:
+        """Covariances of member ``j`` with all members, ``(m,)``."""
+        column: Array = self.covariance[j]
+        return column
+
+    def observe(self, j: int, variance: float) -> None:
+        """Take member ``j`` as measured at its mean, with noise of this variance: uncertainties shrink, means stay."""
+        column = self.covariance[j] / np.sqrt(max(self.covariance[j, j], 0.0) + variance)
+        self.covariance -= np.outer(column, column)
+
+
+def promising(posterior: PoolPosterior, size: int, apart: Places | None = None, most: int = 0) -> Places:
+    """Positions of the ``size`` members with the highest ``mean + 2 sd``, and of the highest mean.
+
+    Args:
+        posterior: Beliefs about the pool.
+        size: How many.
+        apart: Positions that do not count among them: of these, the ``most`` most promising are taken besides.
+        most: See ``apart``.
+    """
+    order = np.argsort(-(posterior.mean + 2 * np.sqrt(posterior.variance)), kind="stable")
+    aside = np.isin(order, [] if apart is None else apart)
+    leader = int(np.argmax(posterior.mean))
+    return np.unique(np.concatenate([order[~aside][:size], order[aside][:most], [leader]]))
