@@ -11,11 +11,13 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy
+from optuna.distributions import CategoricalDistribution
 from optuna.storages.journal import JournalFileSymlinkLock
 
 import dspy.promptune.engine.storage as storage_module
 import dspy.promptune.engine.store as store_module
 from dspy.promptune import StorageError, search
+from dspy.promptune.engine.scrub import Scrubber
 from dspy.promptune.engine.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,3 +202,21 @@ def test_a_journal_that_is_being_written_is_not_cut(tmp_path):
     lock.release()
     thread.join(30)
     assert opened and path.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("ending", ["db", "log"])
+def test_optuna_reads_the_parameters_of_every_trial(tmp_path, ending):
+    """Those of the first trial, which the storage checks, and of the others, which are written in one statement."""
+    path = tmp_path / f"runs.{ending}"
+    store = store_module.Store(open_storage(path), "one", False, Scrubber())
+    store.begin({"format": 1})
+    given = {"first": CategoricalDistribution((0, 1, 2)), "second": CategoricalDistribution((0, 1, 2, 3))}
+    params = [{"first": i % 3, "second": 3 - i} for i in range(4)]
+    for one in params:
+        trial = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, params=one, distributions=given)
+        store.study._storage.create_new_trial(store.study._study_id, template_trial=trial)
+    store.close()
+    trials = optuna.load_study(study_name="one", storage=open_storage(path).storage).trials
+    assert [trial.params for trial in trials] == params
+    assert all(trial.distributions == given and trial.state.name == "RUNNING" for trial in trials)
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
