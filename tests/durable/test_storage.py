@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileSymlinkLock
 import dspy.promptune.engine.storage as storage_module
 import dspy.promptune.engine.store as store_module
 from dspy.promptune import StorageError, search
-from dspy.promptune.engine.scrub import Scrubber
+from dspy.promptune.scrub import Scrubber
 from dspy.promptune.engine.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[2]
