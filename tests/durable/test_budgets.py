@@ -62,7 +62,7 @@ def test_a_limit_is_kept_and_the_winner_is_complete(server, whole, cap, kind):
 
 def test_the_time_limit_ends_a_run(server):
     """A run whose time is over starts nothing more, and gives what it has."""
-    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.05)) as slow:
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.3)) as slow:  # 384 calls, eight at once: 14 s
         began = time.monotonic()
         program = compiled(slow.url, None, resume=False, num_trials=2000, timeout=4)
         assert "timeout" in program.optimization_run.ended

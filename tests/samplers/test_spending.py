@@ -184,7 +184,7 @@ def test_blocks_go_to_the_leaders():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_winner_is_confirmed_in_full_with_the_last_calls(seed):
-    """Where a tenth of the calls is enough for it, the prompt returned was scored on every example."""
+    """Where a quarter of the calls is enough for it, the prompt returned was scored on every example."""
     play = Play(by_length(20), max_calls=1000, n_examples=100, seed=seed).run()
     assert all(len(job.examples) <= CONFIRM * 1000 for job in play.jobs if job.kind == "full")
     assert play.table.count(play.spending.best()) == 100

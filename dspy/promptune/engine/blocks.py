@@ -18,7 +18,7 @@ from dspy.promptune.space import Key, PromptSpace
 BLOCK = 5  # examples in one job
 FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is asked next
 IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
-CONFIRM = 0.1  # of all calls: what the full evaluation of the winner may take at the end
+CONFIRM = 0.25  # of all calls: what the full evaluation of the winner may take at the end; upstream's budget pays for it
 FEW = 100  # random combinations to look for a new one among, at first
 FAILURES = 2  # of a prompt, after which it is left alone
 
@@ -33,7 +33,7 @@ class Blocks:
     examples as far as both went. Which prompt gets the next block is decided by
     :func:`dspy.promptune.gp.allocation.next_member` from the joint posterior, running blocks counted as done. The
     winner is the prompt with the highest posterior mean among those measured; it is evaluated on all examples with
-    the last calls, where a tenth of them is enough for that.
+    the last calls, where a quarter of them is enough for that.
 
     Args:
         study: Its sampler must be a :class:`QEISampler`: its model and options are used.

@@ -172,11 +172,10 @@ def _open_sqlite(path: Path, must_exist: bool) -> BaseStorage:
         raise StorageError(f"The storage {path} is not a SQLite database: names of journals end in .log, .journal.")
     if must_exist and not _has_studies(path):
         raise StorageError(f"The storage {path} holds no runs: it was not made by promptune or Optuna.")
-    with sqlite3.connect(path, timeout=LOCK_SECONDS) as probe:
-        probe.execute("PRAGMA journal_mode=WAL")
+    with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as probe:
+        _log_ahead(probe)
         probe.execute("BEGIN IMMEDIATE")
         probe.execute("ROLLBACK")
-    probe.close()
     url = sqlalchemy.URL.create("sqlite", database=str(path))
     options = {"connect_args": {"timeout": LOCK_SECONDS, "check_same_thread": False}}
     rdb = _twice(lambda: RDBStorage(url.render_as_string(), engine_kwargs=options))
@@ -189,6 +188,18 @@ def _open_sqlite(path: Path, must_exist: bool) -> BaseStorage:
     rdb.remove_session()
     rdb.engine.dispose()
     return get_storage(rdb)
+
+
+def _log_ahead(connection: sqlite3.Connection) -> None:
+    """Use a write-ahead log. SQLite does not wait with this one where somebody else has the file open just then."""
+    end = time.monotonic() + LOCK_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _twice(make: Callable[[], RDBStorage]) -> RDBStorage:
