@@ -17,8 +17,8 @@ from optuna.storages.journal import JournalFileSymlinkLock
 import dspy.promptune.engine.storage as storage_module
 import dspy.promptune.engine.store as store_module
 from dspy.promptune import StorageError, search
-from dspy.promptune.scrub import Scrubber
 from dspy.promptune.engine.storage import open_storage
+from dspy.promptune.scrub import Scrubber
 
 ROOT = Path(__file__).resolve().parents[2]
 

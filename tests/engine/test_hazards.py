@@ -124,12 +124,14 @@ print("returned", flush=True)
 def interrupt(act):
     """Interrupt a script once it says that it got going: whether it returned, its calls, how long it went on."""
     code = INTERRUPTED.format(act=act)
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "cwd": ROOT}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], **options) as child:
         assert child.stdout.readline().startswith("go")
         child.send_signal(signal.SIGINT)
         begin = time.monotonic()
-        lines = child.communicate(timeout=60)[0].split()
+        out, log = child.communicate(timeout=60)
+        lines = out.split()
+    print(log[-2000:])
     return "returned" in lines, int(lines[-1]), time.monotonic() - begin
 
 

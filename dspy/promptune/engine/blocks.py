@@ -18,7 +18,7 @@ from dspy.promptune.space import Key, PromptSpace
 BLOCK = 5  # examples in one job
 FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is asked next
 IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
-CONFIRM = 0.25  # of all calls: what the full evaluation of the winner may take at the end; upstream's budget pays for it
+CONFIRM = 0.25  # of all calls: what the winner's full evaluation may take at the end; upstream's budgets pay for it
 FEW = 100  # random combinations to look for a new one among, at first
 FAILURES = 2  # of a prompt, after which it is left alone
 

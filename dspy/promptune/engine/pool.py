@@ -280,6 +280,8 @@ class Pool:
                     self._threads -= 1
                     return
                 task = (self._tasks[0] or self._tasks[1]).popleft()
+                if not task.future.set_running_or_notify_cancel():
+                    continue  # cancelled while it waited; what is running can no longer be, only given up
                 task.started = time.monotonic()
                 self._running.add(task)
             settle = _run(task)
@@ -287,8 +289,7 @@ class Pool:
                 self._running.discard(task)
                 if task.abandoned:
                     return  # another thread has taken this one's place
-            if settle is not None:
-                settle()
+            settle()
             del task, settle
 
     def _await_task(self) -> bool:
@@ -304,10 +305,8 @@ class Pool:
             self._idle -= 1
 
 
-def _run(task: Task) -> Callable[[], None] | None:
+def _run(task: Task) -> Callable[[], None]:
     """Make the call; what comes back settles its future, after the thread is counted as free again."""
-    if not task.future.set_running_or_notify_cancel():
-        return None
     future = task.future
     try:
         result = task.context.run(_call, task)
