@@ -7,12 +7,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from dspy.promptune.engine.records import Job, JobKind, ScoreTable, Spending
+from dspy.promptune.engine.records import Around, Job, ScoreTable
 from dspy.promptune.errors import OptionError
 from dspy.promptune.space import Key
 
@@ -254,7 +254,7 @@ def answered_by_cache(entry: Mapping[str, Any]) -> bool:
     return bool(several) and all(getattr(each, "cache_hit", False) for each in several)
 
 
-class Capped:
+class Capped(Around):
     """Spending within the limits of a meter: when they leave only that, the best prompt is evaluated in full.
 
     What a full evaluation of the best takes is kept back from the beginning (half of all there is at most).
@@ -270,9 +270,8 @@ class Capped:
     def __init__(
         self, inner: Any, meter: Meter, table: ScoreTable, *, n_examples: int, calls_per_example: float
     ) -> None:
-        self.inner: Spending = inner
+        super().__init__(inner)
         self.ended: str | None = None
-        self._claim = inner.claim
         self._meter, self._table, self._n_examples = meter, table, n_examples
         self._calls_per_example = calls_per_example
         self._reserve = min(n_examples, int(self._affordable() // 2)) if self._affordable() < math.inf else n_examples
@@ -288,27 +287,10 @@ class Capped:
         """What the inner spending would do; then the reserve; then nothing."""
         if self.ended is None and (why := self._meter.reached()) is not None:
             self.ended = why
-        job = None if self.ended or self._last else self.inner.next_job()
+        job = None if self.ended or self._last else self._inner.next_job()
         if job is None and not self._purse.jobs and not self._last:
             job = self._final()
         return job
-
-    def claim(self, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
-        """A job that is decided on from outside."""
-        job: Job = self._claim(key, examples, kind)
-        return job
-
-    def told(self, job: Job, scores: Sequence[float]) -> None:
-        """Hand on."""
-        self.inner.told(job, scores)
-
-    def failed(self, job: Job, error: BaseException) -> None:
-        """Hand on."""
-        self.inner.failed(job, error)
-
-    def best(self) -> Key:
-        """Hand on."""
-        return self.inner.best()
 
     def _affordable(self) -> float:
         return self._meter.affordable(self._calls_per_example)
@@ -321,10 +303,9 @@ class Capped:
         if not limited or not self._table.calls:
             return None
         self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
-        best: Key = getattr(self.inner, "to_confirm", self.inner.best)()
+        best: Key = getattr(self._inner, "to_confirm", self.best)()
         examples = range(self._n_examples)
         missing = self._table.missing(best, examples)
         if not missing or len(missing) > self._affordable():
             return None
-        job: Job = self._claim(best, examples, "full")
-        return job
+        return self.claim(best, examples, "full")

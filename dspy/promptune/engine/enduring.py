@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.engine.records import Job, JobKind, ScoreTable
+from dspy.promptune.engine.records import Around, Job, JobKind, ScoreTable
 from dspy.promptune.space import Key, PromptSpace
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> l
     return sorted(trials, key=lambda trial: trial.number)
 
 
-class Enduring:
+class Enduring(Around):
     """Spending that ends well when the storage fails: nothing more is started, and the best so far is known.
 
     Args:
@@ -116,11 +116,9 @@ class Enduring:
     """
 
     def __init__(self, inner: Any, table: ScoreTable, store: Store) -> None:
-        self._inner, self._table, self._store = inner, table, store
+        super().__init__(inner)
+        self._table, self._store = table, store
         self.jobs: list[tuple[Job, Sequence[float]]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     def next_job(self) -> Job | None:
         """``None`` once nothing can be written."""
@@ -138,7 +136,7 @@ class Enduring:
         """The scores are in the table whatever becomes of the trial."""
         self.jobs.append((job, list(scores)))
         try:
-            self._inner.told(job, scores)
+            super().told(job, scores)
         except Exception:
             if self._store.broken is None:
                 raise
@@ -146,7 +144,7 @@ class Enduring:
     def failed(self, job: Job, error: BaseException) -> None:
         """Hand on."""
         try:
-            self._inner.failed(job, error)
+            super().failed(job, error)
         except Exception:
             if self._store.broken is None:
                 raise
@@ -154,12 +152,11 @@ class Enduring:
     def best(self) -> Key:
         """The inner spending's, or the highest mean among the combinations with the most scores."""
         try:
-            key: Key = self._inner.best()
+            return super().best()
         except Exception:
             if self._store.broken is None:
                 raise
             return max(self._table.keys(), key=self._standing)
-        return key
 
     def _standing(self, key: Key) -> tuple[int, float]:
         row = self._table.row(key)

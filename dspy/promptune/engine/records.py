@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from dspy.promptune.space import Key
 
-__all__ = ["Job", "JobKind", "ScoreTable", "Spending"]
+__all__ = ["Around", "Job", "JobKind", "ScoreTable", "Spending"]
 
 JobKind = Literal["block", "minibatch", "full"]
 
@@ -49,6 +49,38 @@ class Spending(Protocol):
 
     def best(self) -> Key:
         """The combination that the run would return at this moment."""
+
+
+class Around:
+    """Spending that leaves to another what it does not change; other attributes are the other's, too.
+
+    Args:
+        inner: Decides what is evaluated.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def claim(self, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
+        """A job that is decided on from outside."""
+        job: Job = self._inner.claim(key, examples, kind)
+        return job
+
+    def told(self, job: Job, scores: Sequence[float]) -> None:
+        """Hand on."""
+        self._inner.told(job, scores)
+
+    def failed(self, job: Job, error: BaseException) -> None:
+        """Hand on."""
+        self._inner.failed(job, error)
+
+    def best(self) -> Key:
+        """Hand on."""
+        key: Key = self._inner.best()
+        return key
 
 
 class ScoreTable:

@@ -153,11 +153,7 @@ class Run:
     def claim(self, key: Key, examples: Sequence[int]) -> Job:
         """An evaluation that is decided on from outside."""
         spending: Any = self.spending
-        kind = "full" if len(examples) == self.n_examples else "block"
-        if hasattr(spending, "claim"):
-            job: Job = spending.claim(key, examples, kind)
-        else:
-            job = spending._purse.job(*spending._trials.force(key), examples, kind)
+        job: Job = spending.claim(key, examples, "full" if len(examples) == self.n_examples else "block")
         return job
 
     def note(self, job: Job, outcome: Outcome, **spent: float | None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.engine.drivers import OWNER
 from dspy.promptune.engine.enduring import Past, past_of
 from dspy.promptune.engine.lease import STALE_SECONDS
-from dspy.promptune.engine.records import Job, JobKind, ScoreTable
+from dspy.promptune.engine.records import Around, Job, JobKind, ScoreTable
 from dspy.promptune.errors import EvaluationError, StorageError
 from dspy.promptune.space import Key
 
@@ -40,7 +40,7 @@ class _Theirs:
     since: float
 
 
-class Shared:
+class Shared(Around):
     """Spending of one driver of several that share a study.
 
     Every job's trial says by whom and on which examples it is evaluated, before anything of it is. A pair of prompt
@@ -55,7 +55,8 @@ class Shared:
     """
 
     def __init__(self, inner: Any, run: Run, store: Store) -> None:
-        self._inner, self._store, self._drivers = inner, store, store.drivers
+        super().__init__(inner)
+        self._store, self._drivers = store, store.drivers
         self._space, self._n_examples = run.space, run.n_examples
         self._table: ScoreTable = run.table
         self._purse = inner._purse
@@ -66,9 +67,6 @@ class Shared:
         self._next, self._last = 0, -1  # number of the first trial that was not looked at, and id of the one before
         if not store.leads:
             inner._trials.recall(store.drivers.salt)  # not the draws of the other drivers
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
     # ------------------------------------------------------------------ spending
 
@@ -88,22 +86,9 @@ class Shared:
 
     def claim(self, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
         """A job that is decided on from outside."""
-        job: Job = self._inner.claim(key, examples, kind)
+        job = super().claim(key, examples, kind)
         self._claim(job)
         return job
-
-    def told(self, job: Job, scores: Sequence[float]) -> None:
-        """Hand on."""
-        self._inner.told(job, scores)
-
-    def failed(self, job: Job, error: BaseException) -> None:
-        """Hand on."""
-        self._inner.failed(job, error)
-
-    def best(self) -> Key:
-        """Hand on."""
-        key: Key = self._inner.best()
-        return key
 
     # ------------------------------------------------------------------ for the driver
 
