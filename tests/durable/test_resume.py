@@ -11,10 +11,11 @@ from pathlib import Path
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dspy.promptune import OptionError, StorageError, search
+from dspy.promptune import EvaluationError, OptionError, StorageError, search
+from dspy.promptune.engine.driver import MIN_STREAK
 from tests.engine.conftest import Table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,7 +224,8 @@ def test_options_of_a_storage_need_one(table, given):
         search(table.space, table, n_examples=12, max_calls=20, sampler="random", **given)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(lives=[["failed"] * 5])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lives=st.lists(st.lists(st.sampled_from(["finished", "failed", "killed"]), max_size=6), max_size=4))
 def test_any_interleaving_can_be_resumed(lives, at_once):
     """However evaluations finished, failed and died: the next start goes on, and pays for nothing it has."""
@@ -254,6 +256,8 @@ def test_any_interleaving_can_be_resumed(lives, at_once):
             start(outcomes)
         except Killed:
             continue
+        except EvaluationError:  # it gave up, as a run does after so many failures in a row
+            assert outcomes.count("failed") >= MIN_STREAK
     found = start([])
     assert found.calls == 30
     kept = list(table.paid)
