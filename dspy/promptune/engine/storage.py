@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["Opened", "changed_trials", "explain", "open_storage", "place_of"]
+__all__ = ["Opened", "changed_trials", "explain", "open_storage", "place_of", "relational"]
 
 JOURNALS = (".log", ".journal", ".jsonl")
 SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -82,15 +82,21 @@ def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: b
         raise explain(error, str(path)) from error
 
 
+def relational(storage: BaseStorage) -> RDBStorage | None:
+    """The relational database behind a storage; ``None`` where it is none."""
+    from optuna.storages import RDBStorage
+
+    rdb = getattr(storage, "_backend", storage)
+    return rdb if isinstance(rdb, RDBStorage) else None
+
+
 def changed_trials(storage: BaseStorage, study_id: int, ids: set[int], after: int) -> list[FrozenTrial]:
     """Trials with these ids, and all with an id above ``after``, as they are now, in the order of their numbers.
 
     Of a database only these are read: it costs the same however many trials there are.
     """
-    from optuna.storages import RDBStorage
-
-    rdb = getattr(storage, "_backend", storage)
-    if isinstance(rdb, RDBStorage):
+    rdb = relational(storage)
+    if rdb is not None:
         return rdb._get_trials(study_id, states=None, included_trial_ids=ids, trial_id_greater_than=after)
     trials = storage.get_all_trials(study_id, deepcopy=False)
     return [trial for trial in trials if trial._trial_id > after or trial._trial_id in ids]

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from dspy.promptune.engine.lease import RENEW_SECONDS
-from dspy.promptune.engine.storage import explain
+from dspy.promptune.engine.storage import explain, relational
 from dspy.promptune.errors import StorageError
 from dspy.promptune.scrub import Scrubber
 from dspy.promptune.space import Key
@@ -76,6 +76,8 @@ class SafeStorage:
         from optuna.distributions import distribution_to_json
         from optuna.trial import TrialState
 
+        if relational(self.inner) is None:
+            return int(self.inner.create_new_trial(study_id, template_trial=template))
         known = self._checked
         if (
             template is None
@@ -88,8 +90,6 @@ class SafeStorage:
             if template is not None:
                 known.update((name, (one, distribution_to_json(one))) for name, one in template.distributions.items())
             return trial_id
-        if not _is_relational(self.inner):
-            return int(self.inner.create_new_trial(study_id, template_trial=template))
         trial_id = int(self.inner.create_new_trial(study_id))
         values = {
             name: (known[name][0].to_internal_repr(value), known[name][1]) for name, value in template.params.items()
@@ -271,66 +271,47 @@ def _write_attributes(storage: Any, trial_id: int, attributes: Mapping[str, Any]
             storage.set_trial_user_attr(trial_id, name, value)
 
 
-def _is_relational(storage: Any) -> bool:
-    from optuna.storages import RDBStorage
-
-    return isinstance(getattr(storage, "_backend", storage), RDBStorage)
-
-
 def _insert_params(storage: Any, trial_id: int, values: Mapping[str, tuple[float, str]]) -> bool:
-    """Parameters of a new trial, as internal value and distribution, in one statement; False where it cannot be."""
-    from sqlalchemy import insert
-
-    try:
-        from optuna.storages._rdb.models import TrialParamModel as Model
-
-        rows = [
-            {"trial_id": trial_id, "param_name": name, "param_value": value, "distribution_json": distribution}
-            for name, (value, distribution) in values.items()
-        ]
-        with getattr(storage, "_backend", storage).engine.begin() as connection:
-            connection.execute(insert(Model), rows)
-    except (ImportError, AttributeError):  # another Optuna
-        return False
-    return True
+    """Parameters of a new trial, as internal value and distribution, in one statement."""
+    rows = [
+        {"trial_id": trial_id, "param_name": name, "param_value": value, "distribution_json": distribution}
+        for name, (value, distribution) in values.items()
+    ]
+    return _insert(storage, "TrialParamModel", lambda _: rows)
 
 
 def _insert_attributes(storage: Any, trial_id: int, attributes: Mapping[str, Any]) -> bool:
-    from optuna.storages import RDBStorage
-    from sqlalchemy import insert
-    from sqlalchemy.exc import IntegrityError
-
-    rdb = getattr(storage, "_backend", storage)
-    if not isinstance(rdb, RDBStorage):
-        return False
-    try:
-        from optuna.storages._rdb.models import TrialUserAttributeModel as Model
-
-        rows = [{"trial_id": trial_id, "key": name, "value_json": json.dumps(v)} for name, v in attributes.items()]
-        with rdb.engine.begin() as connection:
-            connection.execute(insert(Model), rows)
-    except (ImportError, AttributeError, IntegrityError):  # another Optuna, or an attribute that is there already
-        return False
-    return True
+    rows = [{"trial_id": trial_id, "key": name, "value_json": json.dumps(v)} for name, v in attributes.items()]
+    return _insert(storage, "TrialUserAttributeModel", lambda _: rows)
 
 
 def _in_one_transaction(storage: Any, rows: list[tuple[int, int, float]]) -> bool:
-    """Insert all rows at once where the storage is a relational database; False where that is not possible."""
-    from optuna.storages import RDBStorage
+    """Scores of examples, all at once."""
+
+    def stored(model: Any) -> list[dict[str, Any]]:
+        found = [(*row[:2], *model.intermediate_value_to_stored_repr(row[2])) for row in rows]
+        return [dict(zip(COLUMNS, row, strict=True)) for row in found]
+
+    return _insert(storage, "TrialIntermediateValueModel", stored)
+
+
+def _insert(storage: Any, model: str, rows: Callable[[Any], list[dict[str, Any]]]) -> bool:
+    """Insert rows into one of Optuna's tables in one statement; False where the storage is no relational database,
+    Optuna is another, or one of the rows is there already."""
     from sqlalchemy import insert
     from sqlalchemy.exc import IntegrityError
 
-    rdb = getattr(storage, "_backend", storage)
-    if not isinstance(rdb, RDBStorage):
+    rdb = relational(storage)
+    if rdb is None:
         return False
     try:
-        from optuna.storages._rdb.models import TrialIntermediateValueModel as Model
+        from optuna.storages._rdb import models
 
-        stored = [(*row[:2], *Model.intermediate_value_to_stored_repr(row[2])) for row in rows]
-        values = [dict(zip(COLUMNS, row, strict=True)) for row in stored]
+        table = getattr(models, model)
+        values = rows(table)
         with rdb.engine.begin() as connection:
-            connection.execute(insert(Model), values)
-    except (ImportError, AttributeError, IntegrityError):  # another Optuna, or a score that is there already
+            connection.execute(insert(table), values)
+    except (ImportError, AttributeError, IntegrityError):
         return False
     return True
 
