@@ -14,6 +14,7 @@ from dspy.promptune.gp.allocation import next_member
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.joint import Joint, promising
 from dspy.promptune.gp.posterior import Mark, PoolPosterior
+from dspy.promptune.samplers.proposal import BUSY
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.space import Key, PromptSpace
 
@@ -23,7 +24,6 @@ GROWTH = 1.2  # beliefs are rebuilt, and hyper-parameters refitted, when the obs
 CROWD = 64  # jobs at once; beyond it a look at each result and each running job would cost too much
 LAG = 8  # in a crowd: beliefs are rebuilt when so many times fewer results than there are jobs have come
 LOOKED = 512  # in a crowd: prompts that are compared
-BUSY = 4  # prompts of running jobs are added to a pool up to one in so many of its size
 
 
 class Beliefs:

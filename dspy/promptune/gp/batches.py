@@ -7,17 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dspy.promptune.gp.data import FLOOR
 from dspy.promptune.gp.improvement import greedy_batch, log_improvement
-from dspy.promptune.gp.joint import Joint, promising
+from dspy.promptune.gp.joint import Joint, Places, promising
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior
 from dspy.promptune.gp.threads import one_thread
-
-Places = NDArray[np.intp]
-"""Positions in a pool."""
 
 RIVALS = 16  # observed prompts that may be the best, at most; more add nothing that samples can see
 DRAWN = 1000  # members of a joint draw at most: its cost grows with the cube
@@ -60,8 +56,7 @@ def noisy_improvement(posterior: PoolPosterior, request: Request) -> list[int]:
     if request.q + len(request.pending) > CROWD:
         return crowded(posterior, request)
     observed = np.array(request.observed)
-    optimistic = posterior.mean[observed] + 2 * np.sqrt(posterior.variance[observed])
-    rivals = observed[np.argsort(-optimistic)[:RIVALS]].tolist()
+    rivals = observed[np.argsort(-posterior.optimistic[observed])[:RIVALS]].tolist()
     given = list(dict.fromkeys([*rivals, *request.pending]))
     return greedy_batch(posterior, request.q, best=-np.inf, seed=request.seed, given=given)
 
@@ -115,8 +110,7 @@ def shortlist(posterior: PoolPosterior, size: int) -> Places:
     """Positions of the ``size`` members with the highest ``mean + 2 sd``: others are not the maximum of a draw."""
     if len(posterior) <= size:
         return np.arange(len(posterior))
-    optimistic = posterior.mean + 2 * np.sqrt(posterior.variance)
-    return np.sort(np.argpartition(-optimistic, size)[:size])
+    return np.sort(np.argpartition(-posterior.optimistic, size)[:size])
 
 
 def joint_draws(posterior: PoolPosterior, members: Places, n: int, rng: np.random.Generator) -> Array:

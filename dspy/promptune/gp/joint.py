@@ -9,6 +9,7 @@ from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior
 
 Places = NDArray[np.intp]
+"""Positions in a pool."""
 
 
 class Joint:
@@ -56,7 +57,7 @@ def promising(posterior: PoolPosterior, size: int, apart: Places | None = None, 
         apart: Positions that do not count among them: of these, the ``most`` most promising are taken besides.
         most: See ``apart``.
     """
-    order = np.argsort(-(posterior.mean + 2 * np.sqrt(posterior.variance)), kind="stable")
+    order = np.argsort(-posterior.optimistic, kind="stable")
     aside = np.isin(order, [] if apart is None else apart)
     leader = int(np.argmax(posterior.mean))
     return np.unique(np.concatenate([order[~aside][:size], order[aside][:most], [leader]]))

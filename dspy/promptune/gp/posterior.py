@@ -82,6 +82,12 @@ class PoolPosterior:
         variances: Array = self._unit**2 * np.maximum(self._variance, 0.0)
         return variances
 
+    @property
+    def optimistic(self) -> Array:
+        """Two standard deviations above each mean, ``(P,)``: what a member may be worth."""
+        bounds: Array = self.mean + 2 * np.sqrt(self.variance)
+        return bounds
+
     def noise(self, size: int) -> Array:
         """Variance of a mean of ``size`` further scores of each member about its true score, ``(P,)``."""
         if self._per_score is not None:

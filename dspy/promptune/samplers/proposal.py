@@ -14,7 +14,7 @@ from dspy.promptune.samplers.options import QEIOptions
 from dspy.promptune.space import Key, PromptSpace
 
 LEADERS = 20  # prompts whose neighbours are looked at where the space is larger than the pool
-CROWD = 4  # prompts that are waiting are one in so many of the pool at most: the most promising of them
+BUSY = 4  # prompts that are waiting are one in so many of a pool larger spaces have, at most
 
 
 class Proposer:
@@ -58,12 +58,11 @@ class Proposer:
             return self._space.pool(size, rng)
         seen = list(dict.fromkeys(one.key for one in observations))
         busy = list(dict.fromkeys(waiting))
-        crowd = busy if len(busy) > size // CROWD else []
+        crowd = busy if len(busy) > size // BUSY else []
         posterior = self._surrogate.posterior(observations, [*seen, *crowd])
         leaders = [seen[j] for j in np.argsort(-posterior.mean[: len(seen)])[:LEADERS]]
         if crowd:
-            optimistic = posterior.mean + 2 * np.sqrt(posterior.variance)
-            busy = [crowd[j] for j in np.argsort(-optimistic[len(seen) :])[: size // CROWD]]
+            busy = [crowd[j] for j in np.argsort(-posterior.optimistic[len(seen) :])[: size // BUSY]]
         return self._space.pool(size, rng, dict.fromkeys([*leaders, *busy]))
 
     def _random_batches(self, size: int, request: Request, rng: random.Random) -> list[list[int]]:

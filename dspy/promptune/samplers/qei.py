@@ -18,12 +18,12 @@ from optuna.trial import FrozenTrial
 
 from dspy.promptune.errors import OptionError
 from dspy.promptune.features import EmbedderLike, embed_parts
-from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.data import Observation, condensed
 from dspy.promptune.gp.parts import MAX_DIMS
 from dspy.promptune.gp.surrogate import Surrogate
 from dspy.promptune.samplers.options import QEIOptions
 from dspy.promptune.samplers.proposal import Proposer
-from dspy.promptune.samplers.trials import Seen
+from dspy.promptune.samplers.trials import Seen, measured
 from dspy.promptune.space import Key, PromptSpace
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class QEISampler(BaseSampler):
             ValueError: No trial of the study has a usable result yet.
         """
         with self._lock:
-            return self.space.params(self.best_key(Seen(study, self.space).observations))
+            return self.space.params(self.best_key(condensed(measured(study, self.space))))
 
     def best_key(self, observations: Sequence[Observation]) -> Key:
         """The key with the highest posterior mean among those observed."""
