@@ -99,7 +99,7 @@ class Blocks:
             self._beliefs.forget()
 
     def gone(self, job: Job) -> None:
-        """Another driver of the study has ended it without scores, or with those of some examples."""
+        """A job has ended without its scores, here or with another driver; some examples may have theirs."""
         if self._row(job.key):
             self._known[job.key] = None
 
@@ -112,8 +112,7 @@ class Blocks:
         self._purse.close(job)
         self._trials.fail(job, error)
         self._failures[job.key] = self._failures.get(job.key, 0) + 1
-        if self._row(job.key):
-            self._known[job.key] = None
+        self.gone(job)
 
     def best(self) -> Key:
         """The measured combination with the highest posterior mean."""
