@@ -38,8 +38,9 @@ test: dev ## the tests, without those that take minutes
 test-all: dev ## every test
 	$(BIN)/python -m pytest
 
-lint: install ## ruff
+lint: dev ## ruff, and the direction of imports between the wings of the package
 	$(BIN)/ruff check .
+	cd build/dev && $(abspath $(BIN))/lint-imports --config ../../pyproject.toml --cache-dir ../../.mypy_cache/imports
 
 types: dev ## mypy, strict, on this fork's own modules
 	cd build/dev && $(MYPY) --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p dspy.promptune -m dspy.teleprompt.mipro_optimizer_v2

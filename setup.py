@@ -39,6 +39,7 @@ TEST = [
     "pre-commit>=4",
     "mypy>=1.15",
     "ruff>=0.11",
+    "import-linter>=2.3",
     "build>=1.2",
 ]
 EXTRAS = {

@@ -2,7 +2,7 @@
 
     python -m benchmarks.durability [--kills 100] [--seeds 24] [--parts kills faults] 2>/dev/null
 
-The kills are those of tests/durable/test_kill.py, repeated more often. The faults are those of test_faults.py, on a
+The kills are those of tests/storage/test_kill.py, repeated more often. The faults are those of test_faults.py, on a
 task with many prompts that are nearly as good: every seed is compiled twice, with and without faults, and the
 server's rule says how often each winner is right in truth. A check that does not hold ends the command with an error.
 """
@@ -17,10 +17,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import dspy
-from tests.durable.lives import metric
-from tests.durable.test_faults import RATES
-from tests.durable.test_kill import LIMIT, check, killed, undisturbed
 from tests.server import Faults, Latency, LMServer, Prompt, Quality, TaskRule
+from tests.storage.lives import metric
+from tests.storage.test_faults import RATES
+from tests.storage.test_kill import LIMIT, check, killed, undisturbed
 
 PLACES = (("SQLite", "runs.db", "tpe"), ("journal", "runs.log", "onehot"))
 ANSWERS = {f"What is the code of item {i}?": str(i % 5) for i in range(80)}

@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 import dspy
-from dspy.promptune.engine.guard import Guard, guarded
-from dspy.promptune.engine.pool import Pool
-from dspy.promptune.engine.programs import Programs, ProgramWork, Rules
-from dspy.promptune.engine.records import Job
+from dspy.promptune.allocation.records import Job
+from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
+from dspy.promptune.limits.gateway import LMGateway, through_gateway
+from dspy.promptune.run.pool import Pool
 from tests.server import LMServer
 
 REPEATS = 5
@@ -38,7 +38,7 @@ FUNCTIONS = {  # files and names of DSPy 3.4; what another release has elsewhere
         ("utils/callback.py", "_execute_start_callbacks"),
         ("utils/callback.py", "_execute_end_callbacks"),
     ],
-    "of it: the run's own": [("engine/guard.py", "on_lm_start"), ("engine/guard.py", "on_lm_end")],
+    "of it: the run's own": [("limits/gateway.py", "on_lm_start"), ("limits/gateway.py", "on_lm_end")],
 }
 
 
@@ -51,8 +51,8 @@ def evaluated(program: Any, examples: Sequence[Any], metric: Callable[..., Any],
 def worked(program: Any, examples: Sequence[Any], metric: Callable[..., Any], threads: int) -> None:
     """The same by the engine: limit, single flight, retries, counts and a score kept for each example."""
     over, positions = threading.Event(), tuple(range(len(examples)))
-    with Guard(threads).active(lm=guarded(dspy.settings.lm)), Pool(threads) as pool:
-        work = ProgramWork(Programs(program, ()), Rules(metric=metric, valset=examples), pool, 1)
+    with LMGateway(threads).active(lm=through_gateway(dspy.settings.lm)), Pool(threads) as pool:
+        work = ProgramEvaluator(ProgramCache(program, ()), EvaluationRules(metric=metric, valset=examples), pool, 1)
         work.start(Job(0, (), positions, "full"), positions, lambda *_: over.set())
         over.wait()
 
@@ -114,7 +114,7 @@ def _print_functions(program: Any, examples: Sequence[Any], calls: int) -> None:
 
     run()
     theirs = by_function(run)
-    with Guard(8).active(lm=guarded(dspy.settings.lm)):
+    with LMGateway(8).active(lm=through_gateway(dspy.settings.lm)):
         ours = by_function(run)
     print("\nwhere it goes, under cProfile in one thread, which makes Python several times slower: shares, not times\n")
     print("| function | DSPy's share | in a run, against DSPy's whole |\n|" + " --- |" * 3)

@@ -29,16 +29,16 @@ from queue import Empty
 from typing import Any
 
 from dspy.promptune import PromptSpace
-from dspy.promptune.engine.blocks import BLOCK
-from dspy.promptune.engine.driver import Driver, Limits, Schedule
-from dspy.promptune.engine.options import OURS
-from dspy.promptune.engine.outcome import Outcome
-from dspy.promptune.engine.records import Job
-from dspy.promptune.engine.search import Run, quiet_optuna
-from dspy.promptune.engine.storage import open_storage
-from dspy.promptune.engine.store import Store
-from dspy.promptune.engine.work import Done, Keep, keep_nothing
-from dspy.promptune.scrub import Scrubber
+from dspy.promptune.allocation.racing import BLOCK
+from dspy.promptune.allocation.records import Job
+from dspy.promptune.options import OURS
+from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
+from dspy.promptune.run.loop import Limits, Schedule, SearchLoop
+from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.run.search import Run
+from dspy.promptune.secrets import SecretMasker
+from dspy.promptune.storage.backend import open_storage, quiet_optuna
+from dspy.promptune.storage.study_store import StudyStore
 
 __all__ = ["Workers", "simulate"]
 
@@ -50,7 +50,7 @@ WINDOW = 0.2  # of the results up to a number: those whose cost is averaged
 
 
 class Workers:
-    """Workers that take simulated time; a :class:`Work` whose events come when the driver waits for them.
+    """Workers that take simulated time; a :class:`Evaluator` whose events come when the driver waits for them.
 
     Args:
         count: Workers.
@@ -164,15 +164,15 @@ def simulate(
     )
     store = None
     if storage is not None:
-        store = Store(open_storage(storage), f"{sampler}-{workers}-{jobs}", False, Scrubber())
+        store = StudyStore(open_storage(storage), f"{sampler}-{workers}-{jobs}", False, SecretMasker())
         store.begin({"format": 1, "kind": "search"})
     options = {"embedder": "ngram", "batch_size": workers} if sampler in OURS else {}
     size = minibatch or BLOCK
     budget = {"n_examples": EXAMPLES, "max_calls": jobs * size, "minibatch_size": minibatch, "full_every": 0}
     run = Run(space, sampler, budget, seed=SEED, options=options, store=store)
     simulated = Workers(workers, seconds, SEED, store.keep_scores if store is not None else keep_nothing)
-    driver = Driver(
-        run.spending, run.table, simulated, Schedule(n_jobs=workers, ahead=1), on_end=run.note,
+    driver = SearchLoop(
+        run.policy, run.table, simulated, Schedule(n_jobs=workers, ahead=1), on_end=run.note,
         limits=Limits(note_every=max(1, jobs * size // 50)),
     )  # fmt: skip
     driver._events = Events(simulated)  # type: ignore[assignment]

@@ -84,7 +84,7 @@ def stored(storage: str) -> Any:
     """The only study of a storage."""
     import optuna
 
-    from dspy.promptune.engine.storage import open_storage
+    from dspy.promptune.storage.backend import open_storage
 
     return optuna.load_study(study_name=None, storage=open_storage(storage, must_exist=True).storage)
 

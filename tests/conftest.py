@@ -10,3 +10,13 @@ import tempfile
 os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-cache-")
 if interval := os.environ.get("SWITCH_INTERVAL"):
     sys.setswitchinterval(float(interval))
+
+import pytest
+
+from tests.tables import Table
+
+
+@pytest.fixture
+def table():
+    """A small recorded search."""
+    return Table()

@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dspy.promptune.engine.search import SearchRun, search
     from dspy.promptune.errors import (
         BudgetError,
         EmbeddingError,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         StorageError,
     )
     from dspy.promptune.local import LocalLM
+    from dspy.promptune.run.search import SearchRun, search
     from dspy.promptune.samplers import QEISampler, make_sampler
     from dspy.promptune.space import Key, PromptSpace
 
@@ -35,11 +35,11 @@ _HOMES = {
     "PromptSpace": "space",
     "PromptuneError": "errors",
     "QEISampler": "samplers",
-    "SearchRun": "engine.search",
+    "SearchRun": "run.search",
     "SpaceError": "errors",
     "StorageError": "errors",
     "make_sampler": "samplers",
-    "search": "engine.search",
+    "search": "run.search",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from dspy.promptune.runs import main
+from dspy.promptune.cli import main
 
 sys.exit(main())

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from dspy.evaluate.evaluate import Evaluate
     from dspy.primitives.example import Example
     from dspy.primitives.module import Module
-    from dspy.promptune.engine.compiling import CompileOptions, Engine
-    from dspy.promptune.engine.programs import Rules
-    from dspy.promptune.engine.step_report import StepReport
+    from dspy.promptune.compile.engine import CompileOptions, Engine
+    from dspy.promptune.compile.step_report import StepReport
+    from dspy.promptune.distributed.programs import EvaluationRules
 
 __all__ = [
     "AUTO_RUN_SETTINGS",
@@ -168,11 +168,11 @@ class MIPROv2(_upstream.MIPROv2):
             options["minibatch_size"] = minibatch_size
         run = self._run(student, sampler, n_jobs, self.seed if seed is None else seed, options)
         run._given = upstream
-        from dspy.promptune.engine.guard import Stopped
         from dspy.promptune.errors import StorageError
+        from dspy.promptune.limits.gateway import Stopped
 
         try:
-            with run._engine.guard.active():
+            with run._engine.gateway.active():
                 return inspect.unwrap(_upstream.MIPROv2.compile)(run, student, **{**upstream, "seed": None})
         except (Stopped, StorageError) as stop:
             if isinstance(stop, StorageError) and run._engine.over is None:
@@ -185,12 +185,12 @@ class MIPROv2(_upstream.MIPROv2):
 
     def _run(self, student: Any, sampler: Any, n_jobs: int, seed: Any, options: dict[str, Any]) -> _Run:
         """This optimizer as it is for one compile: several may go on at once, and nothing of one stays behind."""
-        from dspy.promptune.engine.books import open_books
-        from dspy.promptune.engine.compiling import CompileOptions, Engine, check_embedder
-        from dspy.promptune.engine.guard import guarded
-        from dspy.promptune.engine.options import check_jobs, check_sampler, check_seed, with_batch_size
-        from dspy.promptune.engine.step_report import StepReport
+        from dspy.promptune.compile.engine import CompileOptions, Engine, check_embedder
+        from dspy.promptune.compile.step_report import StepReport
         from dspy.promptune.errors import SpaceError
+        from dspy.promptune.limits.gateway import through_gateway
+        from dspy.promptune.options import check_jobs, check_sampler, check_seed, with_batch_size
+        from dspy.promptune.storage.run_store import open_run_store
 
         check_jobs(n_jobs, options.get("batch_size"), options.get("schedule"))
         check_seed(seed)
@@ -208,7 +208,7 @@ class MIPROv2(_upstream.MIPROv2):
         run._options = CompileOptions(sampler=sampler, n_jobs=n_jobs, sampler_options=of_sampler, **options)
         chosen = run._options
         check_embedder(chosen, student)
-        books = open_books(
+        books = open_run_store(
             chosen.caps(),
             chosen.storage,
             chosen.study_name,
@@ -220,8 +220,8 @@ class MIPROv2(_upstream.MIPROv2):
         run._engine = Engine(chosen, self.num_threads or dspy.settings.num_threads, books)
         run._report = StepReport(memory=books.memory)
         run._summary = None
-        run.task_model, run.prompt_model = guarded(self.task_model), guarded(self.prompt_model)
-        run.teacher_settings = {name: guarded(value) for name, value in self.teacher_settings.items()}
+        run.task_model, run.prompt_model = through_gateway(self.task_model), through_gateway(self.prompt_model)
+        run.teacher_settings = {name: through_gateway(value) for name, value in self.teacher_settings.items()}
         return run
 
 
@@ -248,7 +248,7 @@ class _Run(MIPROv2):
 
     def _evaluations(self, n_examples: int, trials: int, minibatch: bool) -> int:
         """Examples that upstream would evaluate: this compile's budget."""
-        from dspy.promptune.engine.compiling import upstream_budget
+        from dspy.promptune.compile.engine import upstream_budget
 
         size = int(self._given["minibatch_size"]) if minibatch else None
         return upstream_budget(n_examples, trials, size, self._given["minibatch_full_eval_steps"])
@@ -256,8 +256,8 @@ class _Run(MIPROv2):
     def _bootstrap_fewshot_examples(  # type: ignore[override]
         self, program: Module, trainset: list[Example], seed: int, teacher: Any, **options: Any
     ) -> dict[int, list[list[Any]]]:
-        from dspy.promptune.engine.budgets import BOOTSTRAP
-        from dspy.promptune.engine.steps import BootstrapOptions, bootstrap_demo_sets
+        from dspy.promptune.compile.steps import BootstrapOptions, bootstrap_demo_sets
+        from dspy.promptune.limits.budgets import BOOTSTRAP
 
         bootstrapped, labeled = options["max_bootstrapped_demos"], options["max_labeled_demos"]
         zero_shot = bootstrapped == 0 and labeled == 0
@@ -295,7 +295,7 @@ class _Run(MIPROv2):
 
     def _estimate(self, program: Module, step_1: dict[str, Any]) -> Callable[[], None]:
         """Say what this will take; what is returned refuses a budget that is too small for it."""
-        from dspy.promptune.engine.estimate import estimate
+        from dspy.promptune.limits.estimate import estimate
 
         zero_shot = step_1["max_bootstrapped_demos"] == 0 and step_1["max_labeled_demos"] == 0
         demos = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT if zero_shot else step_1["max_bootstrapped_demos"]
@@ -316,7 +316,7 @@ class _Run(MIPROv2):
 
     def _manifest(self, program: Module, trainset: list[Example], step_1: dict[str, Any]) -> dict[str, Any]:
         """What this compile is; a study that is taken up again must be the same."""
-        from dspy.promptune.engine.manifest import compile_manifest
+        from dspy.promptune.storage.manifest import compile_manifest
 
         settings = {
             "seed": self.seed,
@@ -337,7 +337,7 @@ class _Run(MIPROv2):
 
     def _unsearched(self, program: Module) -> Module:
         """The run ended in step 1 or 2: the program as it came, with a record that says why and what was spent."""
-        from dspy.promptune.engine.attributes import attach_unsearched
+        from dspy.promptune.compile.attributes import attach_unsearched
 
         engine, why = self._engine, str(self._engine.over)
         logger.warning("Nothing was searched, the program is returned as it was: %s", why)
@@ -346,17 +346,17 @@ class _Run(MIPROv2):
         engine.books.close(why)
         return program
 
-    def _rules(self, max_errors: int) -> Rules:
+    def _rules(self, max_errors: int) -> EvaluationRules:
         """How programs are scored."""
-        from dspy.promptune.engine.programs import Rules
+        from dspy.promptune.distributed.programs import EvaluationRules
 
         timeout = self._options.example_timeout
-        return Rules(metric=self.metric, valset=self._valset, max_errors=max_errors, timeout=timeout)
+        return EvaluationRules(metric=self.metric, valset=self._valset, max_errors=max_errors, timeout=timeout)
 
-    def _begin(self, program: Module, trainset: list[Example], rules: Rules, parts: int) -> None:
+    def _begin(self, program: Module, trainset: list[Example], rules: EvaluationRules, parts: int) -> None:
         """Start what waits for neither step: the default program's evaluation, and the summary of the trainset."""
-        from dspy.promptune.engine.budgets import PROPOSE
-        from dspy.promptune.engine.steps import start_summary
+        from dspy.promptune.compile.steps import start_summary
+        from dspy.promptune.limits.budgets import PROPOSE
 
         if self._given["data_aware_proposer"] and not self._engine.books.has("instructions"):
             with self._engine.books.meter.step(PROPOSE):
@@ -371,7 +371,7 @@ class _Run(MIPROv2):
 
     def _begin_demos(self, program: Module, demo_candidates: dict[int, list[list[Any]]]) -> None:
         """Begin with the demo sets, where the search goes by blocks of examples; they are its first blocks."""
-        from dspy.promptune.engine.compiling import FIRST_BLOCK, FIRST_SHARE, by_blocks
+        from dspy.promptune.compile.engine import FIRST_BLOCK, FIRST_SHARE, by_blocks
 
         if self._minibatch and by_blocks(self._options):
             order = random.Random(self.seed).sample(range(len(self._valset)), len(self._valset))
@@ -390,8 +390,8 @@ class _Run(MIPROv2):
         fewshot_aware_proposer: bool,
         num_instruct_candidates: int,
     ) -> dict[int, list[str]]:
-        from dspy.promptune.engine.budgets import PROPOSE
-        from dspy.promptune.engine.steps import ProposeOptions, propose_instructions
+        from dspy.promptune.compile.steps import ProposeOptions, propose_instructions
+        from dspy.promptune.limits.budgets import PROPOSE
 
         options = ProposeOptions(
             prompt_model=self.prompt_model,
@@ -436,7 +436,7 @@ class _Run(MIPROv2):
         minibatch_full_eval_steps: int,
         seed: int,
     ) -> Any:
-        from dspy.promptune.engine.compiling import Task, optimize
+        from dspy.promptune.compile.engine import Task, optimize
 
         task = Task(
             program=program,

@@ -11,7 +11,7 @@ import pytest
 
 import dspy
 from dspy import promptune
-from dspy.promptune.runs import main
+from dspy.promptune.cli import main
 from tests.docs.pages import DOCS, GENERATED, ROOT, commands, links, pages, python_blocks
 from tests.server import LMServer, Quality, TaskRule
 

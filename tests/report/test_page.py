@@ -11,10 +11,10 @@ import optuna
 import pytest
 
 from dspy.promptune import OptionError, StorageError
+from dspy.promptune.cli import main
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.page import page, summary
 from dspy.promptune.report.record import record_of
-from dspy.promptune.runs import main
 from tests.report.conftest import MARKUP, Table
 
 

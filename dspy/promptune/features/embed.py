@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dspy.promptune.errors import EmbeddingError
 from dspy.promptune.features.minilm import embed_minilm
 from dspy.promptune.features.ngram import embed_ngrams
-from dspy.promptune.scrub import cause, know, said, secrets_of
+from dspy.promptune.secrets import cause, know, said, secrets_of
 from dspy.promptune.space import PromptSpace
 
 __all__ = ["EmbedderLike", "embed_parts"]

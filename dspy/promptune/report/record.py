@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.engine.encoding import decode
 from dspy.promptune.errors import StorageError
 from dspy.promptune.report.clock import Span, clock_of
-from dspy.promptune.scrub import Scrubber
+from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
+from dspy.promptune.storage.encoding import decode
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -180,7 +180,7 @@ def _record(
     from dspy.promptune.samplers.trials import key_of, observation
 
     clock = clock_of(trials)
-    scrub = Scrubber().text
+    scrub = SecretMasker().text
     evaluations = tuple(
         _evaluation(trial, key_of(trial.params, space), span, lane, scrub)
         for trial, span, lane in zip(trials, clock.spans, clock.lanes, strict=True)
@@ -210,7 +210,7 @@ def _space(name: str, candidates: Mapping[str, Any] | None) -> PromptSpace:
 
 
 def _embedder(facts: Mapping[str, Any]) -> Any:
-    from dspy.promptune.engine.options import OURS
+    from dspy.promptune.options import OURS
 
     options = facts.get("options") or {}
     sampler = options.get("sampler")
@@ -219,7 +219,7 @@ def _embedder(facts: Mapping[str, Any]) -> Any:
 
 
 def _evaluation(trial: FrozenTrial, key: Key | None, span: Span, lane: int, scrub: Any) -> Evaluation:
-    from dspy.promptune.engine.enduring import told_scores
+    from dspy.promptune.storage.history import told_scores
 
     noted = trial.user_attrs
     scores = dict(told_scores(trial)) or dict(trial.intermediate_values)

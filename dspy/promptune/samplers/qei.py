@@ -23,7 +23,7 @@ from dspy.promptune.gp.parts import MAX_DIMS
 from dspy.promptune.gp.surrogate import Surrogate
 from dspy.promptune.samplers.options import QEIOptions
 from dspy.promptune.samplers.proposal import Proposer
-from dspy.promptune.samplers.trials import Seen, measured
+from dspy.promptune.samplers.trials import TrialHistory, measured
 from dspy.promptune.space import Key, PromptSpace
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class QEISampler(BaseSampler):
                 if not (mine and name in self._own)
             }
             if mine:
-                read = partial(Seen, study, self.space, trial.number)
+                read = partial(TrialHistory, study, self.space, trial.number)
                 params.update(self.space.params(self._next(study._study_id, read)))
         return params
 
@@ -171,12 +171,12 @@ class QEISampler(BaseSampler):
             return max(observations, key=lambda one: one.value).key
         return keys[int(np.argmax(posterior.mean))]
 
-    def next_key(self, study: Study, seen: Seen) -> Key:
+    def next_key(self, study: Study, seen: TrialHistory) -> Key:
         """What a trial would be given that is asked for now; for those who make the trials, and know what they say."""
         with self._lock:
             return self._next(study._study_id, lambda: seen)
 
-    def _next(self, study_id: int, read: Callable[[], Seen]) -> Key:
+    def _next(self, study_id: int, read: Callable[[], TrialHistory]) -> Key:
         stride = self.options.batch_size // STRIDE
         if stride > 1 and self._planned and self._planned_at and self._planned_at[0] == study_id:
             return self._planned.pop(0)

@@ -14,7 +14,7 @@ from dspy.promptune.gp.data import Observation
 from dspy.promptune.space import Key, PromptSpace
 
 
-class Seen:
+class TrialHistory:
     """What the trials of a study say to a sampler; whoever makes the trials can keep it up to date one by one.
 
     Beyond some hundreds of observations they are condensed now and then, so that no result costs more for those

@@ -1,0 +1,1 @@
+"""The decision: which prompt gets the next examples, how many, and who wins."""

@@ -1,0 +1,219 @@
+"""Racing: small blocks of shared examples for many prompts, more for those that may be the best."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from optuna.study import Study
+
+from dspy.promptune.allocation.beliefs import Beliefs
+from dspy.promptune.allocation.policy import Budget, CallLedger, Trials
+from dspy.promptune.allocation.records import Job, JobKind, ScoreTable
+from dspy.promptune.gp.data import Observation, condensed
+from dspy.promptune.samplers.qei import STRIDE, QEISampler
+from dspy.promptune.space import Key, PromptSpace
+
+BLOCK = 5  # examples in one job
+FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is asked next
+IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
+CONFIRM = 0.25  # of all calls: what the winner's full evaluation may take at the end; upstream's budgets pay for it
+FEW = 100  # random combinations to look for a new one among, at first
+FAILURES = 2  # of a prompt, after which it is left alone
+
+
+class RacingPolicy:
+    """Small blocks of examples, shared by all prompts, given one at a time to whoever may be the best.
+
+    Blocks start smaller, and have their full size once the jobs in flight are little beside what is known: the more
+    are in flight, the longer that takes.
+
+    All prompts see the validation examples in the same (seeded) order, so that any two were compared on the same
+    examples as far as both went. Which prompt gets the next block is decided by
+    :func:`dspy.promptune.gp.allocation.next_member` from the joint posterior, running blocks counted as done. The
+    winner is the prompt with the highest posterior mean among those measured; it is evaluated on all examples with
+    the last calls, where a quarter of them is enough for that.
+
+    Args:
+        study: Its sampler must be a :class:`QEISampler`: its model and options are used.
+        space: The prompts.
+        table: Scores already paid for; they count as observations.
+        budget: Limits.
+        seed: Of the order of the examples.
+        block: Examples in one job, once there are some results.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: PromptSpace,
+        table: ScoreTable,
+        budget: Budget,
+        *,
+        seed: int | None = None,
+        block: int = BLOCK,
+    ) -> None:
+        assert isinstance(study.sampler, QEISampler)
+        self._cold = study.sampler.options.min_cold_start
+        self._trials = Trials(study, space, seed)
+        self._beliefs = Beliefs(study.sampler, space, self._trials.random)
+        self._ledger = CallLedger(table, budget)
+        self._space, self._table, self._block = space, table, block
+        self._confirmation = int(CONFIRM * budget.max_calls)
+        self._order = self._trials.random.sample(range(budget.n_examples), budget.n_examples)
+        self._failures: dict[Key, int] = {}
+        self._planned: list[Key] = []
+        self._known = dict.fromkeys(table.keys())  # prompts with scores, but those that are no longer looked at
+
+    def next_job(self) -> Job | None:
+        """A block for the prompt that deserves it most; ``None`` where no call is left, or nothing is left to ask."""
+        left = self._ledger.left()
+        if left < 1:
+            return None
+        if (winner := self._to_confirm(left)) is not None:
+            return self.claim(winner, self._open(winner)[:left], "full")
+        key = self._choose()
+        return None if key is None else self.claim(key, self._open(key)[: min(self._size(), left)], "block")
+
+    def claim(self, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
+        """A job that is decided on from outside, such as the evaluation of the program as it came."""
+        return self._ledger.job(*self._trials.force(key), examples, kind)
+
+    def told(self, job: Job, scores: Sequence[float]) -> None:
+        """Note a job's scores."""
+        self._ledger.close(job)
+        self._trials.tell(job, scores)
+        self.heard(job, scores)
+
+    def joined(self, job: Job) -> None:
+        """Another driver of the study has begun this job; what it takes is in the purse."""
+
+    def heard(self, job: Job, scores: Sequence[float]) -> None:
+        """A job that has ended, here or with another driver of the study, has these scores, which are in the table."""
+        self._known[job.key] = None
+        if job.kind == "block":
+            mean = math.fsum(scores) / len(scores)
+            self._beliefs.add(job.key, mean, job.examples, beside=len(self._ledger.jobs))
+        else:
+            self._beliefs.forget()
+
+    def gone(self, job: Job) -> None:
+        """A job has ended without its scores, here or with another driver; some examples may have theirs."""
+        if self._row(job.key):
+            self._known[job.key] = None
+
+    def recall(self, finished: Sequence[tuple[Job, Sequence[float]]]) -> None:
+        """Jobs that an earlier start of the run has told its study; their scores are in the table."""
+        self._trials.recall(len(finished))
+
+    def failed(self, job: Job, error: BaseException) -> None:
+        """Note that a job has no scores; a prompt that fails again and again is left alone."""
+        self._ledger.close(job)
+        self._trials.fail(job, error)
+        self._failures[job.key] = self._failures.get(job.key, 0) + 1
+        self.gone(job)
+
+    def best(self) -> Key:
+        """The measured combination with the highest posterior mean."""
+        if self._known and self._believing():
+            return self._beliefs.best()
+        keys = [key for key in sorted(self._known) if self._row(key)]
+        return max(keys, key=self._average) if keys else next(iter(self._space.keys()))
+
+    # ------------------------------------------------------------------
+
+    def _believing(self) -> bool:
+        """Whether there are beliefs, rebuilt where they are out of date."""
+        return self._beliefs.current or self._beliefs.rebuild(self._observations(), self._ledger.jobs.values())
+
+    def _size(self) -> int:
+        """Examples in the next job: few while what is in flight would be much of all that is known."""
+        spent, jobs = self._table.calls + self._ledger.claimed(), len(self._ledger.jobs) + 1
+        return min(self._block, max(FIRST_BLOCK, spent // (IN_FLIGHT * jobs)))
+
+    def _choose(self) -> Key | None:
+        while self._planned:
+            key = self._planned.pop(0)
+            if self._may(key):
+                return key
+        if len(self._table) < self._cold or not self._believing():
+            return self._unseen()
+        closed = [key for key in self._beliefs.pool if self._touched(key) and not self._may(key)]
+        count = max(1, len(self._ledger.jobs) // STRIDE)
+        self._planned = self._beliefs.choose(self._ledger.jobs.values(), closed, self._block, count)
+        return self._planned.pop(0) if self._planned else None
+
+    def _to_confirm(self, left: int) -> Key | None:
+        """The winner, when the calls left are just those of its full evaluation, and twice as many as are in flight.
+
+        With so many still to come the others are busy while the slowest examples of that evaluation are waited for.
+        """
+        later = 2 * self._ledger.under_way
+        if left > self._confirmation + later or self._ledger.full:
+            return None
+        winner = self.best()
+        missing = len(self._open(winner)) if self._may(winner) else 0
+        return winner if max(0, left - self._block - later) < missing <= min(left, self._confirmation) else None
+
+    def _busy(self, key: Key) -> set[int]:
+        return {example for job in self._ledger.of(key) for example in job.examples}
+
+    def _open(self, key: Key) -> list[int]:
+        """Examples that a prompt has neither been scored on nor is being, in the common order."""
+        busy, row = self._busy(key), self._table.row(key)
+        return [example for example in self._order if example not in row and example not in busy]
+
+    def _may(self, key: Key) -> bool:
+        """Whether a prompt can be measured (again)."""
+        if self._failures.get(key, 0) >= FAILURES or self._table.count(key) == len(self._order):
+            return False
+        return not self._busy(key) or bool(self._open(key))
+
+    def _touched(self, key: Key) -> bool:
+        """Whether a prompt has scores, or jobs that are running or have failed."""
+        return bool(self._table.count(key) or self._failures.get(key) or self._ledger.of(key))
+
+    def _row(self, key: Key) -> dict[int, float]:
+        """A prompt's scores of jobs that have ended, by example."""
+        busy = self._busy(key)
+        return {example: score for example, score in self._table.row(key).items() if example not in busy}
+
+    def _average(self, key: Key) -> float:
+        row = self._row(key)
+        return math.fsum(row.values()) / len(row)
+
+    def _unseen(self) -> Key | None:
+        """A random combination that is new, or else one that is not finished."""
+        touched = len(self._table) + sum(not self._table.count(key) for key in self._ledger.keys())
+        for size in dict.fromkeys((min(touched, FEW) + 64, touched + 64)):
+            ready = [key for key in self._space.pool(size, self._trials.random) if self._may(key)]
+            if new := [key for key in ready if not self._table.count(key) and not self._ledger.of(key)]:
+                return self._trials.random.choice(new)
+        return self._trials.random.choice(ready) if ready else None
+
+    def _observations(self) -> list[Observation]:
+        """The scores so far, cut along the common order into segments of doubling length.
+
+        Of many, condensed ones; prompts that are not among them are looked at again when they get new scores.
+        """
+        found = []
+        for key in sorted(self._known):
+            row = self._row(key)
+            for segment in _segments(len(self._order), self._block):
+                examples = tuple(example for example in self._order[segment] if example in row)
+                if examples:
+                    scores = tuple(row[example] for example in examples)
+                    found.append(Observation(key, math.fsum(scores) / len(scores), scores, examples))
+        kept = condensed(found)
+        if len(kept) < len(found):
+            self._known = dict.fromkeys(one.key for one in kept)
+        return kept
+
+
+def _segments(n: int, block: int) -> list[slice]:
+    """``0:b, b:2b, 2b:4b, 4b:8b, ...`` up to ``n``: comparable between prompts, and few for those that went far."""
+    edges = [0, block]
+    while edges[-1] < n:
+        edges.append(2 * edges[-1])
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]

@@ -1,0 +1,284 @@
+"""The command ``python -m dspy.promptune``: list, show, export, report and delete runs in a storage."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.errors import PromptuneError, StorageError
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+__all__ = ["main"]
+
+GOES_ON = "not ended: resume=True goes on"
+LIVE = (
+    "To watch a run while it goes on: pip install optuna-dashboard, then optuna-dashboard sqlite:///runs.db for "
+    "storage=\"runs.db\" (or optuna-dashboard runs.log, or the database's URL), and open the address that it prints."
+)
+STORAGE = "a SQLite file, an Optuna journal (*.log), or a URL such as postgresql://user@host/base"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when it did what was asked, 1 with a message where it could not."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.do(args)
+        sys.stdout.flush()
+    except PromptuneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # nobody reads on: that is no error, and there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"error: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dspy.promptune", description="Look at stored runs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = _command(commands, "runs", "list the runs in a storage", _runs)
+    runs.add_argument("--json", action="store_true", help="as JSON")
+    show = _command(commands, "show", "show one run: what it is, what it found, its trials", _show)
+    show.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
+    export = _command(commands, "export", "write a run's trials, or its best program, to a file", _export)
+    export.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
+    export.add_argument("--csv", type=Path, metavar="FILE", help="the trials as CSV")
+    export.add_argument("--json", type=Path, metavar="FILE", help="the whole run as JSON")
+    export.add_argument(
+        "--program", type=Path, metavar="FILE", help="the best program as JSON, for program.load(FILE)"
+    )
+    report = _command(commands, "report", "write a run's report, one page of HTML", _report)
+    report.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
+    report.add_argument("-o", "--output", type=Path, metavar="FILE", default=Path("report.html"), help="the page")
+    report.epilog = LIVE
+    prune = _command(commands, "prune", "delete runs and all that they have paid for", _prune)
+    prune.add_argument("--study", metavar="NAME", help="only this one, whoever made it; default: all runs of promptune")
+    prune.add_argument("--yes", action="store_true", help="do it; without this nothing is deleted")
+    return parser
+
+
+def _command(commands: Any, name: str, text: str, do: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    parser.add_argument("storage", metavar="STORAGE", help=STORAGE)
+    parser.set_defaults(do=do)
+    return parser
+
+
+# ---------------------------------------------------------------------- the commands
+
+
+def _runs(args: argparse.Namespace) -> None:
+    rows = [_summary(study) for study in _studies(args.storage)]
+    if args.json:
+        print(json.dumps(rows, indent=2, default=str))
+        return
+    columns = ("study", "kind", "trials", "complete", "failed", "running", "best", "calls", "cost", "state")
+    print(_table(columns, rows) if rows else f"There are no runs in {_place(args.storage)}.")
+
+
+def _show(args: argparse.Namespace) -> None:
+    from dspy.promptune.run.tables import trial_rows
+
+    study = _study(args)
+    attributes = _attributes(study)
+    for name, value in _summary(study).items():
+        print(f"{name:>10}  {value}")
+    for name in ("metric", "language_model", "embedder", "versions", "settings", "options", "spent", "best"):
+        if name in attributes:
+            print(f"{name:>10}  {json.dumps(attributes[name], ensure_ascii=False)}")
+    for name, text in _winner(attributes).items():
+        print(f"\n{name}:\n{text}")
+    rows = trial_rows(study.get_trials(deepcopy=False))
+    hidden = ("started", "ended", "unreadable", "errors")
+    columns = tuple(dict.fromkeys(name for row in rows for name in row if name not in hidden))
+    print(f"\n{_table(columns, rows)}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from dspy.promptune.run.tables import trial_rows
+
+    if not (args.csv or args.json or args.program):
+        raise StorageError("Nothing to write: give --csv FILE, --json FILE or --program FILE.")
+    study = _study(args)
+    trials = study.get_trials(deepcopy=False)
+    if args.csv:
+        rows = trial_rows(trials)
+        with _writing(args.csv).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)) or ["number"])
+            writer.writeheader()
+            writer.writerows(rows)
+        print(f"{len(rows)} trials in {args.csv}.")
+    if args.json:
+        whole = {"study": study.study_name, **study.user_attrs, "trials": [_whole(trial) for trial in trials]}
+        _writing(args.json).write_text(json.dumps(whole, indent=2, default=str, ensure_ascii=False), encoding="utf-8")
+        print(f"The run in {args.json}.")
+    if args.program:
+        program = study.user_attrs.get("best_program")
+        if program is None:
+            raise StorageError(f"Run {study.study_name!r} has no best program: it has not ended, or searched a table.")
+        _writing(args.program).write_text(json.dumps(program, indent=2, ensure_ascii=False), encoding="utf-8")
+        print(f"The best program in {args.program}.")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dspy.promptune.report.page import write
+
+    print(f"The report in {write(_study(args), args.output)}.")
+
+
+def _prune(args: argparse.Namespace) -> None:
+    import optuna
+
+    named = args.study is not None
+    chosen, kept = [], []
+    for study in [_study(args)] if named else _studies(args.storage):
+        name, why = f"{study.study_name!r} ({len(study.get_trials(deepcopy=False))} trials)", _spared(study, named)
+        if why is None:
+            chosen.append((name, study))
+        else:
+            kept.append(f"{name} stays: {why}.")
+    names = ", ".join(name for name, _ in chosen)
+    if not chosen:
+        raise StorageError(" ".join([f"Nothing is deleted from {_place(args.storage)}.", *kept]))
+    if not args.yes:
+        raise StorageError(" ".join([f"This deletes {names} for good: add --yes to do it.", *kept]))
+    for _, study in chosen:
+        optuna.delete_study(study_name=study.study_name, storage=study._storage)
+    print("\n".join([f"Deleted: {names}.", *kept]))
+
+
+def _spared(study: Study, named: bool) -> str | None:
+    """Why a study is not deleted; ``None`` where it may be."""
+    if held := _held(study):
+        return f"it is being run by {held}, end that first"
+    if named:
+        return None
+    if not _attributes(study):
+        return "it is not of promptune, delete it by its name with --study"
+    if any(trial.values and "scores" not in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
+        return "it has trials of another program too, delete it by its name with --study"
+    return None
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def _studies(storage: str) -> list[Study]:
+    import optuna
+
+    from dspy.promptune.storage.backend import explain, open_storage, quiet_optuna
+
+    with quiet_optuna():
+        opened = open_storage(storage, must_exist=True)
+        try:
+            names = [each.study_name for each in opened.storage.get_all_studies()]
+            return [optuna.load_study(study_name=name, storage=opened.storage) for name in names]
+        except Exception as error:
+            raise explain(error, opened.place) from error
+
+
+def _study(args: argparse.Namespace) -> Study:
+    found = _studies(args.storage)
+    names = ", ".join(repr(study.study_name) for study in found) or "none"
+    if args.study is None and len(found) == 1:
+        return found[0]
+    for study in found:
+        if study.study_name == args.study:
+            return study
+    if args.study is None:
+        raise StorageError(f"Which run? Name it with --study; there are {names} in {_place(args.storage)}.")
+    raise StorageError(f"There is no run {args.study!r} in {_place(args.storage)}: there are {names}.")
+
+
+def _place(storage: str) -> str:
+    from dspy.promptune.storage.backend import place_of
+
+    return place_of(storage)
+
+
+def _summary(study: Study) -> dict[str, Any]:
+    attributes, trials = _attributes(study), study.get_trials(deepcopy=False)
+    states = [trial.state.name for trial in trials]
+    spent = attributes.get("spent", {}).values()
+    held = _held(study)
+    return {
+        "study": study.study_name,
+        "kind": attributes.get("kind", "other"),
+        "trials": len(trials),
+        "complete": states.count("COMPLETE"),
+        "failed": states.count("FAIL"),
+        "running": states.count("RUNNING"),
+        "best": attributes.get("best_score", ""),
+        "calls": sum(amounts.get("calls", 0) for amounts in spent) or "",
+        "cost": sum(amounts.get("cost", 0.0) for amounts in spent) or "",
+        "state": f"run by {held}" if held else attributes.get("ended", GOES_ON if attributes else "not of promptune"),
+    }
+
+
+def _held(study: Study) -> str | None:
+    """Who is running a study, in words."""
+    from dspy.promptune.storage.drivers import sharers
+    from dspy.promptune.storage.lease import holder
+    from dspy.promptune.storage.study_store import LEASE
+
+    notes = study._storage.get_study_system_attrs(study._study_id)
+    return " and ".join(sharers(notes)) or holder(notes.get(LEASE))
+
+
+def _attributes(study: Study) -> Mapping[str, Any]:
+    """Those of a run; none of a study that was made by somebody else, whatever it has under these names."""
+    return study.user_attrs if "format" in study.user_attrs and "kind" in study.user_attrs else {}
+
+
+def _winner(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of the best combination, by parameter."""
+    best, candidates = attributes.get("best") or {}, attributes.get("candidates") or {}
+    found = {}
+    for name, index in best.items():
+        if index < len(candidates.get(name, ())):
+            chosen = candidates[name][index]
+            found[name] = chosen if isinstance(chosen, str) else json.dumps(chosen, ensure_ascii=False, indent=1)
+    return found
+
+
+def _whole(trial: Any) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": trial.values[0] if trial.values else None,
+        "params": trial.params,
+        "attributes": trial.user_attrs,
+        "scores": trial.intermediate_values,
+        "started": trial.datetime_start,
+        "ended": trial.datetime_complete,
+    }
+
+
+def _writing(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise StorageError(f"{path} has no folder: create {path.parent} first.")
+    return path
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    lines = [list(columns), *cells]
+    widths = [max(len(line[j]) for line in lines) for j in range(len(columns))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

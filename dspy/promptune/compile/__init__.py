@@ -1,0 +1,1 @@
+"""DSPy programs: demo sets, proposed instructions, evaluation, and upstream's attributes."""

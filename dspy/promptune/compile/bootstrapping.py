@@ -1,0 +1,214 @@
+"""Step 1: the demo sets, each bootstrapped as upstream does it, all at once."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
+from dspy.promptune.errors import EvaluationError
+from dspy.promptune.limits.gateway import unanswered
+from dspy.promptune.secrets import cause, said
+from dspy.teleprompt.bootstrap import BootstrapFewShot
+from dspy.teleprompt.vanilla import LabeledFewShot
+
+if TYPE_CHECKING:
+    from dspy.primitives.module import Module
+
+__all__ = ["BootstrapOptions", "bootstrap_demo_sets"]
+
+RETRIES = 1  # tries of one example after the first, when the language model could not be reached
+
+
+@dataclass(frozen=True)
+class BootstrapOptions:
+    """What upstream's ``create_n_fewshot_demo_sets`` takes, with its meanings.
+
+    ``num_sets`` counts the zero-shot and the labels-only set too. ``max_errors`` bounds the failing examples of one
+    set; ``None`` is ``dspy.settings.max_errors``.
+    """
+
+    num_sets: int
+    max_bootstrapped_demos: int
+    max_labeled_demos: int
+    metric: Callable[..., Any] | None
+    metric_threshold: float | None = None
+    teacher: Any = None
+    teacher_settings: Mapping[str, Any] = field(default_factory=dict)
+    max_errors: int | None = None
+
+
+def bootstrap_demo_sets(
+    student: Module,
+    trainset: Sequence[Any],
+    *,
+    options: BootstrapOptions,
+    rng: random.Random,
+    pool: Submitter,
+    report: StepReport | None = None,
+) -> dict[int, list[list[Any]]]:
+    """The candidate demo sets of every predictor: ``{predictor: [set, ...]}``, set 0 empty, set 1 labels only.
+
+    The same sets as upstream's ``create_n_fewshot_demo_sets``, and the same state of ``rng`` afterwards. Sets run
+    concurrently; within a set as many examples run at once as successes are missing, so that no example is tried
+    that upstream would not try.
+
+    An example whose language-model call cannot be made (as opposed to one whose answer is wrong or cannot be read)
+    is tried again in a fresh rollout. A set with ``max_errors`` failing examples ends with the demos it has, and
+    ``report`` names it.
+
+    Raises:
+        EvaluationError: ``max_errors`` examples failed before the first one succeeded in any set: then it is the
+            program, the metric or the language model that is broken.
+    """
+    report = report or StepReport()
+    sets = list(_draw(student, list(trainset), options, rng))
+    running = [each for each in sets if isinstance(each, DemoSet)]
+    _run(running, pool, report)
+    programs = [each.finish() if isinstance(each, DemoSet) else each for each in sets]
+    return {i: [program.predictors()[i].demos for program in programs] for i in range(len(student.predictors()))}
+
+
+class DemoSet(BootstrapFewShot):
+    """One bootstrapped set: upstream's optimizer, with its loop over examples turned into single attempts.
+
+    ``sound`` and ``failed`` count the attempts that ended without and with an error (a wrong answer is none).
+    ``wanted`` says which examples to start now, ``attempt`` runs one (in any thread), ``take`` writes down its
+    outcome, ``finish`` gives the compiled student. All but ``attempt`` belong to the coordinating thread.
+    """
+
+    number = 0
+
+    def begin(self, student: Module, teacher: Any, trainset: list[Any]) -> DemoSet:
+        """Make the student's and the teacher's copies."""
+        self.trainset = trainset
+        self._prepare_student_and_teacher(student, teacher)
+        self._prepare_predictor_mappings()
+        self.outcomes: dict[int, dict[str, list[Any]] | None] = {}
+        self.started = self.failed = self.sound = 0
+        self.exhausted = False
+        return self
+
+    @property
+    def successes(self) -> int:
+        """Number of examples that gave demos so far."""
+        return sum(traces is not None for traces in self.outcomes.values())
+
+    def wanted(self) -> Iterator[int]:
+        """Indices of the examples that must be tried whatever comes of those that are running."""
+        running = self.started - len(self.outcomes)
+        while not self.exhausted and self.started < len(self.trainset):
+            if self.successes + running >= self.max_bootstrapped_demos:
+                return
+            yield self.started
+            self.started += 1
+            running += 1
+
+    def attempt(self, index: int, report: StepReport) -> dict[str, list[Any]] | None:
+        """The demos that the teacher's run on one example gives to each predictor; ``None`` where it was wrong."""
+        return report.memory.once(f"demos:{self.number}:{index}", lambda: self._attempt(index, report))
+
+    def _attempt(self, index: int, report: StepReport) -> dict[str, list[Any]] | None:
+        for rollout in range(RETRIES + 1):
+            lane = self._lane()
+            try:
+                right = lane._bootstrap_one_example(self.trainset[index], rollout)
+            except Exception as error:
+                if rollout == RETRIES or not _unreachable(error):
+                    raise
+                report.retry()
+            else:
+                return lane.name2traces if right else None
+        raise AssertionError("unreachable")
+
+    def take(self, index: int, outcome: Future[dict[str, list[Any]] | None], report: StepReport) -> None:
+        """Write down how an attempt ended; one failure too many ends the set."""
+        error = outcome.exception()
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        self.outcomes[index] = None if error else outcome.result()
+        if error is None:
+            self.sound += 1
+            return
+        self.failed += 1
+        report.give_up("bootstrap", f"example {index} of demo set {self.number}", error)
+        self.exhausted = self.failed >= self.max_errors
+
+    def finish(self) -> Module:
+        """The student with the demos of this set, as upstream assembles them."""
+        self.name2traces = {name: [] for name in self.name2predictor}
+        for index in sorted(self.outcomes):
+            for name, demos in (self.outcomes[index] or {}).items():
+                self.name2traces[name].extend(demos)
+        self.validation = [x for i, x in enumerate(self.trainset) if self.outcomes.get(i) is None]
+        random.Random(0).shuffle(self.validation)
+        student: Module = self._train()
+        student._compiled = True
+        return student
+
+    def _lane(self) -> DemoSet:
+        """A view of this set with a teacher and traces of its own: a run of the teacher changes its demos."""
+        lane = copy.copy(self)
+        lane.teacher = self.teacher.deepcopy()
+        lane.max_errors = 1
+        lane.error_count = 0
+        lane._prepare_predictor_mappings()
+        lane.name2traces = {name: [] for name in self.name2predictor}
+        return lane
+
+
+def _draw(student: Module, trainset: list[Any], options: BootstrapOptions, rng: random.Random) -> Iterator[Any]:
+    """Every set in order, with upstream's draws: compiled students, or sets that still have to run."""
+    for number in range(options.num_sets):
+        if number == 0:
+            yield student.reset_copy()
+        elif number == 1 and options.max_labeled_demos > 0:
+            yield LabeledFewShot(k=options.max_labeled_demos).compile(student, trainset=list(trainset))
+        else:
+            examples, size = list(trainset), options.max_bootstrapped_demos
+            if number != 2:
+                rng.shuffle(examples)
+                size = rng.randint(1, size) if size > 0 else 0
+            demo_set = DemoSet(
+                metric=options.metric,
+                metric_threshold=options.metric_threshold,
+                teacher_settings=dict(options.teacher_settings),
+                max_bootstrapped_demos=size,
+                max_labeled_demos=options.max_labeled_demos,
+                max_errors=dspy.settings.max_errors if options.max_errors is None else options.max_errors,
+            )
+            demo_set.number = number
+            yield demo_set.begin(student, options.teacher, examples)
+
+
+def _run(sets: list[DemoSet], pool: Submitter, report: StepReport) -> None:
+    def start(demo_set: DemoSet) -> dict[Future[Any], Any]:
+        return {pool.submit(demo_set.attempt, i, report): (demo_set, i) for i in demo_set.wanted()}
+
+    def ended(tag: tuple[DemoSet, int], future: Future[Any]) -> dict[Future[Any], Any]:
+        demo_set, index = tag
+        demo_set.take(index, future, report)
+        _check(sets, demo_set, report)
+        return start(demo_set)
+
+    as_they_end({future: tag for demo_set in sets for future, tag in start(demo_set).items()}, ended)
+
+
+def _check(sets: list[DemoSet], demo_set: DemoSet, report: StepReport) -> None:
+    """Nothing has worked yet and as many examples failed as one set may have: no set will fare better."""
+    failed = sum(each.failed for each in sets)
+    if failed and failed >= demo_set.max_errors and not any(each.sound for each in sets):
+        error = report.failures[-1].error
+        raise EvaluationError(
+            f"The first {failed} examples of the trainset all failed, the last with {said(error)}. "
+            "Correct the program, the metric or the language model; max_errors allows more."
+        ) from cause(error)
+
+
+def _unreachable(error: Exception) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError)) or unanswered(error)

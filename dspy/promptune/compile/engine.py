@@ -1,0 +1,432 @@
+"""Step 3 of a compile: the search over a program's candidates, and the machinery that all three steps share."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.allocation.records import Job
+from dspy.promptune.compile.attributes import Entry, Ledger, attach, entries_of
+from dspy.promptune.distributed.payload import PayloadBuilder, check_executor
+from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
+from dspy.promptune.distributed.remote import RemoteEvaluator
+from dspy.promptune.errors import OptionError
+from dspy.promptune.limits.budgets import Budgeted, BudgetLimits
+from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.usage import Usage
+from dspy.promptune.options import check_integer, embedder_of
+from dspy.promptune.run.loop import Limits, Schedule, SearchLoop, interrupts
+from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.run.pool import Pool
+from dspy.promptune.run.progress import Progress, Standing
+from dspy.promptune.run.search import Run, SearchRun, shown
+from dspy.promptune.space import Key, PromptSpace
+from dspy.promptune.storage.run_store import RunStore
+
+if TYPE_CHECKING:
+    from dspy.primitives.module import Module
+
+__all__ = ["CompileOptions", "Engine", "Task", "by_blocks", "check_embedder", "optimize", "upstream_budget"]
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 120.0  # seconds for one example, upstream's time until it starts a straggler anew
+FIRST_BLOCK = 20  # examples on which every demo set is tried while instructions are proposed,
+FIRST_SHARE = 0.15  # and the share of the budget that they may take together
+RETRIES = 1  # times a job is tried again after a time-out, or with a language model out of reach
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileOptions:
+    """What ``compile`` takes beyond upstream's options; ``None`` is "not given"."""
+
+    sampler: Any = None
+    n_jobs: int = 1
+    batch_size: int | None = None
+    schedule: str | None = None
+    max_concurrency: int | None = None
+    minibatch_size: int | None = None
+    example_timeout: float | None = TIMEOUT
+    disable_progress_bar: bool = False
+    storage: Any = None
+    study_name: str | None = None
+    resume: bool | str = False
+    share: bool = False
+    max_lm_calls: int | None = None
+    max_tokens_spent: int | None = None
+    max_cost: float | None = None
+    timeout: float | None = None
+    executor: Any = None
+    executor_keys: str | None = None
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency is not None:
+            check_integer("max_concurrency", self.max_concurrency, 1)
+        limit = self.example_timeout
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
+            raise OptionError(f"example_timeout={limit!r}: it must be a number of seconds above 0, or None.")
+        check_executor(self.executor, self.executor_keys)
+
+    def caps(self) -> BudgetLimits:
+        """What the run may spend beside its evaluations."""
+        return BudgetLimits(
+            max_lm_calls=self.max_lm_calls,
+            max_tokens_spent=self.max_tokens_spent,
+            max_cost=self.max_cost,
+            timeout=self.timeout,
+        )
+
+    def plan(self, workers: int) -> Schedule:
+        """The schedule that these options ask for."""
+        if self.schedule == "batch":
+            return Schedule(n_jobs=self.n_jobs, batch=self.batch_size or self.n_jobs)
+        return Schedule(n_jobs=self.n_jobs, ahead=1 if workers > 1 else 0)
+
+
+class Engine:
+    """The machinery of one compile: threads, the limit, and the evaluations that may begin before step 3.
+
+    Args:
+        options: What the user chose.
+        num_threads: Examples of one prompt at once.
+        books: Where the run is written down.
+    """
+
+    def __init__(self, options: CompileOptions, num_threads: int, books: RunStore) -> None:
+        threads = options.n_jobs * num_threads
+        limit = min(threads, options.max_concurrency or threads)
+        spare = max(2, limit // 8)  # threads that score or build prompts while the others' calls are in flight
+        self.options = options
+        self.books = books
+        self.gateway = LMGateway(limit, books.meter)
+        self.pool = Pool(min(threads, limit + spare))
+        self.work: ProgramEvaluator | RemoteEvaluator | None = None
+        self._builder: PayloadBuilder | None = None
+        self._threads = num_threads
+        self.heads: list[tuple[Key, tuple[int, ...]]] = []
+        self.over: str | None = None
+        self._timer: threading.Timer | None = None
+        self._loading: list[threading.Thread] = []
+        logger.info("At most %d language-model calls in flight (%d prompts at once).", limit, options.n_jobs)
+
+    def check(self, program: Module, rules: EvaluationRules) -> None:
+        """Refuse what workers could not evaluate, before anything is paid for.
+
+        Raises:
+            OptionError: Something that cannot be pickled.
+        """
+        if self.options.executor is not None:
+            self._builder = PayloadBuilder(rules, self.options.executor_keys)
+            self._builder.check(program)
+
+    def _work(self, programs: ProgramCache, rules: EvaluationRules) -> ProgramEvaluator | RemoteEvaluator:
+        """Where step 3 evaluates."""
+        keep, n_jobs = self.books.keep, self.options.n_jobs
+        if self._builder is None:
+            return ProgramEvaluator(programs, rules, self.pool, n_jobs, keep=keep)
+        return RemoteEvaluator(
+            programs,
+            rules,
+            self.options.executor,
+            pool=self.pool,
+            gateway=self.gateway,
+            threads=self._threads,
+            n_jobs=n_jobs,
+            builder=self._builder,
+            keep=keep,
+        )
+
+    def begin(self, program: Module, rules: EvaluationRules, default: Key) -> None:
+        """Evaluate the default program with whatever threads steps 1 and 2 leave idle, and load the sampler's parts."""
+        if self.books.store is not None:
+            self.books.store.lost = self.expire
+        if self.options.timeout is not None:
+            self._timer = threading.Timer(
+                self.books.meter.seconds_left(), self.expire, [f"timeout={self.options.timeout:g} seconds are over"]
+            )
+            self._timer.daemon = True
+            self._timer.start()
+        self.work = self._work(ProgramCache(program, default), rules)
+        self._head_start(default, range(len(rules.valset)))
+        texts = [predictor.signature.instructions for predictor in program.predictors()]
+        self._load(PromptSpace({0: texts}))
+
+    def begin_demos(self, program: Module, demos: Mapping[int, Sequence[Any]], examples: Sequence[int]) -> None:
+        """While instructions are proposed, try every demo set with the instructions that there are."""
+        assert self.work is not None
+        instructions = {i: [each.signature.instructions] for i, each in enumerate(program.predictors())}
+        self.work.programs.space = space = PromptSpace(instructions, demos)
+        for j in range(1, min(map(len, demos.values())) if examples else 0):
+            key = (0, j) * len(instructions)
+            self._head_start(key, examples)
+        self._load(space)
+
+    def _head_start(self, key: Key, examples: Sequence[int]) -> None:
+        assert self.work is not None
+        if not self.books.leads:
+            return
+        self.heads.append((key, tuple(examples)))
+        if unknown := self.books.unknown(key, examples):
+            self.work.head_start(key, unknown)
+
+    def await_loaded(self) -> None:
+        """Wait for what was being loaded, so that nothing is loaded twice."""
+        for thread in self._loading:
+            thread.join()
+
+    def _load(self, space: PromptSpace) -> None:
+        thread = threading.Thread(target=_load, args=(self.options, space), name="promptune-load", daemon=True)
+        self._loading.append(thread)
+        thread.start()
+
+    def candidates(
+        self, name: str, step: str, rng: random.Random, produce: Callable[[], Mapping[int, Sequence[Any]]]
+    ) -> dict[int, list[Any]]:
+        """The candidates of step 1 or 2; an interrupt ends the compile as a limit would, a second one raises."""
+        with interrupts(partial(self.expire, "interrupted")):
+            return self.books.candidates(name, step, rng, produce)
+
+    def expire(self, why: str) -> None:
+        """The run is over in the midst of step 1 or 2: nothing more is called, and nothing is waited for."""
+        self.over = self.over or why
+        self.gateway.stop()
+        self.pool.give_up(Stopped(why))
+
+    def search_begins(self) -> str | None:
+        """From now on the search looks after its end by itself; why it has come already, if it has."""
+        if self._timer is not None:
+            self._timer.cancel()
+        return self.over
+
+    def stop(self) -> None:
+        """Nothing more is started."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if isinstance(self.work, RemoteEvaluator):
+            self.work.cancel()
+        self.gateway.stop()
+        self.pool.stop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be optimised, and by what measure."""
+
+    program: Module
+    instructions: Mapping[int, Sequence[str]]
+    demos: Mapping[int, Sequence[Any]] | None
+    n_examples: int
+    max_calls: int
+    minibatch: bool
+    full_eval_steps: int
+    seed: int | None
+    log_dir: str | None = None
+    track_stats: bool = True
+
+
+def upstream_budget(n_examples: int, num_trials: int, minibatch_size: int | None, full_eval_steps: int) -> int:
+    """Evaluations that upstream makes: the default in full, the trials, and full evaluations between them.
+
+    ``minibatch_size=None`` is a run without minibatches.
+    """
+    if minibatch_size is None:
+        return (num_trials + 1) * n_examples
+    full = 1 + num_trials // full_eval_steps + bool(num_trials % full_eval_steps)
+    return num_trials * minibatch_size + full * n_examples
+
+
+def optimize(task: Task, engine: Engine) -> Module:
+    """The best program found within ``task.max_calls`` evaluated examples, with upstream's attributes.
+
+    Raises:
+        EvaluationError: No evaluation succeeded.
+        Stopped: The run was over before the search, and no earlier start has scored anything.
+    """
+    assert engine.work is not None
+    engine.await_loaded()
+    over = engine.search_begins()
+    space = PromptSpace(task.instructions, task.demos)
+    engine.books.settle(space)
+    run = _run(task, engine, space)
+    if over is not None and not run.table.calls:
+        raise Stopped(over)
+    programs = engine.work.programs
+    programs.space = space
+    recorder = _Recorder(run, programs, engine, task.max_calls)
+    driver = SearchLoop(
+        run.policy,
+        run.table,
+        engine.work,
+        engine.options.plan(engine.pool.workers),
+        limits=Limits(retries=RETRIES, max_calls=task.max_calls, note_every=max(1, task.max_calls // 50)),
+        on_end=recorder,
+        on_tick=recorder.tick,
+        first=lambda: [run.claim(*head) for head in engine.heads if over is None and not run.past.covers(*head)],
+        peers=run.peers,
+    )
+    recorder.driver = driver
+    engine.pool.on_idle = driver.wake
+    if over is not None:
+        driver.stop(over)
+    if engine.books.store is not None:
+        engine.books.store.lost = driver.stop
+    logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)
+    try:
+        ended = driver.run()
+        limited = run.policy.ended if isinstance(run.policy, Budgeted) else None
+        found = run.result(driver, limited or ended, engine.books.facts, engine.books.meter.spent())
+    finally:
+        programs.release()
+        recorder.close()
+    best = _finished(task, run, programs, recorder, found)
+    engine.books.end(best, found.ended, **shown(found))
+    return best
+
+
+def by_blocks(options: CompileOptions) -> bool:
+    """Whether the search decides by itself how many examples each prompt deserves."""
+    return embedder_of(options.sampler, options.sampler_options) is not None and options.minibatch_size is None
+
+
+def check_embedder(options: CompileOptions, program: Module) -> None:
+    """Try the user's embedder on the program's own instructions, before a language model is called.
+
+    What is packaged is not tried: it loads while the first two steps wait for answers.
+
+    Raises:
+        EmbeddingError: It is unknown, raises, or returns what are no vectors.
+    """
+    embedder = embedder_of(options.sampler, options.sampler_options)
+    if embedder is None or (isinstance(embedder, str) and embedder in ("minilm", "onehot")):
+        return
+    from dspy.promptune.features import embed_parts
+
+    embed_parts(PromptSpace({0: [each.signature.instructions for each in program.predictors()]}), embedder)
+
+
+def _load(options: CompileOptions, space: PromptSpace) -> None:
+    """Import and load what step 3 needs. What goes wrong here goes wrong there again, and is told there."""
+    with contextlib.suppress(Exception):
+        importlib.import_module("dspy.promptune.samplers")
+        embedder = embedder_of(options.sampler, options.sampler_options)
+        if isinstance(embedder, str) and embedder != "onehot":
+            from dspy.promptune.features import embed_parts
+
+            embed_parts(space, embedder)
+
+
+def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
+    options, books = engine.options, engine.books
+    budget = {
+        "n_examples": task.n_examples,
+        "max_calls": task.max_calls,
+        "minibatch_size": options.minibatch_size if task.minibatch else task.n_examples,
+        "full_every": task.full_eval_steps if task.minibatch else 0,
+    }
+    of_sampler = dict(options.sampler_options)
+    run = Run(space, options.sampler or "tpe", budget, seed=task.seed, options=of_sampler, store=books.store)
+    if books.meter.caps.given():
+        calls = len(task.program.predictors())
+        run.policy = Budgeted(
+            run.policy, books.meter, run.table, n_examples=task.n_examples, calls_per_example=calls
+        )
+    return run
+
+
+def _finished(task: Task, run: Run, programs: ProgramCache, recorder: _Recorder, found: SearchRun) -> Module:
+    key = run.space.key(found.best_params)
+    best: Module = programs[key].deepcopy()
+    if task.track_stats:
+        entries = sorted(recorder.all_entries(), key=lambda entry: entry.job.number)
+        ledger = Ledger(run.space, programs, run.table, entries, task.n_examples, task.minibatch, task.log_dir)
+        attach(best, ledger, key)
+        best.optimization_run = found  # type: ignore[attr-defined]
+    logger.info(
+        "Ended: %s. Returning the program of %s, with score %.2f on %d examples.",
+        found.ended, found.best_params, 100 * found.best_score, len(run.table.row(key)),
+    )  # fmt: skip
+    return best
+
+
+class _Recorder:
+    """Takes note of every job that ended, and shows how the run stands."""
+
+    driver: SearchLoop
+
+    def __init__(self, run: Run, programs: ProgramCache, engine: Engine, max_calls: int) -> None:
+        self.run = run
+        self.entries: list[Entry] = entries_of(run.past, run.space)
+        self._programs, self._engine = programs, engine
+        self._usage = Usage()
+        self._bar = Progress(max_calls, disable=engine.options.disable_progress_bar)
+
+    def __call__(self, job: Job, outcome: Outcome) -> None:
+        tokens, cost = self._usage.tokens, self._usage.cost
+        self._usage.read(self._programs[job.key])
+        self._usage.add(outcome.spent)
+        self.run.note(job, outcome, tokens=_more(tokens, self._usage.tokens), cost=_more(cost, self._usage.cost))
+        row = self.run.table.row(job.key)
+        scores = () if outcome.error else tuple(row[example] for example in job.examples)
+        self.entries.append(Entry(job, scores, len(outcome.scores), outcome.error))
+        if outcome.error is None:
+            mean = math.fsum(scores) / len(scores)
+            logger.info("Trial %d (%s): %.3f on %d examples with %s.", job.number, job.kind, mean, len(scores), job.key)
+        self.show()
+
+    def all_entries(self) -> list[Entry]:
+        """Every job of the run that ended, those of other drivers included."""
+        if self.run.peers is None:
+            return self.entries
+        mine = {entry.job.number for entry in self.entries}
+        theirs = entries_of(self.run.peers.past(), self.run.space)
+        return [*self.entries, *(entry for entry in theirs if entry.job.number not in mine)]
+
+    def tick(self) -> None:
+        """Twice a second: see to the time, draw the line."""
+        meter = self._engine.books.meter
+        if meter.caps.timeout is not None and (why := meter.reached()) is not None:
+            self.driver.stop(why)
+        self.show()
+
+    def show(self) -> None:
+        """Draw the line."""
+        failed = self.driver.log.failed
+        best = self.driver.log.history[-1][1] if self.driver.log.history else None
+        row = self.run.table.row(best) if best is not None else {}
+        self._bar.show(
+            Standing(
+                evaluated=self.run.table.calls,
+                running=self.driver.running,
+                done=len(self.entries) - failed,
+                failed=failed,
+                in_flight=self._engine.gateway.limiter.in_flight,
+                calls=self._engine.gateway.calls,
+                best=math.fsum(row.values()) / len(row) if row else None,
+                tokens=self._usage.tokens,
+                cost=self._usage.cost,
+            )
+        )
+
+    def close(self) -> None:
+        """The run is over."""
+        self.show()
+        self._bar.close()
+        gateway, work = self._engine.gateway, self._engine.work
+        late = self._engine.pool.given_up + (work.cut if work is not None else 0)
+        logger.info(
+            "%d language-model calls, %d at once at most; %d shared, %d retried, %d refused, %d out of time.",
+            gateway.calls, gateway.limiter.peak, gateway.shared, gateway.retried, gateway.limiter.refused, late,
+        )  # fmt: skip
+
+
+def _more(before: float | None, now: float | None) -> float | None:
+    return None if now is None else now - (before or 0)

@@ -1,0 +1,82 @@
+"""What went wrong in steps 1 and 2 without ending the run, and how tasks of a step are gathered."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from dspy.promptune.secrets import said
+from dspy.promptune.storage.memory import Memory, NoMemory
+
+__all__ = ["StepFailure", "StepReport", "Submitter", "as_they_end"]
+
+T = TypeVar("T")
+Started = dict[Future[Any], Any]
+POLL_SECONDS = 1.0  # how long a wait lasts before it looks again, so that an interrupt is heard on every platform
+
+logger = logging.getLogger(__name__)
+
+
+class Submitter(Protocol):
+    """What a step needs of a pool: each task runs in its own copy of the context of ``submit``'s caller."""
+
+    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Run ``function(*args)`` when a thread is free."""
+
+
+@dataclass(frozen=True)
+class StepFailure:
+    """A call of step 1 or 2 that was given up: the step ("bootstrap", "summary", "proposal"), what, and why."""
+
+    step: str
+    what: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        return f"{self.step}: {self.what} failed: {said(self.error)}"
+
+
+@dataclass
+class StepReport:
+    """What steps 1 and 2 went without, and how many calls were tried again. Thread-safe.
+
+    ``memory`` keeps the pieces of work that are finished.
+    """
+
+    failures: list[StepFailure] = field(default_factory=list)
+    retried: int = 0
+    memory: Memory = field(default_factory=NoMemory)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def give_up(self, step: str, what: str, error: BaseException) -> None:
+        """Write down, and log, that something is missing from now on."""
+        failure = StepFailure(step, what, error)
+        with self._lock:
+            self.failures.append(failure)
+        logger.warning("%s", failure)
+
+    def retry(self) -> None:
+        """Count one more try."""
+        with self._lock:
+            self.retried += 1
+
+
+def as_they_end(waiting: Started, ended: Callable[[Any, Future[Any]], Started]) -> None:
+    """Hand every future to ``ended`` once it has, with its tag; the tasks that this returns are waited for as well.
+
+    For the thread that coordinates. Whatever is raised here, an interrupt too, cancels the tasks not yet begun.
+    """
+    waiting = dict(waiting)
+    try:
+        while waiting:
+            done, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                waiting.update(ended(waiting.pop(future), future))
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise

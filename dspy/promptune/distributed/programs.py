@@ -1,0 +1,412 @@
+"""Programs as the thing to be evaluated: every (prompt, example) pair is a task of one shared pool."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import dspy.utils.callback_context as callback_context
+from dspy.evaluate.evaluate import Evaluate, EvaluationResult
+from dspy.promptune.allocation.records import Job, JobKind
+from dspy.promptune.errors import EvaluationError
+from dspy.promptune.limits.gateway import through_gateway, unanswered
+from dspy.promptune.limits.task import waiting
+from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
+from dspy.promptune.run.outcome import Outcome, number
+from dspy.promptune.run.pool import Pool
+from dspy.promptune.secrets import said, traced
+from dspy.promptune.space import Key, PromptSpace
+from dspy.utils.exceptions import AdapterParseError
+
+if TYPE_CHECKING:
+    from dspy.primitives.example import Example
+    from dspy.primitives.module import Module
+
+__all__ = ["EvaluationRules", "ProgramCache", "ProgramEvaluator"]
+
+logger = logging.getLogger(__name__)
+
+STRAGGLERS = 3  # examples at most that a run may end without, when nothing else is left to do,
+PATIENCE = 3.0  # and the usual times of an example that it waits for them
+LOSSES = 2  # jobs in a row that got no answer for an example; from then on it counts among ``max_errors``
+HEAD = -1  # number of the job that stands for an evaluation without a trial yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRules:
+    """How a program is scored.
+
+    Attributes:
+        metric: ``metric(example, prediction)`` gives a number or a bool.
+        valset: The validation examples.
+        max_errors: Examples of one job on which program or metric may raise before the job fails, as upstream's.
+        failure_score: The score of an example whose answer cannot be read, or on which a tolerated error was raised.
+        retries: Times an example is tried again when the language model could not be reached.
+        timeout: Seconds at work, waiting for a place not counted, after which an example is given up; ``None`` for
+            ever.
+        part: The examples are a part of a job's: it is not for this part to say that all of them raised.
+    """
+
+    metric: Callable[..., Any]
+    valset: Sequence[Example]
+    max_errors: int = 10
+    failure_score: float = 0.0
+    retries: int = 1
+    timeout: float | None = 120.0
+    part: bool = False
+
+
+class ProgramCache:
+    """The programs of a space, built once each; the default combination is the student itself.
+
+    Until :meth:`release` the language models of their predictors are the run's views of them. ``space`` may be set
+    anew as long as the combinations built so far keep their meaning.
+    """
+
+    def __init__(self, student: Module, default: Key) -> None:
+        self.space: PromptSpace | None = None
+        self._student = student
+        self._own: list[tuple[Any, Any]] = []
+        self._built: dict[Key, Module] = {default: self._gateway(student.deepcopy())}
+
+    def __getitem__(self, key: Key) -> Module:
+        if key not in self._built:
+            assert self.space is not None
+            self._built[key] = self._gateway(self.space.build(self._student, key))
+        return self._built[key]
+
+    def built(self) -> list[Module]:
+        """Those built so far, the student first."""
+        return list(self._built.values())
+
+    def release(self) -> None:
+        """Give the predictors their own language models back."""
+        for predictor, lm in self._own:
+            predictor.lm = lm
+        self._own.clear()
+
+    def _gateway(self, program: Module) -> Module:
+        for predictor in program.predictors():
+            if getattr(predictor, "lm", None) is not None:
+                self._own.append((predictor, predictor.lm))
+                predictor.lm = through_gateway(predictor.lm)
+        return program
+
+
+class _Abandoned(Exception):  # noqa: N818 - nothing went wrong
+    """The job of this task has failed already: its answer would help nobody."""
+
+
+@dataclass
+class _State:
+    """A job that is being evaluated."""
+
+    job: Job
+    program: Module
+    waiting: int
+    done: Done
+    call_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    callbacks: list[Any] = field(default_factory=lambda: list(dspy.settings.get("callbacks") or []))
+    outcome: Outcome = field(default_factory=Outcome)
+    rows: list[tuple[Any, Any, float]] = field(default_factory=list)
+    first_error: Exception | None = None
+    lost: BaseException | None = None  # no answer came for an example: nothing more of the job is started
+    running: set[int] = field(default_factory=set)
+    start: float = field(default_factory=time.monotonic)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    over: bool = False
+
+
+class _Head:
+    """An evaluation that began before its job: keeps its end until the job takes it over."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._outcome: Outcome | None = None
+        self._heir: tuple[Job, Done] | None = None
+
+    def ended(self, _: Job, outcome: Outcome) -> None:
+        """The evaluation is over."""
+        with self._lock:
+            self._outcome = outcome
+            heir = self._heir
+        if heir is not None:
+            heir[1](heir[0], outcome)
+
+    def take_over(self, job: Job, done: Done) -> None:
+        """From now on it is this job's."""
+        with self._lock:
+            self._heir = (job, done)
+            outcome = self._outcome
+        if outcome is not None:
+            done(job, outcome)
+
+
+class ProgramEvaluator:
+    """Evaluates jobs by running their programs, all examples of all running jobs in one pool.
+
+    Failure is a state. An answer that cannot be read is a wrong answer and scores ``failure_score``. A language model
+    that cannot be reached (after ``retries``), a metric that returns no number, ``max_errors`` examples that raise, or
+    all of them: the job fails, with its first error. Fewer errors score ``failure_score`` each, as upstream has it.
+    An example for which no answer came, whatever the prompt, three times in a row is such an error: it would fail
+    every job it is in. A job that failed for want of an answer ends when its other examples have: they are kept.
+
+    Evaluation callbacks (``on_evaluate_start`` and ``on_evaluate_end``) are called for every job, and are the parents
+    of its modules' callbacks.
+
+    Attributes:
+        cut: Examples that were not waited for at the end.
+
+    Args:
+        programs: What is run.
+        rules: How it is scored.
+        pool: Where.
+        n_jobs: Jobs at a time. While a thread would be idle otherwise, one more is taken up, so that no thread waits
+            for the slowest example of a job, or because a job has few examples. The pool says when one is idle.
+        keep: Called with the score of every example before it counts, in the thread that scored it. The number of a
+            job that has no trial yet is negative.
+    """
+
+    def __init__(
+        self, programs: ProgramCache, rules: EvaluationRules, pool: Pool, n_jobs: int, *, keep: Keep = keep_nothing
+    ) -> None:
+        self.programs = programs
+        self._keep = keep
+        self.cut = 0
+        self._rules, self._pool, self._n_jobs = rules, pool, n_jobs
+        self._evaluate = Evaluate(devset=list(rules.valset), metric=rules.metric, num_threads=pool.workers)
+        self._states: dict[int, _State] = {}
+        self._heads: dict[Key, _Head] = {}
+        self._seconds: deque[float] = deque(maxlen=200)
+        self._losses: dict[int, int] = {}
+
+    def room(self, running: int) -> bool:
+        """While fewer than ``n_jobs`` are running, or a thread is idle."""
+        return running < self._n_jobs or self._pool.free > 0
+
+    def head_start(self, key: Key, examples: Sequence[int]) -> None:
+        """Begin an evaluation with threads that nothing else needs, before there are any jobs.
+
+        The first job of ``key``, which must be for the same examples, takes it over as far as it has come.
+        """
+        self._heads[key] = head = _Head()
+        kind: JobKind = "full" if len(examples) == len(self._rules.valset) else "block"
+        state = _State(Job(HEAD, key, tuple(examples), kind), self.programs[key], len(examples), head.ended)
+        self._begin(state, examples, filler=True)
+
+    def start(self, job: Job, missing: Sequence[int], done: Done) -> None:
+        """Hand the examples to the pool."""
+        head = self._heads.pop(job.key, None)
+        if head is not None:
+            self._pool.promote()
+            head.take_over(job, done)
+        else:
+            state = _State(job, self.programs[job.key], len(missing), done)
+            self._begin(state, missing)
+
+    def tend(self, *, ending: bool) -> None:
+        """At the end, wait no longer for the last examples than for any other."""
+        states = list(self._states.values())
+        few = 0 < sum(state.waiting for state in states) <= STRAGGLERS
+        if ending and few and self._pool.least_seconds() > PATIENCE * self._usual_seconds():
+            for state in states:
+                self._cut(state)
+
+    def _usual_seconds(self) -> float:
+        """Median time of the latest examples."""
+        return median(self._seconds) if self._seconds else math.inf
+
+    def _cut(self, state: _State) -> None:
+        """End a job without the examples that nobody wants to wait for; evaluations in full are waited for."""
+        with state.lock:
+            if state.over or state.job.kind == "full" or not state.outcome.scores:
+                return
+            state.over = state.outcome.cut = True
+            self.cut += state.waiting
+        self._finish(state, None)
+
+    def stop(self) -> None:
+        """Start nothing more, and let go of what is running: jobs end with the scores they have."""
+        self._pool.stop()
+        for state in list(self._states.values()):
+            self._fail(state, EvaluationError("The run was stopped before this evaluation ended."))
+
+    # ------------------------------------------------------------------ one job
+
+    def _begin(self, state: _State, examples: Sequence[int], filler: bool = False) -> None:
+        self._states[id(state)] = state
+        contextvars.copy_context().run(self._submit, state, list(examples), filler)
+
+    def _submit(self, state: _State, examples: list[int], filler: bool) -> None:
+        self._evaluate_start(state, examples)
+        callback_context.ACTIVE_CALL_ID.set(state.call_id)  # type: ignore[arg-type]
+        for example in examples:
+            limit = self._rules.timeout
+            future = self._pool.submit_limited(limit, self._run_example, state, example, filler=filler)
+            future.add_done_callback(partial(self._returned, state, example))
+
+    def _returned(self, state: _State, index: int, future: Future[None]) -> None:
+        """A task has ended; only a time-out, or what no program should raise, is an error here."""
+        if future.cancelled() or (error := future.exception()) is None:
+            return
+        if not isinstance(error, TimeoutError):
+            self._fail(state, error)
+        elif self._lose(state, index, error):
+            self._note_error(state, index, self._rules.valset[index], error)
+        self._left(state, index)
+
+    def _run_example(self, state: _State, index: int) -> None:
+        """One task."""
+        with state.lock:
+            if state.over or state.lost is not None or self._pool.stopped.is_set():
+                return
+            state.running.add(index)
+        self._score_example(state, index)
+        self._left(state, index)
+
+    def _score_example(self, state: _State, index: int) -> None:
+        """Whatever an ordinary error does to the job is written down, not raised."""
+        example = self._rules.valset[index]
+        start = time.monotonic()
+        prediction: Any = dspy.Prediction()
+        try:
+            prediction = self._predict(state, index)
+            self._losses.pop(index, None)
+            score = number(self._rules.metric(example, prediction))
+        except _Abandoned:
+            return
+        except AdapterParseError as error:
+            logger.debug("Unreadable answer: %s", said(error))
+            self._keep(state.job, {index: self._rules.failure_score})
+            self._note(state, index, (example, prediction, self._rules.failure_score), unreadable=True)
+        except EvaluationError as error:
+            self._fail(state, error)
+        except Exception as error:
+            self._note_error(state, index, example, error)
+        else:
+            with waiting():
+                self._keep(state.job, {index: score})
+            self._note(state, index, (example, prediction, score))
+        self._seconds.append(time.monotonic() - start)
+
+    def _predict(self, state: _State, index: int) -> Any:
+        for attempt in range(self._rules.retries + 1):
+            if state.over or self._pool.stopped.is_set():
+                raise _Abandoned
+            try:
+                return state.program(**self._rules.valset[index].inputs())
+            except Exception as error:
+                if not unanswered(error):
+                    raise
+                if attempt == self._rules.retries:
+                    if self._lose(state, index, error):
+                        raise
+                    raise _Abandoned from error
+        raise _Abandoned
+
+    def _lose(self, state: _State, index: int, error: BaseException) -> bool:
+        """No answer came for an example. True where it never does: then that is an error, and the job goes on."""
+        self._losses[index] = losses = self._losses.get(index, 0) + 1
+        if losses > LOSSES:
+            return True
+        with state.lock:
+            state.lost = state.lost or error
+        return False
+
+    def _left(self, state: _State, index: int) -> None:
+        """An example is no longer running; the last one of a job without an answer ends it."""
+        with state.lock:
+            state.running.discard(index)
+            lost = None if state.running else state.lost
+        if lost is not None:
+            self._fail(state, lost, transient=True)
+
+    def _note(
+        self, state: _State, index: int, row: tuple[Any, Any, float], *, unreadable: bool = False
+    ) -> None:
+        with state.lock:
+            if state.over:
+                return
+            state.outcome.scores[index] = row[2]
+            state.outcome.unreadable += unreadable
+            state.rows.append(row)
+            state.waiting -= 1
+            state.over = state.waiting == 0
+            over = state.over
+        if over:
+            all_failed = not self._rules.part and 0 < state.outcome.errors == len(state.outcome.scores)
+            self._finish(state, state.first_error if all_failed else None)
+
+    def _note_error(self, state: _State, index: int, example: Any, error: Exception) -> None:
+        with state.lock:
+            state.first_error = state.first_error or error
+            state.outcome.errors += 1
+            state.outcome.raised[index] = error
+            too_many = state.outcome.errors >= self._rules.max_errors
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Example %d of trial %d raised:\n%s", index, state.job.number, traced(error))
+        if too_many:
+            self._fail(state, state.first_error)
+        else:
+            self._note(state, index, (example, dspy.Prediction(), self._rules.failure_score))
+
+    def _fail(self, state: _State, error: BaseException, *, transient: bool = False) -> None:
+        with state.lock:
+            if state.over:
+                return
+            state.over = True
+        self._finish(state, error, transient)
+
+    def _finish(self, state: _State, error: BaseException | None, transient: bool = False) -> None:
+        outcome = state.outcome
+        outcome.seconds = time.monotonic() - state.start
+        outcome.error, outcome.transient = error, transient
+        if error is not None and outcome.errors:
+            outcome.scores = {}  # examples that raised are among them, and no number stands for those
+        self._states.pop(id(state), None)
+        self._evaluate_end(state, error)
+        state.done(state.job, outcome)
+
+    # ------------------------------------------------------------------ callbacks
+
+    def _evaluate_start(self, state: _State, examples: list[int]) -> None:
+        key = "eval_full" if state.job.kind == "full" else "eval_minibatch"
+        inputs = {
+            "program": state.program,
+            "metric": self._rules.metric,
+            "devset": [self._rules.valset[example] for example in examples],
+            "num_threads": self._pool.workers,
+            "display_progress": False,
+            "display_table": False,
+            "callback_metadata": {"metric_key": key},
+            "save_as_csv": None,
+            "save_as_json": None,
+        }
+        for callback in state.callbacks:
+            try:
+                callback.on_evaluate_start(call_id=state.call_id, instance=self._evaluate, inputs=inputs)
+            except Exception as error:
+                logger.warning("Callback %r failed at the start of an evaluation: %s", callback, said(error))
+
+    def _evaluate_end(self, state: _State, error: BaseException | None) -> None:
+        outputs = None
+        if error is None:
+            mean = sum(row[2] for row in state.rows) / len(state.rows)
+            outputs = EvaluationResult(score=round(100 * mean, 2), results=state.rows)
+        for callback in state.callbacks:
+            try:
+                callback.on_evaluate_end(call_id=state.call_id, outputs=outputs, exception=error)
+            except Exception as failure:
+                logger.warning("Callback %r failed at the end of an evaluation: %s", callback, said(failure))

@@ -1,1 +1,0 @@
-"""One run: ask, evaluate concurrently, tell."""

@@ -1,0 +1,438 @@
+"""The loop of a run: ask, evaluate concurrently, tell."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from dspy.promptune.allocation.records import AllocationPolicy, Job, ScoreTable
+from dspy.promptune.errors import EvaluationError
+from dspy.promptune.run.evaluators import Evaluator
+from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.secrets import cause, said
+from dspy.promptune.space import Key
+
+__all__ = ["Limits", "Peers", "Schedule", "SearchLoop", "interrupts"]
+
+logger = logging.getLogger(__name__)
+
+MIN_STREAK = 5  # jobs that fail one after another, with none between them scored, before a run gives up
+TICK_SECONDS = 0.5  # how often a run looks after its work while nothing ends
+GRACE_SECONDS = 2.0  # for calls in flight to end after an interrupt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How jobs are handed out.
+
+    Attributes:
+        n_jobs: Jobs at once.
+        batch: Jobs asked for, evaluated and told together; ``None`` hands one out whenever there is room for it.
+        ahead: Jobs asked for before there is room, so that a proposal is ready when there is; without batches only.
+    """
+
+    n_jobs: int = 1
+    batch: int | None = None
+    ahead: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a run puts up with.
+
+    Attributes:
+        retries: Times a job that failed is tried again before its trial is FAILED.
+        streak: Jobs that fail in a row before the run gives up; ``None`` is 5, or two rounds of ``n_jobs``.
+        max_calls: Scored examples after which the run is over. Where it is known, a run does not wait for the last
+            stragglers of its last jobs; never in batches, whose results must not depend on time.
+        note_every: Scored examples between two entries of the history; to say what is best takes a moment.
+    """
+
+    retries: int = 0
+    streak: int | None = None
+    max_calls: int | None = None
+    note_every: int = 1
+
+
+@dataclass
+class Log:
+    """What happened, in its order: ``("ask" | "tell" | "fail", number of the trial)``, and how the best changed."""
+
+    order: list[tuple[str, int]] = field(default_factory=list)
+    history: list[tuple[int, Key]] = field(default_factory=list)
+    failed: int = 0
+
+
+class Peers(Protocol):
+    """The other drivers of a study that is shared; see :class:`dspy.promptune.storage.sharing.Shared`."""
+
+    def begin(self) -> None:
+        """The jobs that are started first are there."""
+
+    def held(self, job: Job) -> set[int]:
+        """Examples of a job that others evaluate: it ends when they have."""
+
+    def look(self) -> bool:
+        """Take note of what the others did; whether that may change what is to be done here."""
+
+    def over(self) -> bool:
+        """Asked when there is nothing to do here: whether that is so everywhere."""
+
+
+class SearchLoop:
+    """Runs jobs until none is left to start. All decisions are made in the thread that calls :meth:`run`.
+
+    Args:
+        policy: Decides what is evaluated next.
+        table: Every score is written to it as soon as its job ends.
+        work: Evaluates.
+        schedule: How jobs are handed out.
+        limits: When to give up.
+        on_end: Called with every job that was told or failed, and its outcome, before the spending is told.
+        on_tick: Called about twice a second while jobs are running.
+        first: Jobs that are started before the spending is asked for any.
+        peers: Other drivers that work on the same study.
+    """
+
+    def __init__(
+        self,
+        policy: AllocationPolicy,
+        table: ScoreTable,
+        work: Evaluator,
+        schedule: Schedule,
+        *,
+        limits: Limits | None = None,
+        on_end: Callable[[Job, Outcome], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
+        first: Callable[[], list[Job]] | None = None,
+        peers: Peers | None = None,
+    ) -> None:
+        self.log = Log()
+        self._policy, self._table, self._work = policy, table, work
+        self._schedule, self._limits = schedule, limits or Limits()
+        self._on_end, self._on_tick = on_end, on_tick
+        self._tended_at = time.monotonic()
+        self._first, self._peers = first, peers
+        self._events: SimpleQueue[tuple[Job, Outcome] | None] = SimpleQueue()
+        self._ready: list[Job] = []
+        self._running: dict[int, Job] = {}
+        self._parked: dict[int, Job] = {}  # jobs all of whose missing examples are being evaluated by others
+        self._flying: dict[tuple[Key, int], int] = {}  # examples being evaluated, and by which job
+        self._parts: dict[int, Outcome] = {}  # what jobs that were taken up again had brought before
+        self._tries: dict[int, int] = {}
+        self._streak = 0
+        self._over = False
+        self._last_error: BaseException | None = None
+        self._stopping: str | None = None
+
+    @property
+    def running(self) -> int:
+        """Jobs that are being evaluated."""
+        return len(self._running)
+
+    def stop(self, why: str) -> None:
+        """Start nothing more; safe from any thread and from a signal handler."""
+        self._stopping = self._stopping or why
+        self.wake()
+
+    def wake(self) -> None:
+        """Look whether there is room for a job, though none has ended; safe from any thread."""
+        self._events.put(None)
+
+    def run(self) -> str:
+        """Evaluate until the spending has no more jobs, and say why it ended.
+
+        Raises:
+            EvaluationError: Every job failed so far, too many in a row to go on.
+            KeyboardInterrupt: Interrupted twice, or before anything was scored.
+        """
+        try:
+            with interrupts(self._interrupted):
+                self._ready.extend(self._first() if self._first else ())
+                self._asked(self._ready)
+                if self._peers is not None:
+                    self._peers.begin()
+                if self._schedule.batch is None:
+                    self._run_free()
+                else:
+                    self._run_batches(self._schedule.batch)
+                return self._end()
+        finally:
+            self._work.stop()
+
+    # ------------------------------------------------------------------ the two schedules
+
+    def _run_free(self) -> None:
+        while not self._stopping:
+            self._fill()
+            if not self._running:
+                if self._others_go_on():
+                    continue
+                self._note_best()
+                return
+            self._ask(self._schedule.ahead - len(self._ready))
+            self._settle(self._next_events())
+        self._wind_down()
+
+    def _fill(self) -> None:
+        """Start what there is room for; what ends meanwhile counts for the next proposal already."""
+        while not self._stopping and self._work.room(len(self._running)) and (self._ready or self._ask(1)):
+            self._start(self._ready.pop(0))
+            with contextlib.suppress(Empty):
+                self._settle(self._with_others(self._events.get_nowait()))
+
+    def _settle(self, ended: list[tuple[Job, Outcome]]) -> None:
+        for event in ended:
+            if self._settled(*event):
+                self._note_best(every=self._limits.note_every)
+
+    def _run_batches(self, size: int) -> None:
+        while not self._stopping:
+            self._ask(size - len(self._ready))
+            batch, self._ready = self._ready, []
+            if not batch:
+                if self._others_go_on():
+                    continue
+                return
+            self._run_batch(batch)
+            self._note_best()
+        self._wind_down()
+
+    def _run_batch(self, batch: list[Job]) -> None:
+        waiting, ended = list(batch), {}
+        while (waiting or self._running) and not self._stopping:
+            while waiting and self._work.room(len(self._running)):
+                self._start(waiting.pop(0))
+            for job, outcome in self._next_events():
+                if not self._again(job, outcome):
+                    ended[job.number] = (job, outcome)
+        self._ready.extend(waiting)
+        for number in sorted(ended):
+            self._settled(*ended[number])
+
+    def _others_go_on(self) -> bool:
+        """With nothing to do here: whether others may still leave something. Then it returns a while later."""
+        if self._peers is None or self._peers.over():
+            return False
+        with contextlib.suppress(Empty):
+            self._events.get(timeout=TICK_SECONDS)  # nothing is running: only somebody who stops the run wakes it
+        self._tend()
+        return True
+
+    # ------------------------------------------------------------------ one job
+
+    def _ask(self, count: int) -> int:
+        """Ask for up to ``count`` jobs; the number of those there were."""
+        jobs: list[Job] = []
+        while len(jobs) < count and not (self._stopping or self._over):
+            job = self._policy.next_job()
+            if job is None:
+                break
+            jobs.append(job)
+        self._asked(jobs)
+        self._ready.extend(jobs)
+        return len(jobs)
+
+    def _asked(self, jobs: list[Job]) -> None:
+        self.log.order.extend(("ask", job.number) for job in jobs)
+
+    def _start(self, job: Job) -> None:
+        """Evaluate what the job lacks and nobody else, here or elsewhere, does; it ends when these have, too."""
+        self._running[job.number] = job
+        missing = self._table.missing(job.key, job.examples)
+        theirs = self._peers.held(job) if self._peers is not None else ()
+        mine = [example for example in missing if (job.key, example) not in self._flying and example not in theirs]
+        self._flying.update(((job.key, example), job.number) for example in mine)
+        if mine:
+            self._work.start(job, mine, self._ended)
+        elif missing:
+            self._parked[job.number] = job
+        else:
+            self._ended(job, Outcome())
+
+    def _ended(self, job: Job, outcome: Outcome) -> None:
+        self._events.put((job, outcome))
+
+    def _next_events(self) -> list[tuple[Job, Outcome]]:
+        """Wait for a job to end; itself and those that waited for its examples, as far as they are complete."""
+        if time.monotonic() - self._tended_at > TICK_SECONDS:
+            self._tend()
+        while not self._stopping:
+            with contextlib.suppress(Empty):
+                event = self._events.get(timeout=TICK_SECONDS / 5 if self._ending() else TICK_SECONDS)
+                return self._with_others(event)
+            self._tend()
+        return []
+
+    def _with_others(self, event: tuple[Job, Outcome] | None) -> list[tuple[Job, Outcome]]:
+        """What an event brings, and whatever else has ended by now: all that is known counts for the next proposal."""
+        ended: list[tuple[Job, Outcome]] = []
+        with contextlib.suppress(Empty):
+            while True:
+                if event is not None:
+                    ended.extend(self._arrived(*event))
+                event = self._events.get_nowait()
+        return ended
+
+    def _tend(self) -> None:
+        self._tended_at = time.monotonic()
+        self._work.tend(ending=self._ending())
+        if self._on_tick is not None:
+            self._on_tick()
+        if self._peers is not None:
+            self._look(self._peers)
+
+    def _look(self, peers: Peers) -> None:
+        """Go on with what waited for other drivers."""
+        if peers.look():
+            self._events.put(None)
+        for job in [] if self._stopping else list(self._parked.values()):
+            del self._parked[job.number]
+            self._start(job)
+
+    def _ending(self) -> bool:
+        """Whether what is being evaluated is the last that the budget allows."""
+        limit = self._limits.max_calls
+        if limit is None or self._ready or self._schedule.batch is not None:
+            return False
+        return self._over or self._table.calls + len(self._flying) >= limit
+
+    def _arrived(self, job: Job, outcome: Outcome) -> list[tuple[Job, Outcome]]:
+        self._land(job, outcome)
+        others = [other for other in self._parked.values() if other.key == job.key]
+        for other in others:
+            del self._parked[other.number]
+        complete = []
+        if outcome.cut:
+            self._over = True
+            row = self._table.row(job.key)
+            job = replace(job, examples=tuple(example for example in job.examples if example in row))
+            self._running[job.number] = job
+        for one, ended in [(job, outcome), *((other, Outcome()) for other in others)]:
+            result = ended.after(self._parts.pop(one.number, None))
+            if result.error is None and self._table.missing(one.key, one.examples):
+                if not self._stopping:
+                    self._parts[one.number] = result
+                    self._start(one)
+            else:
+                self._running.pop(one.number, None)
+                complete.append((one, result))
+        return complete
+
+    def _land(self, job: Job, outcome: Outcome) -> None:
+        """Write down the scores of a job that ended, and forget that its examples were under way."""
+        for example in job.examples:
+            if self._flying.get((job.key, example)) == job.number:
+                del self._flying[job.key, example]
+        for example, score in outcome.scores.items():
+            self._table.add(job.key, example, score)
+
+    def _again(self, job: Job, outcome: Outcome) -> bool:
+        """Start a failed job once more, if it may be."""
+        tries = self._tries.get(job.number, 0)
+        if outcome.error is None or not outcome.transient or tries >= self._limits.retries or self._stopping:
+            return False
+        self._tries[job.number] = tries + 1
+        self._parts[job.number] = outcome
+        logger.info("Trial %d failed (%s): tried again.", job.number, said(outcome.error))
+        self._start(job)
+        return True
+
+    def _settled(self, job: Job, outcome: Outcome) -> bool:
+        """Tell the spending how a job ended; False when it goes on."""
+        if self._again(job, outcome):
+            return False
+        if self._on_end is not None:
+            self._on_end(job, outcome)
+        if outcome.error is None:
+            row = self._table.row(job.key)
+            self._policy.told(job, [row[example] for example in job.examples])
+            self._streak = 0
+        else:
+            self._fail(job, outcome.error)
+        self.log.order.append(("tell" if outcome.error is None else "fail", job.number))
+        return True
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        logger.warning("Trial %d failed: %s", job.number, said(error))
+        self._policy.failed(job, error)
+        self.log.failed += 1
+        if self._stopping:
+            return
+        self._streak += 1
+        self._last_error = error
+        limit = self._limits.streak or max(MIN_STREAK, 2 * self._schedule.n_jobs)
+        if self._streak >= limit:
+            self.stop(f"{self._streak} evaluations failed in a row, the last with {said(error)}")
+
+    def _note_best(self, *, every: int = 0) -> None:
+        """Write down what the run would return now, unless that was done less than ``every`` examples ago."""
+        calls, history = self._table.calls, self.log.history
+        if not calls or calls - (history[-1][0] if history else 0) < every:
+            return
+        entry = (calls, self._policy.best())
+        if not history or history[-1] != entry:
+            history.append(entry)
+
+    # ------------------------------------------------------------------ the end
+
+    def _interrupted(self) -> None:
+        logger.warning("Interrupted: nothing more is started. Interrupt again to stop at once.")
+        self.stop("interrupted")
+
+    def _wind_down(self) -> None:
+        """Give calls in flight a moment, then leave: what they bring is written down, the rest is FAILED."""
+        self._work.stop()
+        why = self._stopping or "stopped"
+        deadline = time.monotonic() + GRACE_SECONDS
+        while self._running and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(Empty):
+                event = self._events.get(timeout=left)
+                for one in self._arrived(*event) if event else ():
+                    self._settled(*one)
+        for job in [*self._running.values(), *self._ready]:
+            self._policy.failed(job, EvaluationError(f"Not finished: {why}."))
+        self._running.clear()
+        self._note_best()
+
+    def _end(self) -> str:
+        if self._table.calls:
+            return self._stopping or "the budget is spent, or nothing is left to evaluate"
+        if self._stopping == "interrupted":
+            raise KeyboardInterrupt
+        if self._last_error is not None:
+            last = said(self._last_error).rstrip(".")
+            raise EvaluationError(
+                f"Every evaluation failed ({self.log.failed} of {self.log.failed}), the last with {last}. "
+                "Mend the program, the metric or the language model and run again."
+            ) from cause(self._last_error)
+        return self._stopping or "nothing to evaluate"
+
+
+@contextlib.contextmanager
+def interrupts(first: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C once calls ``first``, twice raises. Only the main thread can say so; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is None:  # not set from Python, so it could not be restored
+        yield
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        first()
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

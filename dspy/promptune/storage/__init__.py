@@ -1,0 +1,1 @@
+"""What is written down, how a run resumes, and how several processes share one study."""

@@ -1,0 +1,163 @@
+"""Taking a run up again, and going on to a good end when its storage fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.allocation.records import Job, JobKind, PolicyWrapper, ScoreTable
+from dspy.promptune.space import Key, PromptSpace
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from dspy.promptune.storage.study_store import StudyStore
+
+__all__ = ["Recorded", "RunHistory", "frozen", "history_of"]
+
+FARTHER = 0x9E3779B1  # between the seeds of two starts of a run
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """What a run had done before it was taken up again; nothing, for a new one.
+
+    Attributes:
+        scores: Scores of each combination, by example.
+        jobs: The evaluations that ended well, with their scores, in the order of their trials.
+        trials: All finished trials.
+    """
+
+    scores: Mapping[Key, Mapping[int, float]] = field(default_factory=dict)
+    jobs: Sequence[tuple[Job, Sequence[float]]] = ()
+    trials: Sequence[FrozenTrial] = ()
+
+    def seed(self, seed: int | None, salt: int = 0) -> int | None:
+        """The sampler's seed for this start: the same one would propose again what was proposed at the beginning.
+
+        Args:
+            seed: The user's.
+            salt: What distinguishes this start from others that go on at the same time.
+        """
+        if seed is None or not (self.trials or salt):
+            return seed
+        return (seed + FARTHER * len(self.trials) + salt) % 2**31
+
+    def refill(self, table: ScoreTable) -> None:
+        """Put what is paid for into the table."""
+        for key, row in self.scores.items():
+            for example, score in row.items():
+                table.add(key, example, score)
+
+    def covers(self, key: Key, examples: Sequence[int]) -> bool:
+        """Whether one trial has told the scores of all these examples."""
+        return any(job.key == key and set(examples) <= set(job.examples) for job, _ in self.jobs)
+
+
+def history_of(
+    trials: Sequence[FrozenTrial], notes: Mapping[Key, Mapping[int, float]], space: PromptSpace, n_examples: int
+) -> RunHistory:
+    """The past that trials and single scores tell of, as far as they are of this space and its examples."""
+    from dspy.promptune.samplers.trials import key_of
+
+    scores: dict[Key, dict[int, float]] = {key: dict(row) for key, row in notes.items() if key in space}
+    jobs: list[tuple[Job, Sequence[float]]] = []
+    for trial in trials:
+        key = key_of(trial.params, space)
+        if key is None:
+            continue
+        told = told_scores(trial)
+        for example, score in [*told, *trial.intermediate_values.items()]:
+            scores.setdefault(key, {}).setdefault(example, score)
+        if trial.state.name == "COMPLETE" and told and all(0 <= example < n_examples for example, _ in told):
+            kind: JobKind = trial.user_attrs.get("kind", "block")
+            job = Job(trial.number, key, tuple(example for example, _ in told), kind)
+            jobs.append((job, [score for _, score in told]))
+    kept = {key: {i: score for i, score in row.items() if 0 <= i < n_examples} for key, row in scores.items()}
+    return RunHistory({key: row for key, row in kept.items() if row}, jobs, trials)
+
+
+def told_scores(trial: FrozenTrial) -> list[tuple[int, float]]:
+    """Examples and scores that a trial was told at its end."""
+    scores, examples = trial.user_attrs.get("scores"), trial.user_attrs.get("examples")
+    if not isinstance(scores, list) or not isinstance(examples, list) or len(scores) != len(examples):
+        return []
+    pairs = [(int(example), float(score)) for example, score in zip(examples, scores, strict=True)]
+    return [(example, score) for example, score in pairs if math.isfinite(score)]
+
+
+def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> list[FrozenTrial]:
+    """Jobs that ended well as the trials that a study would have of them."""
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import create_trial
+
+    distributions: dict[str, BaseDistribution] = {**space.distributions()}
+    trials = []
+    for job, scores in jobs:
+        noted = {"kind": job.kind, "examples": list(job.examples), "scores": list(scores)}
+        mean = math.fsum(scores) / len(scores)
+        trial = create_trial(
+            value=mean, params=space.params(job.key), distributions=distributions, user_attrs=noted
+        )  # fmt: skip
+        trial.number = job.number
+        trials.append(trial)
+    return sorted(trials, key=lambda trial: trial.number)
+
+
+class Recorded(PolicyWrapper):
+    """Spending that ends well when the storage fails: nothing more is started, and the best so far is known.
+
+    Args:
+        inner: Decides what is evaluated.
+        table: Scores, in memory.
+        store: The study's side.
+    """
+
+    def __init__(self, inner: Any, table: ScoreTable, store: StudyStore) -> None:
+        super().__init__(inner)
+        self._table, self._store = table, store
+        self.jobs: list[tuple[Job, Sequence[float]]] = []
+
+    def next_job(self) -> Job | None:
+        """``None`` once nothing can be written."""
+        if self._store.broken is not None:
+            return None
+        try:
+            job: Job | None = self._inner.next_job()
+        except Exception:
+            if self._store.broken is None:
+                raise
+            return None
+        return job
+
+    def told(self, job: Job, scores: Sequence[float]) -> None:
+        """The scores are in the table whatever becomes of the trial."""
+        self.jobs.append((job, list(scores)))
+        try:
+            super().told(job, scores)
+        except Exception:
+            if self._store.broken is None:
+                raise
+
+    def failed(self, job: Job, error: BaseException) -> None:
+        """Hand on."""
+        try:
+            super().failed(job, error)
+        except Exception:
+            if self._store.broken is None:
+                raise
+
+    def best(self) -> Key:
+        """The inner spending's, or the highest mean among the combinations with the most scores."""
+        try:
+            return super().best()
+        except Exception:
+            if self._store.broken is None:
+                raise
+            return max(self._table.keys(), key=self._standing)
+
+    def _standing(self, key: Key) -> tuple[int, float]:
+        row = self._table.row(key)
+        return len(row), math.fsum(row.values()) / len(row)

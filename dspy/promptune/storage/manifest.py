@@ -1,0 +1,224 @@
+"""What a run is: written down at its beginning, and compared when it is taken up again."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.options import embedder_of
+from dspy.promptune.storage.encoding import as_json, digest, encode, restorable
+
+if TYPE_CHECKING:
+    from dspy.primitives.module import Module
+    from dspy.promptune.space import PromptSpace
+
+__all__ = [
+    "FORMAT",
+    "candidates_of",
+    "compile_manifest",
+    "data_of",
+    "differences",
+    "embedder_known",
+    "embedder_name",
+    "lm_of",
+    "name_of",
+    "options_of",
+    "program_of",
+    "search_manifest",
+    "versions",
+]
+
+FORMAT = 1
+COMPARED = ("format", "kind", "program", "metric", "language_model", "data", "settings")
+DIGESTS = {
+    "digest": ": other examples, or another order", "demos": "", "source": ": the code of the program's class",
+    "settings.candidates": "",
+}  # fmt: skip
+SHOWN = 80  # characters of a text that has changed
+LM_SETTINGS = (
+    "temperature", "max_tokens", "max_completion_tokens", "top_p", "top_k", "n", "stop", "seed", "reasoning_effort",
+    "frequency_penalty", "presence_penalty", "response_format",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of what makes the numbers. Upstream's is the part of ``dspy`` before the plus."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("dspy", "optuna", "torch", "botorch", "gpytorch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    upstream, _, fork = found.get("dspy", "").partition("+")
+    return {**found, "upstream": upstream, "fork": fork}
+
+
+def name_of(function: Any) -> str:
+    """How a metric or an embedder is called: module and name, or the type of an object."""
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return f"{module}.{name}"
+
+
+def program_of(program: Module) -> dict[str, Any]:
+    """The shape of a program: its predictors with their signatures and demos, and a digest of its class's source."""
+    return {
+        "class": type(program).__qualname__,
+        "source": _source(type(program)),
+        "predictors": {name: _predictor(predictor) for name, predictor in program.named_predictors()},
+    }
+
+
+def lm_of(lm: Any) -> dict[str, Any] | None:
+    """The name of a language model and those of its settings that decide its answers. No addresses, no keys."""
+    if lm is None:
+        return None
+    kwargs = getattr(lm, "kwargs", None) or {}
+    chosen = {name: encode(kwargs[name]) for name in LM_SETTINGS if kwargs.get(name) is not None}
+    return {"model": str(getattr(lm, "model", type(lm).__name__)), **chosen}
+
+
+def data_of(examples: Sequence[Any]) -> dict[str, Any]:
+    """Number and digest of a data set, order included."""
+    return {"examples": len(examples), "digest": digest(list(examples))}
+
+
+def candidates_of(space: PromptSpace) -> dict[str, Any]:
+    """The candidates as JSON, by the names of the study's parameters."""
+    return {part.name: encode(list(part.candidates)) for part in space.parts}
+
+
+def embedder_name(embedder: Any) -> str:
+    """Which embedder gives candidates their meaning."""
+    if isinstance(embedder, str):
+        return embedder
+    model = getattr(embedder, "model", None)
+    return model if isinstance(model, str) and model else name_of(embedder if model is None else model)
+
+
+def embedder_known(sampler: Any, options: Mapping[str, Any]) -> str | None:
+    """Which embedder a sampler reads prompts with; ``None`` for one that does not read them, or is not built yet."""
+    embedder = embedder_of(sampler, options)
+    return None if embedder is None else embedder_name(embedder)
+
+
+def search_manifest(space: PromptSpace, evaluate: Any, n_examples: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search over a space is, as attributes of its study."""
+    candidates = candidates_of(space)
+    return {
+        "format": FORMAT,
+        "kind": "search",
+        "versions": versions(),
+        "metric": name_of(evaluate),
+        "settings": {"n_examples": n_examples, "candidates": {name: digest(each) for name, each in candidates.items()}},
+        "candidates": candidates,
+        "options": options_of(options),
+    }
+
+
+def compile_manifest(
+    program: Module,
+    data: Mapping[str, Sequence[Any]],
+    *,
+    metric: Any,
+    lms: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a compile is, as attributes of its study: what is compared on resuming, and what is good to know."""
+    sampler_options = options.get("sampler_options") or {}
+    hidden = ("sampler_options", "storage", "resume", "study_name", "share")
+    return {
+        "format": FORMAT,
+        "kind": "compile",
+        "versions": versions(),
+        "program": program_of(program),
+        "metric": name_of(metric),
+        "language_model": {name: lm_of(lm) for name, lm in lms.items()},
+        "data": {name: data_of(examples) for name, examples in data.items()},
+        "settings": options_of(settings),
+        "options": options_of({**{k: v for k, v in options.items() if k not in hidden}, **sampler_options}),
+        "embedder": embedder_known(options.get("sampler"), sampler_options),
+    }
+
+
+def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as JSON: plain values as they are, of objects the name."""
+    return {name: value if restorable(value) else name_of(value) for name, value in options.items()}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What of a run has changed so that its old scores say nothing about the new one: one line each."""
+    found: list[str] = []
+    for part in COMPARED:
+        if part in old and part in new:
+            _compare(part, old[part], new[part], found)
+    return found
+
+
+def _compare(name: str, old: Any, new: Any, found: list[str]) -> None:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            if key == "source" and (old.get(key) is None or new.get(key) is None or _python(old) != _python(new)):
+                continue
+            if key == "digest" and old.get("examples") != new.get("examples"):
+                continue  # their numbers differ, which says it
+            _compare(f"{name}.{key}", old.get(key), new.get(key), found)
+    elif new is None and isinstance(old, Mapping):
+        found.append(f"{name} is gone")
+    elif old is None and isinstance(new, Mapping):
+        found.append(f"{name} is new")
+    elif as_json(old) != as_json(new):
+        found.append(_changed(name, as_json(old), as_json(new)))
+
+
+def _changed(name: str, old: str, new: str) -> str:
+    """One difference in words; of what is stored as a digest only that there is one."""
+    whole, _, last = name.rpartition(".")
+    if last in DIGESTS or whole in DIGESTS:
+        return f"{whole if last == 'digest' else name} has changed{DIGESTS.get(last, '')}"
+    pairs = enumerate(zip(old, new, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    return f"{name} was {_short(old, same)}, is {_short(new, same)}"
+
+
+def _python(part: Mapping[str, Any]) -> Any:
+    return str(part.get("source") or "").partition(":")[0]
+
+
+def _short(text: str, same: int) -> str:
+    """A text of JSON, of a long one the part where it begins to differ."""
+    if len(text) <= SHOWN:
+        return text
+    begin = max(0, min(same, len(text) - SHOWN // 2) - SHOWN // 4)
+    end = begin + SHOWN
+    return f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}"
+
+
+def _predictor(predictor: Any) -> dict[str, Any]:
+    signature = predictor.signature
+    fields = {
+        name: {
+            "kind": (field.json_schema_extra or {}).get("__dspy_field_type"),
+            "type": str(field.annotation),
+            "desc": (field.json_schema_extra or {}).get("desc"),
+        }
+        for name, field in signature.fields.items()
+    }
+    return {"instructions": signature.instructions, "fields": fields, "demos": digest(list(predictor.demos))}
+
+
+def _source(kind: type) -> str | None:
+    """Digest of a class's source without comments and layout; ``None`` where there is no source."""
+    if kind.__module__.startswith("dspy."):
+        return None
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    return f"{sys.version_info[0]}.{sys.version_info[1]}:{digest(ast.dump(tree))}"

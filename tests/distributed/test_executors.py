@@ -1,0 +1,154 @@
+"""``compile(executor=...)`` on real processes: what comes back, what holds, and what is refused."""
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import pytest
+
+import dspy
+from dspy.promptune import EvaluationError, OptionError
+from dspy.promptune.distributed.payload import JobPayload
+from tests.server import max_in_flight
+
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+KEY = "sk-a-key-of-its-own-1234"
+
+
+def executors(request, name):
+    fixture = request.getfixturevalue(name)
+    return fixture.get_executor() if hasattr(fixture, "get_executor") else fixture
+
+
+@pytest.mark.parametrize("name", ["processes", "cluster"])
+def test_a_compile_on_workers_is_the_compile(request, name, compiled, server):
+    """On processes and on Dask a compile gives the trials, scores and usage of one in threads, within its limits."""
+    found = compiled(executors(request, name), schedule="batch", max_concurrency=5)
+    in_flight = max_in_flight(server.records())
+    requests = server.requests
+    expected = compiled(None, schedule="batch", max_concurrency=5)
+    trials = lambda program: [  # noqa: E731
+        (trial.params, trial.values, trial.user_attrs["examples"]) for trial in program.optimization_run.trials
+    ]
+    assert trials(found) == trials(expected)
+    assert found.score == expected.score
+    assert in_flight <= 5
+    assert requests == server.requests
+    spent = [program.optimization_run.spent["search"] for program in (found, expected)]
+    assert [each["tokens"] for each in spent] == [spent[0]["tokens"]] * 2 and spent[0]["tokens"] > 0
+
+
+def test_results_do_not_depend_on_who_evaluates_them(compiled):
+    """A thread pool is an executor like any other."""
+    with ThreadPoolExecutor(2) as threads:
+        found = compiled(threads, schedule="batch")
+    assert found.optimization_run.calls > 0 and 0 <= found.score <= 100
+
+
+def test_budgets_hold_across_workers(processes, compiled, server):
+    """Workers make no call beyond ``max_lm_calls``, and the run ends with what it has."""
+    found = compiled(processes, max_lm_calls=80, num_trials=30)
+    assert server.requests <= 80
+    spent = found.optimization_run.spent
+    assert sum(each.get("calls", 0) for each in spent.values()) == server.requests
+    assert "max_lm_calls" in found.optimization_run.ended
+
+
+def test_an_unknown_price_is_said_once(compiled, server, caplog):
+    """A model without a price is named once, however many blocks call it on however many workers."""
+    lm = dspy.LM("openai/a-model-of-mine", api_base=server.url, api_key="none", cache=False)
+    with ThreadPoolExecutor(2) as executor:
+        compiled(executor, lm=lm, max_cost=1.0)
+    assert caplog.text.count("The price of openai/a-model-of-mine is not known") == 1
+
+
+def test_a_metric_that_raises_is_scored_as_in_threads(processes, compiled):
+    """Examples on which the metric raises count as failures; too many of them fail the trial, with its reason."""
+
+    def picky(example, prediction, trace=None):
+        if example.question.endswith("7"):
+            raise ValueError("no sevens")
+        return example.answer == prediction.answer
+
+    found = compiled(processes, metric=picky, schedule="batch")
+    expected = compiled(None, metric=picky, schedule="batch")
+    values, others = (
+        [(trial.values, trial.user_attrs.get("errors")) for trial in each.optimization_run.trials]
+        for each in (found, expected)
+    )
+    assert values == others
+    with pytest.raises(EvaluationError, match="no score today"):
+        compiled(processes, metric=lambda example, prediction, trace=None: True if trace else no_score())
+
+
+def no_score():
+    raise ValueError("no score today")
+
+
+class Holds(dspy.Module):
+    def __init__(self, **held):
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+        for name, value in held.items():
+            setattr(self, name, value)
+
+    def forward(self, question):
+        return self.answer(question=question)
+
+
+def test_what_cannot_be_pickled_is_named_before_any_call(processes, compiled, server):
+    """A lock in the program, or in what the metric holds, is named with its way there, and nothing is paid."""
+    with pytest.raises(OptionError, match=r"program\.tools\['guard'\] \(lock\) cannot be pickled"):
+        compiled(processes, program=Holds(tools={"guard": threading.Lock()}))
+    held = threading.Lock()
+    with pytest.raises(OptionError, match=r"metric with its variable held \(lock\)"):
+        compiled(processes, metric=lambda example, prediction, trace=None: bool(held))
+    assert server.requests == 0
+
+
+@pytest.mark.parametrize("given", [{"executor": "dask"}, {"executor_keys": "environment"}, {"executor_keys": "vault"}])
+def test_what_is_no_executor_is_refused(given, compiled):
+    """An executor of another kind, and keys without an executor or from elsewhere, are refused at the door."""
+    with pytest.raises(OptionError, match="executor"):
+        compiled(given.pop("executor", None), **given)
+
+
+def test_keys_travel_and_are_not_shown(cluster, compiled, caplog, capfd, tmp_path):
+    """The key is in no log line, no output and no study, though the workers use it; parcels print no content."""
+    caplog.set_level(logging.DEBUG)
+    compiled(cluster.get_executor(), storage=str(tmp_path / "runs.db"), num_trials=2)
+    out = capfd.readouterr()
+    everything = caplog.text + out.out + out.err + (tmp_path / "runs.db").read_bytes().decode("latin1")
+    assert KEY not in everything
+    payload = JobPayload(ticket="t", frame=KEY.encode(), program=b"", examples=b"", threads=1)
+    assert KEY not in repr(payload) and pickle.loads(pickle.dumps(payload)) == payload
+
+
+def test_keys_may_stay_at_home():
+    """With ``executor_keys="environment"`` no key is in what travels; without, the workers have it."""
+    from dspy.promptune.distributed.payload import PayloadBuilder
+    from dspy.promptune.distributed.programs import EvaluationRules
+
+    rules = EvaluationRules(metric=lambda example, prediction, trace=None: True, valset=[])
+    lm = dspy.LM("openai/x", api_key=KEY, extra_headers={"Authorization": f"Bearer {KEY}"})
+    with dspy.context(lm=lm):
+        assert KEY.encode() in PayloadBuilder(rules).frame()
+        assert KEY.encode() not in PayloadBuilder(rules, "environment").frame()
+        keyless = PayloadBuilder(rules, "environment")
+        keyless.frame()
+        with pytest.raises(OptionError, match="holds a key"):
+            keyless.program(Holds(note=f"my key is {KEY}"))
+    assert lm.kwargs["api_key"] == KEY
+
+
+def test_a_dead_pool_is_said(compiled):
+    """A pool whose process was killed fails the trials that were out, and the run says why it cannot go on."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(int).result()
+        os.kill(next(iter(pool._processes)), signal.SIGKILL)
+        with pytest.raises(EvaluationError, match="The worker was lost"):
+            compiled(pool)

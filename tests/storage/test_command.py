@@ -1,0 +1,160 @@
+"""``python -m dspy.promptune``: what it prints and writes, and how it refuses."""
+
+import csv
+import json
+import sqlite3
+import subprocess
+import sys
+
+import optuna
+import pytest
+
+import dspy
+from dspy.promptune import search
+from dspy.promptune.cli import main
+from tests.server import LMServer, TaskRule
+from tests.storage.lives import QUESTIONS, compiled
+from tests.tables import Table
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A file with a compile and a search in it."""
+    path = str(tmp_path_factory.mktemp("stored") / "runs.db")
+    table = Table(instructions=2, demos=2, n_examples=6)
+    search(table.space, table, n_examples=6, max_calls=12, sampler="random", storage=path, study_name="a search")
+    with LMServer(TaskRule(QUESTIONS)) as server:
+        compiled(server.url, path, study_name="a compile")
+    return path
+
+
+def test_runs_are_listed(place, capsys):
+    """``runs`` has a line for each run, and says how it stands."""
+    assert main(["runs", place]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("study") and all("the budget is spent" in line for line in lines[1:])
+    assert main(["runs", place, "--json"]) == 0
+    rows = {row["study"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["a search"]["kind"] == "search" and rows["a compile"]["calls"] > 100
+
+
+def test_a_run_is_shown(place, capsys):
+    """``show`` prints what a run is, its winner's texts, and a line for each trial."""
+    assert main(["show", place, "--study", "a compile"]) == 0
+    text = capsys.readouterr().out
+    study = optuna.load_study(study_name="a compile", storage=f"sqlite:///{place}")
+    assert "openai/gpt-4o-mini" in text and "0_predictor_instruction:" in text
+    assert text.count("COMPLETE") == len(study.trials)
+
+
+def test_a_run_is_exported(place, tmp_path, capsys):
+    """``export`` writes trials as CSV, the run as JSON, and a program that upstream's ``load`` reads."""
+    files = {kind: tmp_path / f"run.{kind}" for kind in ("csv", "json", "program")}
+    given = [text for kind, path in files.items() for text in (f"--{kind}", str(path))]
+    files["program"] = files["program"].with_suffix(".program.json")
+    given[-1] = str(files["program"])
+    assert main(["export", place, "--study", "a compile", *given]) == 0
+    rows = list(csv.DictReader(files["csv"].open()))
+    whole = json.loads(files["json"].read_text())
+    assert len(rows) == len(whole["trials"]) > 3 and whole["trials"][0]["attributes"]["scores"]
+    program = dspy.Predict("question -> answer")
+    program.load(files["program"])
+    best = whole["candidates"]["0_predictor_instruction"][whole["best"]["0_predictor_instruction"]]
+    assert program.signature.instructions == best
+
+
+def test_a_run_is_deleted_only_on_request(place, capsys):
+    """``prune`` deletes nothing without ``--yes``, and then only the run that is named."""
+    assert main(["prune", place, "--study", "a search"]) == 1
+    assert "add --yes" in capsys.readouterr().err
+    assert main(["prune", place, "--study", "a search", "--yes"]) == 0
+    assert [each.study_name for each in optuna.get_all_study_summaries(f"sqlite:///{place}")] == ["a compile"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "{place}", "--study", "none"], "there are 'a compile'"),
+        (["export", "{place}"], "give --csv FILE"),
+        (["export", "{place}", "--csv", "/nowhere/x.csv"], "create /nowhere first"),
+        (["export", "{place}", "--csv", "/"], "/ cannot be written: Is a directory"),
+        (["runs", "{place}.not"], "does not exist"),
+        (["runs", "postgresql://me:hidden-word@127.0.0.1:1/base"], "cannot be used"),
+    ],
+)
+def test_refusals_name_the_remedy(place, arguments, message, capsys):
+    """What cannot be done ends with status 1 and one line on standard error, without a password."""
+    assert main([text.format(place=place) for text in arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and "hidden-word" not in error
+
+
+@pytest.mark.parametrize("command", [[], ["runs"], ["show"], ["export"], ["report"], ["prune"]])
+def test_every_command_has_help(command, capsys):
+    """``--help`` of the command and of each of its parts says what it takes."""
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and ("STORAGE" in text if command else "export" in text)
+
+
+def test_prune_without_a_name_deletes_runs_of_promptune_only(tmp_path, capsys):
+    """``prune STORAGE --yes`` deletes what this package made, and says what it leaves alone and why."""
+    path = str(tmp_path / "runs.db")
+    table = Table(instructions=2, demos=2, n_examples=6)
+    options = {"n_examples": 6, "max_calls": 6, "sampler": "random", "storage": path}
+    theirs = {name: optuna.create_study(storage=f"sqlite:///{path}", study_name=name) for name in ("theirs", "both")}
+    theirs["both"].optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    search(table.space, table, study_name="ours", **options)
+    search(table.space, table, study_name="both", resume="force", **options)
+    assert main(["prune", path]) == 1
+    said = capsys.readouterr().err
+    assert "deletes 'ours' (" in said and "add --yes" in said and "'theirs' (0 trials) stays" in said
+    assert len(optuna.get_all_study_names(theirs["both"]._storage)) == 3
+    assert main(["prune", path, "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "Deleted: 'ours'" in said and "'theirs' (0 trials) stays: it is not of promptune" in said
+    assert "stays: it has trials of another program too" in said
+    assert sorted(optuna.get_all_study_names(theirs["both"]._storage)) == ["both", "theirs"]
+    assert main(["prune", path, "--yes"]) == 1 and "Nothing is deleted" in capsys.readouterr().err
+    assert main(["prune", path, "--study", "theirs", "--yes"]) == 0
+    assert optuna.get_all_study_names(theirs["both"]._storage) == ["both"]
+
+
+def test_it_runs_as_a_module(tmp_path):
+    """``python -m dspy.promptune`` is this command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dspy.promptune", "runs", str(tmp_path / "none.db")], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "does not exist" in done.stderr
+
+
+def test_a_pipe_that_nobody_reads_is_no_error(place):
+    """``runs STORAGE | true`` ends quietly."""
+    script = f"{sys.executable} -m dspy.promptune runs {place} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_studies_of_others_are_told_from_runs(tmp_path, capsys):
+    """Whatever a study made elsewhere holds, it is listed and shown, and called what it is."""
+    path = tmp_path / "runs.db"
+    study = optuna.create_study(storage=f"sqlite:///{path}", study_name="theirs", directions=["maximize", "minimize"])
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=2)
+    for name in ("spent", "best", "candidates"):
+        study.set_user_attr(name, 3)
+    for arguments in (["runs", str(path)], ["show", str(path)]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert "theirs" in text and "not of promptune" in text
+
+
+def test_looking_at_another_database_leaves_it_alone(tmp_path, capsys):
+    """A database without runs is refused, and not a byte of it is changed."""
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE letters (text)")
+    connection.close()
+    before = path.read_bytes()
+    assert main(["runs", str(path)]) == 1
+    assert "holds no runs" in capsys.readouterr().err and path.read_bytes() == before

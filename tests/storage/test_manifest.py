@@ -1,0 +1,154 @@
+"""What a stored run is: written at its beginning, and compared in words when it is taken up again."""
+
+import numpy as np
+import optuna
+import pytest
+
+import dspy
+from dspy.promptune import QEISampler, StorageError, search
+from dspy.promptune.storage.manifest import compile_manifest, differences
+from tests.server import RuleLM, TaskRule
+from tests.tables import Table
+
+ANSWERS = {f"question {i}": str(i % 3) for i in range(12)}
+DATA = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in ANSWERS.items()]
+
+
+def exact(example, prediction, trace=None):
+    """Right or wrong."""
+    return example.answer == prediction.answer
+
+
+def lengths(texts):
+    """An embedder."""
+    return np.array([[len(text), 1.0] for text in texts])
+
+
+def compiled(place, program=None, *, metric=exact, temperature=None, init=None, **options):
+    """A small compile in a storage."""
+    lm = RuleLM(TaskRule(ANSWERS))
+    if temperature is not None:
+        lm.kwargs["temperature"] = temperature
+    given = {"auto": None, "num_candidates": 3, "num_threads": 2, "seed": 1, **(init or {})}
+    chosen = {
+        "trainset": DATA[:4], "valset": DATA[4:], "num_trials": 2, "minibatch_size": 4, "sampler": "random",
+        "n_jobs": 2, "storage": place, "study_name": "one", "resume": True, **options,
+    }  # fmt: skip
+    with dspy.context(lm=lm):
+        program = program or dspy.Predict("question -> answer")
+        return lm, dspy.MIPROv2(metric=metric, **given).compile(program, **chosen)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A finished run in a file."""
+    path = str(tmp_path_factory.mktemp("stored") / "runs.db")
+    compiled(path)
+    return path
+
+
+def with_demo():
+    """The program with a demo of its own."""
+    program = dspy.Predict("question -> answer")
+    program.demos = [DATA[0]]
+    return program
+
+
+CHANGES = {
+    "an instruction": (
+        {"program": dspy.Predict(dspy.Signature("question -> answer", "Answer."))},
+        "program.predictors.self.instructions was .*Given the fields.*, is \"Answer.\"",
+    ),
+    "a field": ({"program": dspy.Predict("question, hint -> answer")}, "program.predictors.self.fields.hint is new"),
+    "a demo": ({"program": with_demo()}, "program.predictors.self.demos has changed[;.]"),
+    "the class": (
+        {"program": dspy.ChainOfThought("question -> answer")},
+        'program.class was "Predict", is "ChainOfThought"; program.predictors.self is gone',
+    ),
+    "the metric": ({"metric": lambda *given: True}, 'metric was ".*exact", is ".*<lambda>"'),
+    "the trainset's order": ({"trainset": DATA[3::-1]}, "data.trainset has changed: other examples, or another order"),
+    "the valset's size": ({"valset": DATA[4:11]}, r"data.valset.examples was 8, is 7\. Its"),
+    "the language model": ({"temperature": 0.9}, "language_model.task_model.temperature was null, is 0.9"),
+    "the seed": ({"init": {"seed": 2}}, "settings.seed was 1, is 2"),
+    "the number of candidates": ({"init": {"num_candidates": 4}}, "settings.num_instruct_candidates was 3, is 4"),
+    "an option of step 1": ({"max_bootstrapped_demos": 2}, "settings.max_bootstrapped_demos was 4, is 2"),
+    "an option of step 2": ({"tip_aware_proposer": False}, "settings.tip_aware_proposer was true, is false"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_is_refused_by_name(place, at_once, what):
+    """What makes old scores incomparable is named, with the ways out, before a language model is called."""
+    change, named = CHANGES[what]
+    with pytest.raises(StorageError, match=named) as error:
+        compiled(place, **change)
+    assert 'accept it with resume="force"' in str(error.value) and len(str(error.value)) < 900
+
+
+def test_what_changes_no_score_may_change(place, at_once):
+    """Another sampler, budget, or number of jobs or threads goes on with the run."""
+    lm, program = compiled(place, sampler="tpe", n_jobs=1, num_trials=5, init={"num_threads": 3})
+    assert len(program.optimization_run.trials) > 3 and not [call for call in lm.calls if call.label != "answer"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda old: ["other", *old[1:]], "candidates of 0_predictor_instruction have"), (lambda old: old[1:], "number")],
+)
+def test_other_candidates_are_refused(tmp_path, at_once, change, message):
+    """Candidates that do not come out as they were are refused, though the options are the same."""
+    place = str(tmp_path / "runs.db")
+    compiled(place)
+    study = optuna.load_study(study_name="one", storage=f"sqlite:///{place}")
+    old = study.user_attrs["candidates"]
+    name = "0_predictor_instruction"
+    study.set_user_attr("candidates", {**old, name: change(old[name])})
+    with pytest.raises(StorageError, match=message):
+        compiled(place)
+
+
+def test_the_code_of_a_programs_class_is_compared():
+    """A class whose code has changed is another program; its comments and layout are not compared."""
+    old, same, new = ({"program": {"source": f"3.11:{digest}"}} for digest in ("aa", "aa", "bb"))
+    assert differences(old, same) == []
+    assert differences(old, new) == ["program.source has changed: the code of the program's class"]
+    assert differences(old, {"program": {"source": "3.12:cc"}}) == []
+
+
+def test_a_long_text_is_shown_where_it_differs():
+    """Of two long instructions the message has the part in which they differ."""
+    texts = ["a long beginning that both have " * 9 + end + " and a long end" * 9 for end in ("ONE", "TWO")]
+    (said,) = differences(*({"metric": text} for text in texts))
+    assert "ONE" in said and "TWO" in said and len(said) < 250
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"sampler": "qei"}, "minilm"),
+        ({"sampler": "onehot"}, "onehot"),
+        ({"sampler": "tpe"}, None),
+        ({"sampler": None}, None),
+        ({"sampler": "qei", "sampler_options": {"embedder": "ngram"}}, "ngram"),
+        ({"sampler": "qei", "sampler_options": {"embedder": dspy.Embedder("openai/small")}}, "openai/small"),
+        ({"sampler": "qei", "sampler_options": {"embedder": dspy.Embedder(lengths)}}, f"{__name__}.lengths"),
+        ({"sampler": "qei", "sampler_options": {"embedder": lengths}}, f"{__name__}.lengths"),
+        ({"sampler": QEISampler(embedder="ngram")}, "ngram"),
+        ({"sampler": QEISampler(embedder=dspy.Embedder("openai/small"))}, "openai/small"),
+    ],
+)
+def test_the_embedder_is_named(options, name):
+    """A stored run says which embedder gave its candidates their meaning, however that was chosen."""
+    program = dspy.Predict("question -> answer")
+    assert compile_manifest(program, {}, metric=exact, lms={}, settings={}, options=options)["embedder"] == name
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"), [(lambda space: QEISampler(space, embedder=lengths), {}), ("qei", {"embedder": lengths})]
+)
+def test_the_embedder_of_a_search_is_named(tmp_path, at_once, sampler, options):
+    """In memory and in the study, also where the sampler is built for the space."""
+    table, place = Table(instructions=2, demos=2, n_examples=4), str(tmp_path / "runs.db")
+    found = search(table.space, table, n_examples=4, max_calls=8, sampler=sampler, storage=place, **options)
+    stored = optuna.load_study(study_name="search", storage=f"sqlite:///{place}").user_attrs
+    assert found.facts["embedder"] == stored["embedder"] == f"{__name__}.lengths"

@@ -1,0 +1,217 @@
+"""Runs in a real PostgreSQL server, which the test starts on a port of its own."""
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dspy.promptune import StorageError, search
+from dspy.promptune.storage.backend import open_storage
+from tests.server import Latency, LMServer, TaskRule
+from tests.storage.lives import LIMIT, QUESTIONS, on_disk
+from tests.storage.test_kill import ROOT, check, killed
+
+pytestmark = pytest.mark.slow
+PASSWORD = "a-word-of-its-own"
+
+
+def _programs():
+    """The folder of the server's programs, or ``None``."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
+    on_path = shutil.which("initdb")
+    return found[0].parent if found else Path(on_path).resolve().parent if on_path else None
+
+
+def _run(user, *command):
+    """Run a program of the server, which refuses to be root."""
+    prefix = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
+    subprocess.run([*prefix, *map(str, command)], check=True, capture_output=True, cwd="/")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The URL of an empty database."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install -y postgresql")
+    pytest.importorskip("psycopg", reason="its driver is not installed: pip install psycopg[binary]")
+    user = pwd.getpwuid(os.getuid()).pw_name if os.getuid() else "postgres"
+    folder = Path("/tmp") / f"promptune-postgresql-{os.getpid()}"
+    folder.mkdir(mode=0o700)
+    (folder / "password").write_text(PASSWORD)
+    if os.getuid() == 0:
+        for path in (folder, folder / "password"):
+            shutil.chown(path, user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data = folder / "data"
+    try:
+        auth = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--username=me"]
+        _run(user, programs / "initdb", "-D", data, *auth)
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
+        _run(user, programs / "pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start")
+        try:
+            yield f"postgresql://me:{PASSWORD}@127.0.0.1:{port}/postgres"
+        finally:
+            _run(user, programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_run_is_written_and_taken_up(server, table):
+    """A search in PostgreSQL resumes, and pays for nothing twice."""
+    for budget in (40, 80):
+        found = search(
+            table.space, table, n_examples=12, max_calls=budget, sampler="random", minibatch_size=4, seed=1,
+            storage=server, study_name="one", resume=True, n_jobs=3,
+        )  # fmt: skip
+        assert found.calls == budget
+    assert len(table.paid) == len(set(table.paid)) == 80
+
+
+def test_a_wrong_password_is_said_without_showing_it(server):
+    """A wrong password, and a database that is not there, are refused at the start; no password is in the message."""
+    with pytest.raises(StorageError, match="Correct user name and password") as error:
+        open_storage(server.replace(PASSWORD, "another-word"))
+    assert "another-word" not in str(error.value)
+    with pytest.raises(StorageError, match="Create the database first") as error:
+        open_storage(server.removesuffix("postgres") + "nothing")
+    assert PASSWORD not in str(error.value)
+
+
+def test_a_few_kills(server):
+    """A compile that is killed ten times keeps all that was finished in PostgreSQL."""
+    studies, records = killed(server, kills=10, kills_each=5)
+    assert check(studies, records).deaths >= 8
+
+
+DRIVE = f"""
+    import json, sys
+    sys.path.insert(0, {str(ROOT)!r})
+    from tests.storage.lives import compiled, found
+    url, storage, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    program = compiled(url, storage, study_name="shared", resume=False, share=True, **options)
+    run = program.optimization_run
+    drivers = {{trial.user_attrs["driver"] for trial in run.trials}}
+    said = {{"ended": run.ended, "drivers": len(drivers), "trials": len(program.trial_logs), "spent": run.spent}}
+    print(json.dumps({{**found(program), **said}}))
+"""
+
+
+def drive(url, storage, **options):
+    """A process that takes part in the study "shared"."""
+    command = [sys.executable, "-c", textwrap.dedent(DRIVE), url, storage, json.dumps(options)]
+    return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=ROOT)
+
+
+def ended(process):
+    """What a driver found, when it has."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def calls_of(records):
+    """How often each example of each prompt was asked for."""
+    return Counter(record.key for record in records if record.label == "answer")
+
+
+@pytest.fixture
+def database(server):
+    """The database without the study "shared"."""
+    import optuna
+
+    yield server
+    storage = open_storage(server).storage
+    if "shared" in [study.study_name for study in storage.get_all_studies()]:
+        optuna.delete_study(study_name="shared", storage=storage)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "onehot"])
+def test_drivers_share_a_study(database, sampler):
+    """Two processes on one study ask for nothing twice, steps 1 and 2 included, and return the same program."""
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.05), process=True) as model:
+        options = {"sampler": sampler, "num_trials": 20}
+        both = [drive(model.url, database, **options) for _ in range(2)]
+        one, other = map(ended, both)
+        records = model.records()
+    counts = Counter(record.key for record in records)
+    twice = {record.label for record in records if counts[record.key] > 1}
+    assert twice <= {"program_description", "module_description"}  # the same for several proposals of one run
+    assert {name: one[name] for name in ("score", "params", "instructions", "calls")} == {
+        name: other[name] for name in ("score", "params", "instructions", "calls")
+    }
+    assert one["drivers"] == 2 and one["trials"] == other["trials"] and "RUNNING" not in one["states"]
+    spent = max(sum(step.get("calls", 0) for step in each["spent"].values()) for each in (one, other))
+    assert spent <= len(records)
+
+
+def test_a_driver_that_is_killed_leaves_the_other_right(database):
+    """After a SIGKILL in the search the other ends with the whole budget, and repeats only what was in flight."""
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.05), process=True) as model:
+        options = {"sampler": "tpe", "num_trials": 40}
+        both = [drive(model.url, database, **options) for _ in range(2)]
+        while len(calls_of(model.records())) < 150:
+            time.sleep(0.05)
+        before = on_disk(database, "shared")
+        both[0].kill()
+        both[0].communicate()
+        found = ended(both[1])
+        records = model.records()
+    after = on_disk(database, "shared")
+    assert {tuple(pair) for pair in before["pairs"]} <= {tuple(pair) for pair in after["pairs"]}
+    assert found["calls"] <= len(after["pairs"]) <= found["calls"] + LIMIT and "RUNNING" not in found["states"]
+    twice = [count - 1 for count in calls_of(records).values() if count > 1]
+    assert sum(twice) <= LIMIT and all(count == 1 for count in twice)
+
+
+def test_the_driver_that_makes_the_candidates_is_killed(database):
+    """Another driver takes over where it was: pieces of steps 1 and 2 that were finished are not made again."""
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.1), process=True) as model:
+        first = drive(model.url, database, sampler="tpe")
+        while not on_disk(database, "shared")["pieces"]:
+            time.sleep(0.05)
+        second = drive(model.url, database, sampler="tpe")
+        time.sleep(0.5)
+        before = on_disk(database, "shared")
+        first.kill()
+        first.communicate()
+        found = ended(second)
+    after = on_disk(database, "shared")
+    assert set(before["pieces"]) <= set(after["pieces"]) and after["step"] == "search"
+    assert "RUNNING" not in found["states"] and found["calls"] <= len(after["pairs"]) <= found["calls"] + LIMIT
+
+
+def test_all_drivers_are_killed(database):
+    """A study whose drivers were all killed goes on with the same call."""
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.05), process=True) as model:
+        both = [drive(model.url, database, sampler="tpe", num_trials=40) for _ in range(2)]
+        while len(calls_of(model.records())) < 150:
+            time.sleep(0.05)
+        for each in both:
+            each.kill()
+        for each in both:
+            each.communicate()
+        found = ended(drive(model.url, database, sampler="tpe", num_trials=40))
+        counts = calls_of(model.records())
+    assert sum(count - 1 for count in counts.values()) <= 2 * LIMIT and max(counts.values()) == 2
+    assert found["calls"] <= len(on_disk(database, "shared")["pairs"]) <= found["calls"] + LIMIT
+
+
+def test_a_limit_is_for_all_drivers(database):
+    """``max_lm_calls`` holds for two drivers together, but for what was spent since they last heard of each other."""
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.05), process=True) as model:
+        options = {"sampler": "tpe", "num_trials": 40, "max_lm_calls": 200}
+        both = [drive(model.url, database, **options) for _ in range(2)]
+        assert all("max_lm_calls" in ended(each)["ended"] for each in both)
+        assert model.requests < 200 * 2

@@ -1,0 +1,185 @@
+"""No key, header or value of the environment is ever written."""
+
+import logging
+import traceback
+
+import pytest
+
+import dspy
+from dspy.promptune import PromptSpace
+from dspy.promptune.features import embed_parts
+from dspy.promptune.secrets import MASK, SecretMasker, know, said, secrets_of
+from dspy.utils.callback import BaseCallback
+from tests.server import LMServer, RuleLM, TaskRule
+from tests.storage.lives import QUESTIONS
+
+KEY = "planted-key-0123456789"
+HEADER = "planted-header-value"
+ENVIRONMENT = "planted-environment-value"
+TOKEN = "sk-proj-plantedplantedplanted00"
+
+
+def test_nothing_planted_is_in_the_file(tmp_path, monkeypatch):
+    """Secrets in the model's settings, in the environment and in error messages are in no file that a run writes."""
+    monkeypatch.setenv("PLANTED", ENVIRONMENT)
+    data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in list(QUESTIONS.items())[:16]]
+    calls = []
+
+    def metric(example, prediction, trace=None):
+        calls.append(example)
+        if len(calls) % 5 == 0:
+            raise ValueError(f"Refused: {KEY}, {HEADER}, {ENVIRONMENT}, {TOKEN}, https://me:{KEY}@host/")
+        return example.answer == prediction.answer
+
+    for name in ("runs.db", "runs.log"):
+        with LMServer(TaskRule(QUESTIONS)) as server:
+            lm = dspy.LM(
+                "openai/gpt-4o-mini", api_base=server.url, api_key=KEY, cache=False, temperature=0.5,
+                extra_headers={"Authorization": f"Bearer {HEADER}"},
+            )  # fmt: skip
+            with dspy.context(lm=lm):
+                given = {"auto": None, "num_candidates": 2, "num_threads": 2, "seed": 1, "max_errors": 2}
+                dspy.MIPROv2(metric=metric, **given).compile(
+                    dspy.Predict("question -> answer"), trainset=data[:6], valset=data[6:], num_trials=4,
+                    minibatch_size=5, sampler="random", n_jobs=2, storage=str(tmp_path / name),
+                )  # fmt: skip
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"Refused" in written and MASK.encode() in written and b'"temperature": 0.5' in written
+    for secret in (KEY, HEADER, ENVIRONMENT, TOKEN):
+        assert secret.encode() not in written
+
+
+SECRETS = (KEY, HEADER, ENVIRONMENT, TOKEN)
+LEAK = f"401 for key {KEY}, Authorization: Bearer {HEADER}, {ENVIRONMENT}, {TOKEN}\nand {KEY[:9]}"
+
+
+def leaky(fault, metric, **options):
+    """A compile on a language model and with a metric that may raise all secrets; what it returned or raised."""
+    lm = RuleLM(TaskRule(QUESTIONS), fault=fault)
+    lm.kwargs |= {"api_key": KEY, "extra_headers": {"Authorization": f"Bearer {HEADER}"}}
+    data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in list(QUESTIONS.items())[:12]]
+    with dspy.context(lm=lm, callbacks=[Leaking()]):
+        try:
+            return dspy.MIPROv2(metric=metric, auto=None, num_candidates=3, num_threads=1, seed=1, **options).compile(
+                dspy.Predict("question -> answer"), trainset=data[:6], valset=data[6:], num_trials=4,
+                minibatch_size=3, sampler="random", n_jobs=2,
+            )  # fmt: skip
+        except dspy.promptune.PromptuneError as error:
+            return error
+
+
+class Leaking(BaseCallback):
+    """Fails at every evaluation, and tells all it knows."""
+
+    def on_evaluate_start(self, *args, **options):
+        raise ValueError(LEAK)
+
+    on_evaluate_end = on_evaluate_start
+
+
+def test_nothing_planted_is_logged_shown_or_raised(monkeypatch, caplog, capfd):
+    """What a provider, a metric or a callback says is masked in log lines of all levels, in records and in errors."""
+    monkeypatch.setenv("PLANTED", ENVIRONMENT)
+    caplog.set_level("DEBUG", logger=dspy.promptune.__name__)
+    handler = logging.StreamHandler()
+    logging.getLogger(dspy.promptune.__name__).addHandler(handler)
+    calls = []
+
+    def refused(call):
+        raise ConnectionRefusedError(LEAK)
+
+    def proposing(call):
+        if call.label != "answer" or len(calls) > 20:
+            raise ValueError(LEAK)
+
+    def metric(example, prediction, trace=None):
+        calls.append(example)
+        if trace is None and len(calls) % 3 == 0:
+            raise ValueError(LEAK)
+        return True
+
+    try:
+        program = leaky(proposing, metric, max_errors=2)
+        found = [leaky(refused, metric), leaky(lambda call: None, lambda *args: 1 / 0 if len(args) > 2 else refused(0))]
+    finally:
+        logging.getLogger(dspy.promptune.__name__).removeHandler(handler)
+    run = program.optimization_run
+    views = [str(run), str([trial.user_attrs for trial in run.trials]), str(program.trial_logs), run._repr_html_()]
+    raised = ["".join(traceback.format_exception(error)) for error in found]
+    streams = "".join(capfd.readouterr())
+    for text in (caplog.text, streams, views[1], views[2], *raised):
+        assert MASK in text
+    for text in (caplog.text, streams, *views, run.to_dataframe().to_csv(), *raised):
+        assert not [secret for secret in SECRETS if secret in text]
+
+
+def test_an_error_is_masked_before_it_is_cut():
+    """No half of a key is left where a long message is cut off."""
+    know([KEY])
+    assert KEY[:6] not in said(ValueError("x" * 495 + KEY))
+
+
+def test_an_embedders_key_is_masked(capsys):
+    """What a hosted embedder says when it fails is shown without its key."""
+
+    class Hosted(dspy.Embedder):
+        def __call__(self, *args, **options):
+            raise ConnectionError(LEAK)
+
+    with pytest.raises(dspy.promptune.EmbeddingError) as error:
+        embed_parts(PromptSpace({0: ["Answer."]}), Hosted("openai/small", api_key=KEY))
+    assert MASK in str(error.value) and KEY not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sk-abcdefghijklmnopqrstuvwx",
+        "Authorization: Bearer abcdefghijkl",
+        "https://me:hidden-word@host",
+        "AKIAABCDEFGHIJKLMNOP",
+        "https://host/v1?api_key=hidden-word&x=1",
+        "https://host/v1?x=1&key=hidden-word",
+    ],
+)
+def test_what_looks_like_a_secret_is_one(text):
+    """Keys and headers are recognised by their form, wherever they come from."""
+    assert MASK in SecretMasker().text(f"It failed with {text}, sorry.")
+
+
+def test_ordinary_texts_stay_as_they_are(monkeypatch):
+    """Prompts are not changed: words, paths, numbers and short values of the environment are no secrets."""
+    monkeypatch.setenv("STAGE", "production")
+    monkeypatch.setenv("FOLDER", "/home/somebody/work")
+    text = "In production, task-based basic answers: see /home/somebody/work and https://host:80/x, risk-averse 5."
+    assert SecretMasker(["short"]).text(text) == text
+
+
+def test_the_secrets_of_a_model():
+    """Keys, tokens and all that is in headers are secrets; sizes in tokens and temperatures are not."""
+    lm = dspy.LM("openai/m", api_key=KEY, extra_headers={"x-any": HEADER}, max_tokens=100000, temperature=0.25)
+    lm.kwargs["extra_query"] = {"code": "planted-query-value"}
+    found = secrets_of(lm)
+    assert {"planted-query-value", KEY, HEADER} <= found and not any("100000" in text for text in found)
+
+
+def test_a_closure_and_the_environment_at_another_start(tmp_path, monkeypatch, at_once):
+    """A key that only a metric's closure holds is in no file, and a program that speaks of a secret can be resumed."""
+    monkeypatch.setenv("PLANTED", ENVIRONMENT)
+    data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in list(QUESTIONS.items())[:12]]
+
+    def judge(key):
+        return lambda example, prediction, trace=None: bool(key) and example.answer == prediction.answer
+
+    program = dspy.Predict(dspy.Signature("question -> answer", f"Answer for {ENVIRONMENT}."))
+    with LMServer(TaskRule(QUESTIONS)) as server:
+        lm = dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key=KEY, cache=False)
+        for trials in (2, 4):
+            with dspy.context(lm=lm):
+                dspy.MIPROv2(metric=judge("plantedinaclosure"), auto=None, num_candidates=2, seed=1).compile(
+                    program, trainset=data[:4], valset=data[4:], num_trials=trials, minibatch_size=4, sampler="random",
+                    n_jobs=2, storage=str(tmp_path / "runs.log"), resume=True,
+                )  # fmt: skip
+    written = (tmp_path / "runs.log").read_bytes()
+    assert b"Answer for [removed]" in written and b"plantedinaclosure" not in written
+    assert ENVIRONMENT.encode() not in written
