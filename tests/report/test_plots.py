@@ -67,7 +67,7 @@ def test_the_map_shows_what_is_believed(run):
 
 def test_hover_texts_are_escaped(stored):
     """Markup in a prompt reaches plotly as text, and an axis never shows a prompt."""
-    for figure in (plots.prompt_map, plots.policy, plots.effects):
+    for figure in (plots.prompt_map, plots.spending, plots.effects):
         said = figure(stored[1].optimization_run).to_json()
         assert "&lt;b&gt;the&lt;/b&gt;" in said.encode().decode("unicode_escape") and "<script" not in said
 
@@ -99,5 +99,5 @@ def test_effects_add_up():
 
 def test_the_spending_is_all_that_was_paid(run):
     """The bars of the prompts add up to the calls of the run."""
-    bars = [trace for trace in plots.policy(run).data if trace.name in ("block", "minibatch", "full")]
+    bars = [trace for trace in plots.spending(run).data if trace.name in ("block", "minibatch", "full")]
     assert sum(sum(trace.x) for trace in bars) == run.calls
