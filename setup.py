@@ -17,6 +17,8 @@ import compose  # noqa: E402
 NEEDS = [
     "optuna>=4.2",
     "numpy>=1.26",
+    "scipy>=1.11",
+    "jinja2>=3.1",
     "torch>=2.4",
     "botorch>=0.13",
     "gpytorch>=1.14",
@@ -28,6 +30,7 @@ TEST = [
     "hypothesis>=6",
     "pandas>=2",
     "psycopg[binary]>=3.2",
+    "mlflow-skinny>=3.5",
     "optuna-dashboard>=0.18",
     "playwright>=1.50",
     "nbclient>=0.10",
@@ -46,6 +49,7 @@ EXTRAS = {
     "local": ["xllamacpp>=2026.10"],
     "distributed": ["distributed>=2026.1"],
     "report": ["plotly>=6", "matplotlib>=3.9", "pandas>=2"],
+    "postgresql": ["psycopg[binary]>=3.2"],
     "test": TEST,
     "dev": TEST,
 }
@@ -88,6 +92,7 @@ setup(
     extras_require={extra: needs.get(extra, []) + EXTRAS.get(extra, []) for extra in [*needs, *EXTRAS]},
     packages=["dspy"],
     package_dir={"": "build/dev"},
+    entry_points={"console_scripts": ["dspy-promptune = dspy.promptune.cli:main"]},
     cmdclass={"build_py": ComposedPackage},
     options={"egg_info": {"egg_base": "build"}},
 )

@@ -1,4 +1,4 @@
-"""The command ``python -m dspy.promptune``: list, show, export, report and delete runs in a storage."""
+"""The command ``dspy-promptune``: list, show, export, report and delete runs in a storage."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dspy.promptune", description="Look at stored runs.")
+    parser = argparse.ArgumentParser(prog="dspy-promptune", description="Look at stored runs.")
+    parser.add_argument("--version", action="version", version=f"dspy {version('dspy')}")
     commands = parser.add_subparsers(dest="command", required=True)
     runs = _command(commands, "runs", "list the runs in a storage", _runs)
     runs.add_argument("--json", action="store_true", help="as JSON")
@@ -68,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, text: str, do: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.add_argument("storage", metavar="STORAGE", help=STORAGE)
     parser.set_defaults(do=do)
     return parser

@@ -24,6 +24,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
     YELLOW,
     logger,
 )
+from dspy.teleprompt.teleprompt import Teleprompter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +56,11 @@ class _Default(int):
     """An integer that was not given: ``minibatch_size=35`` by the user is told from the default 35 by its type."""
 
 
-class MIPROv2(_upstream.MIPROv2):
+class MIPROv2(_upstream.MIPROv2, Teleprompter):
     """Upstream's MIPROv2, plus ``sampler=`` and ``n_jobs=``: prompts searched by meaning, many at a time.
 
-    Everything else is upstream's; see :meth:`compile` for what is added.
+    It names ``Teleprompter`` among its bases so that tools which look at that class's direct subclasses, as MLflow's
+    autologging does, find it. Everything else is upstream's; see :meth:`compile` for what is added.
     """
 
     def compile(  # type: ignore[override]

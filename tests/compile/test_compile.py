@@ -571,12 +571,14 @@ class Spy(BaseCallback):
     """Collects evaluations, and which call each module call belongs to."""
 
     def __init__(self):
-        self.started, self.ended, self.compiles = [], [], []
+        self.started, self.ended, self.compiles, self.order = [], [], [], []
 
     def on_evaluate_start(self, call_id, instance, inputs):
+        self.order.append((call_id, threading.get_ident()))
         self.started.append((call_id, inputs["callback_metadata"]["metric_key"], len(inputs["devset"])))
 
     def on_evaluate_end(self, call_id, outputs, exception=None):
+        self.order.append((call_id, threading.get_ident()))
         self.ended.append((call_id, outputs, exception))
 
     def on_compile_start(self, call_id, instance, inputs):
@@ -584,7 +586,7 @@ class Spy(BaseCallback):
 
 
 def test_evaluation_callbacks_fire_for_every_job():
-    """Each evaluation starts and ends once, tells full from minibatch, and has its results; a compile is one."""
+    """Each evaluation starts and ends in the caller's thread, with its kind and results; a compile is one."""
     spy = Spy()
     with dspy.context(callbacks=[spy]):
         found = compiled(minibatch_size=10, sampler="tpe")
@@ -594,6 +596,7 @@ def test_evaluation_callbacks_fire_for_every_job():
     assert all(error is None and len(out.results) > 0 for _, out, error in spy.ended)
     assert sum(isinstance(each, dspy.MIPROv2) for each in spy.compiles) == 1
     assert len(spy.started) <= len(found.optimization_run.trials)
+    assert spy.order[::2] == spy.order[1::2] and {thread for _, thread in spy.order} == {threading.get_ident()}
 
 
 def test_usage_is_tracked_over_all_threads():

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -74,17 +73,16 @@ def test_every_python_block_runs(page, loopback):
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_exists(page):
-    """Each `make` target is in the Makefile, each `python -m dspy.promptune` command known (`report` needs plots)."""
+    """Each `make` target is in the Makefile, each `dspy-promptune` command known."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
     lines = [line.strip() for line in commands(page)]
     named = {line.split()[1] for line in lines if line.startswith("make ")}
     named |= set(re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8")))
     assert named <= targets
-    later = () if find_spec("dspy.promptune.plots") else ("report",)
     for line in lines:
-        if line.startswith("python -m dspy.promptune ") and line.split()[3] not in later:
+        if found := re.match(r"(?:python -m dspy.promptune|dspy-promptune) ([a-z]+) ", line):
             with pytest.raises(SystemExit) as done:
-                main([line.split()[3], "--help"])
+                main([found[1], "--help"])
             assert done.value.code == 0
 
 

@@ -85,8 +85,15 @@ def test_the_metadata_is_upstreams_with_ours(ours, upstream):
     needs, wanted = ({str(Requirement(row)) for row in side.get_all("Requires-Dist")} for side in (built, theirs))
     assert wanted <= needs
     assert {"torch", "botorch", "optuna"} <= {Requirement(row).name for row in needs if "extra" not in row}
-    extras = {"local", "distributed", "report", "test", *theirs.get_all("Provides-Extra")}
+    extras = {"local", "distributed", "report", "postgresql", "test", *theirs.get_all("Provides-Extra")}
     assert set(built.get_all("Provides-Extra")) == extras
+
+
+def test_the_command_is_installed(ours):
+    """The wheel has the console script ``dspy-promptune``."""
+    with zipfile.ZipFile(ours) as archive:
+        entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "dspy-promptune = dspy.promptune.cli:main" in archive.read(entry).decode()
 
 
 def test_both_licences_travel(ours, upstream, checkout):

@@ -88,11 +88,11 @@ def test_the_speed_up_is_busy_time_over_wall_time():
 
 
 def test_intervals():
-    """Wilson's interval for right and wrong, the normal one for graded scores, none for too few."""
+    """Wilson's interval for right and wrong, Student's for graded scores, none for too few."""
     low, high = interval([1.0] * 8 + [0.0] * 2)
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)  # Wilson (1927) for 8 of 10
     low, high = interval([0.2, 0.4, 0.6])
-    assert (round(low, 3), round(high, 3)) == (0.174, 0.626)
+    assert (round(low, 3), round(high, 3)) == (-0.097, 0.897)  # 0.4 +- 4.303 * 0.1155
     assert all(each != each for each in interval([]))
 
 
@@ -101,6 +101,8 @@ def test_a_difference_is_paired():
     found = difference({1: 0.0, 2: 0.5, 3: 1.0}, {2: 0.75, 3: 1.25, 4: 0.0})
     assert (found.mean, found.low, found.high, found.n) == (0.25, 0.25, 0.25, 2)
     assert difference({1: 0.0}, {2: 1.0}) is None
+    few = difference({1: 0.0, 2: 0.0}, {1: 1.0, 2: 0.0})
+    assert (round(few.low, 2), round(few.high, 2)) == (-5.85, 6.85)  # 0.5 +- 12.71 * 0.5: two examples tell little
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from importlib.metadata import version
 
 import optuna
 import pytest
@@ -119,6 +120,13 @@ def test_prune_without_a_name_deletes_runs_of_promptune_only(tmp_path, capsys):
     assert main(["prune", path, "--yes"]) == 1 and "Nothing is deleted" in capsys.readouterr().err
     assert main(["prune", path, "--study", "theirs", "--yes"]) == 0
     assert optuna.get_all_study_names(theirs["both"]._storage) == ["both"]
+
+
+def test_it_tells_its_version(capsys):
+    """``--version`` is that of the installed distribution."""
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"dspy {version('dspy')}\n"
 
 
 def test_it_runs_as_a_module(tmp_path):

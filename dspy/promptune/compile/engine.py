@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.compile.attributes import Entry, Ledger, attach, entries_of
+from dspy.promptune.compile.callbacks import EvaluationCallbacks
 from dspy.promptune.distributed.payload import PayloadBuilder, check_executor
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
@@ -110,6 +111,7 @@ class Engine:
         self.gateway = LMGateway(limit, books.meter)
         self.pool = Pool(min(threads, limit + spare))
         self.work: ProgramEvaluator | RemoteEvaluator | None = None
+        self.callbacks: EvaluationCallbacks | None = None
         self._builder: PayloadBuilder | None = None
         self._threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
@@ -156,6 +158,7 @@ class Engine:
             self._timer.daemon = True
             self._timer.start()
         self.work = self._work(ProgramCache(program, default), rules)
+        self.callbacks = EvaluationCallbacks(rules, self._threads)
         self._head_start(default, range(len(rules.valset)))
         texts = [predictor.signature.instructions for predictor in program.predictors()]
         self._load(PromptSpace({0: texts}))
@@ -370,6 +373,8 @@ class _Recorder:
         self._bar = Progress(max_calls, disable=engine.options.disable_progress_bar)
 
     def __call__(self, job: Job, outcome: Outcome) -> None:
+        if self._engine.callbacks is not None:
+            self._engine.callbacks.told(job, outcome, self._programs[job.key])
         tokens, cost = self._usage.tokens, self._usage.cost
         self._usage.read(self._programs[job.key])
         self._usage.add(outcome.spent)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import dspy.utils.callback_context as callback_context
-from dspy.evaluate.evaluate import Evaluate, EvaluationResult
 from dspy.promptune.allocation.records import Job, JobKind
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.gateway import through_gateway, unanswered
@@ -117,10 +116,7 @@ class _State:
     program: Module
     waiting: int
     done: Done
-    call_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    callbacks: list[Any] = field(default_factory=lambda: list(dspy.settings.get("callbacks") or []))
-    outcome: Outcome = field(default_factory=Outcome)
-    rows: list[tuple[Any, Any, float]] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=lambda: Outcome(call_id=uuid.uuid4().hex))
     first_error: Exception | None = None
     lost: BaseException | None = None  # no answer came for an example: nothing more of the job is started
     running: set[int] = field(default_factory=set)
@@ -163,8 +159,8 @@ class ProgramEvaluator:
     An example for which no answer came, whatever the prompt, three times in a row is such an error: it would fail
     every job it is in. A job that failed for want of an answer ends when its other examples have: they are kept.
 
-    Evaluation callbacks (``on_evaluate_start`` and ``on_evaluate_end``) are called for every job, and are the parents
-    of its modules' callbacks.
+    The callbacks of a job's modules have one parent, ``Outcome.call_id``; the callbacks of the evaluation itself are
+    called when the job is told (:class:`dspy.promptune.compile.callbacks.EvaluationCallbacks`).
 
     Attributes:
         cut: Examples that were not waited for at the end.
@@ -186,7 +182,6 @@ class ProgramEvaluator:
         self._keep = keep
         self.cut = 0
         self._rules, self._pool, self._n_jobs = rules, pool, n_jobs
-        self._evaluate = Evaluate(devset=list(rules.valset), metric=rules.metric, num_threads=pool.workers)
         self._states: dict[int, _State] = {}
         self._heads: dict[Key, _Head] = {}
         self._seconds: deque[float] = deque(maxlen=200)
@@ -250,8 +245,7 @@ class ProgramEvaluator:
         contextvars.copy_context().run(self._submit, state, list(examples), filler)
 
     def _submit(self, state: _State, examples: list[int], filler: bool) -> None:
-        self._evaluate_start(state, examples)
-        callback_context.ACTIVE_CALL_ID.set(state.call_id)  # type: ignore[arg-type]
+        callback_context.ACTIVE_CALL_ID.set(state.outcome.call_id)  # type: ignore[arg-type]
         for example in examples:
             limit = self._rules.timeout
             future = self._pool.submit_limited(limit, self._run_example, state, example, filler=filler)
@@ -290,7 +284,8 @@ class ProgramEvaluator:
         except AdapterParseError as error:
             logger.debug("Unreadable answer: %s", said(error))
             self._keep(state.job, {index: self._rules.failure_score})
-            self._note(state, index, (example, prediction, self._rules.failure_score), unreadable=True)
+            state.outcome.unread[index] = error
+            self._note(state, index, prediction, self._rules.failure_score, unreadable=True)
         except EvaluationError as error:
             self._fail(state, error)
         except Exception as error:
@@ -298,7 +293,7 @@ class ProgramEvaluator:
         else:
             with waiting():
                 self._keep(state.job, {index: score})
-            self._note(state, index, (example, prediction, score))
+            self._note(state, index, prediction, score)
         self._seconds.append(time.monotonic() - start)
 
     def _predict(self, state: _State, index: int) -> Any:
@@ -334,14 +329,14 @@ class ProgramEvaluator:
             self._fail(state, lost, transient=True)
 
     def _note(
-        self, state: _State, index: int, row: tuple[Any, Any, float], *, unreadable: bool = False
+        self, state: _State, index: int, prediction: Any, score: float, *, unreadable: bool = False
     ) -> None:
         with state.lock:
             if state.over:
                 return
-            state.outcome.scores[index] = row[2]
+            state.outcome.scores[index] = score
+            state.outcome.predictions[index] = prediction
             state.outcome.unreadable += unreadable
-            state.rows.append(row)
             state.waiting -= 1
             state.over = state.waiting == 0
             over = state.over
@@ -360,7 +355,7 @@ class ProgramEvaluator:
         if too_many:
             self._fail(state, state.first_error)
         else:
-            self._note(state, index, (example, dspy.Prediction(), self._rules.failure_score))
+            self._note(state, index, dspy.Prediction(), self._rules.failure_score)
 
     def _fail(self, state: _State, error: BaseException, *, transient: bool = False) -> None:
         with state.lock:
@@ -376,37 +371,4 @@ class ProgramEvaluator:
         if error is not None and outcome.errors:
             outcome.scores = {}  # examples that raised are among them, and no number stands for those
         self._states.pop(id(state), None)
-        self._evaluate_end(state, error)
         state.done(state.job, outcome)
-
-    # ------------------------------------------------------------------ callbacks
-
-    def _evaluate_start(self, state: _State, examples: list[int]) -> None:
-        key = "eval_full" if state.job.kind == "full" else "eval_minibatch"
-        inputs = {
-            "program": state.program,
-            "metric": self._rules.metric,
-            "devset": [self._rules.valset[example] for example in examples],
-            "num_threads": self._pool.workers,
-            "display_progress": False,
-            "display_table": False,
-            "callback_metadata": {"metric_key": key},
-            "save_as_csv": None,
-            "save_as_json": None,
-        }
-        for callback in state.callbacks:
-            try:
-                callback.on_evaluate_start(call_id=state.call_id, instance=self._evaluate, inputs=inputs)
-            except Exception as error:
-                logger.warning("Callback %r failed at the start of an evaluation: %s", callback, said(error))
-
-    def _evaluate_end(self, state: _State, error: BaseException | None) -> None:
-        outputs = None
-        if error is None:
-            mean = sum(row[2] for row in state.rows) / len(state.rows)
-            outputs = EvaluationResult(score=round(100 * mean, 2), results=state.rows)
-        for callback in state.callbacks:
-            try:
-                callback.on_evaluate_end(call_id=state.call_id, outputs=outputs, exception=error)
-            except Exception as failure:
-                logger.warning("Callback %r failed at the end of an evaluation: %s", callback, said(failure))

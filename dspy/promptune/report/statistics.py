@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy import stats
+
 __all__ = ["Difference", "difference", "interval"]
 
-Z = 1.959964  # of a normal distribution's middle 95 %
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -22,33 +24,35 @@ class Difference:
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of the mean behind some scores: Wilson's for scores of 0 and 1, else the normal one.
+    """A 95 % interval of the mean behind some scores: Wilson's for scores of 0 and 1, else Student's.
 
     NaN where there are too few: none, or one that is neither 0 nor 1.
     """
     n = len(scores)
     if n and all(score in (0.0, 1.0) for score in scores):
-        p, z2 = math.fsum(scores) / n, Z * Z / n
-        half = Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n)) / (1 + z2)
-        centre = (p + z2 / 2) / (1 + z2)
-        return max(0.0, centre - half), min(1.0, centre + half)
-    if n < 2:
-        return math.nan, math.nan
-    centre, half = math.fsum(scores) / n, Z * _error(scores)
-    return centre - half, centre + half
+        found = stats.binomtest(round(math.fsum(scores)), n).proportion_ci(LEVEL, method="wilson")
+        return float(found.low), float(found.high)
+    return _student(scores)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """How much higher ``second`` is on the examples that both have; ``None`` with fewer than two of them."""
+    """How much higher ``second`` is on the examples that both have; ``None`` with fewer than two of them.
+
+    The interval is that of the paired t-test: it is wide where there are few examples.
+    """
     gaps = [second[example] - first[example] for example in first if example in second]
     if len(gaps) < 2:
         return None
-    centre, half = math.fsum(gaps) / len(gaps), Z * _error(gaps)
-    return Difference(centre, centre - half, centre + half, len(gaps))
+    low, high = _student(gaps)
+    return Difference(math.fsum(gaps) / len(gaps), low, high, len(gaps))
 
 
-def _error(values: Sequence[float]) -> float:
-    """Standard error of a mean."""
+def _student(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of a mean; NaN of fewer than two values, no width where all are equal."""
     n = len(values)
+    if n < 2:
+        return math.nan, math.nan
     centre = math.fsum(values) / n
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1) / n)
+    error = math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1) / n)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    return centre - half, centre + half

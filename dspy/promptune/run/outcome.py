@@ -20,6 +20,8 @@ class Outcome:
     and ``errors`` count examples whose answer could not be read, and examples on which program or metric raised and
     which were scored as failures (``raised`` holds what); ``cut`` says that the job ended without its last examples;
     ``spent`` holds calls, tokens and ``cost`` of an evaluation elsewhere, which no history here tells of.
+    ``predictions`` holds what the program returned, by example, where it is at hand; ``unread`` the error of an answer
+    that could not be read; ``call_id`` is the parent of the callbacks of the evaluation's modules.
     """
 
     scores: dict[int, float] = field(default_factory=dict)
@@ -30,7 +32,10 @@ class Outcome:
     errors: int = 0
     cut: bool = False
     raised: dict[int, BaseException] = field(default_factory=dict)
+    unread: dict[int, BaseException] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
+    predictions: dict[int, Any] = field(default_factory=dict)
+    call_id: str | None = None
 
     def after(self, earlier: Outcome | None) -> Outcome:
         """This end of a job that was taken up more than once, with what its earlier parts brought."""
@@ -43,6 +48,9 @@ class Outcome:
             unreadable=earlier.unreadable + self.unreadable,
             errors=earlier.errors + self.errors,
             spent=added(earlier.spent, self.spent),
+            raised={**earlier.raised, **self.raised},
+            unread={**earlier.unread, **self.unread},
+            predictions={**earlier.predictions, **self.predictions},
         )
 
 
