@@ -138,3 +138,57 @@ def test_build_refuses_another_program():
     """A program with another number of predictors is refused."""
     with pytest.raises(SpaceError, match="has 2 predictors, the space 1"):
         PromptSpace({0: ["a"]}).build(TwoSteps(), (0,))
+
+
+def repeating() -> PromptSpace:
+    """Three instructions of which two are equal, and four demo sets of which the first and the last are."""
+    demo, other = dspy.Example(question="1+1", answer="2"), dspy.Example(question="2+2", answer="4")
+    marked = dspy.Example(question="1+1", answer="2", augmented=True)
+    return PromptSpace({0: ["a", "b", "a"]}, {0: [[demo, other], [other, demo], [demo], [marked, other]]})
+
+
+def test_equal_candidates_are_one():
+    """Keys, size and pools know each text once; sizes and distributions keep the range of the lists."""
+    space = repeating()
+    assert space.sizes == (3, 4) and space.size == len(space) == 6
+    assert list(space.keys()) == space.pool(6, random.Random(0)) == list(itertools.product((0, 1), (0, 1, 2)))
+    assert space.distributions()["0_predictor_instruction"].choices == (0, 1, 2)
+    assert {*space.pool(5, random.Random(0), [(1, 1)])} < set(space.keys())
+
+
+def test_every_index_of_an_equal_candidate_is_the_same_prompt():
+    """Parameters with a later index of a text give the key of its first one, which is the only member."""
+    space = repeating()
+    assert space.key({"0_predictor_instruction": 2, "0_predictor_demos": 3}) == (0, 0) == space.find((2, 3))
+    assert (0, 0) in space and (2, 3) not in space
+    assert space.params((2, 3)) == {"0_predictor_instruction": 0, "0_predictor_demos": 0}
+    assert space.find((3, 0)) is space.find((0,)) is space.find((None, 0)) is None
+
+
+def test_allowed_combinations_of_equal_prompts_are_one():
+    """An allowed combination allows its prompt, under whatever indices it is written."""
+    space = PromptSpace({0: ["a", "b", "a"]}, allowed=[(2,), (0,)])
+    assert list(space.keys()) == [(0,)] and space.find((2,)) == (0,) and space.find((1,)) is None
+
+
+def test_candidates_that_only_look_equal_stay_apart():
+    """Demo sets whose values differ in type, or that cannot be compared, are different candidates."""
+
+    class Odd:
+        def __str__(self) -> str:
+            return "odd"
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("not comparable")
+
+    for one, other in ((1, "1"), (Odd(), Odd())):
+        space = PromptSpace({0: ["a"]}, {0: [[{"x": one}], [{"x": other}], [{"x": other}, {"x": other}]]})
+        assert space.size == 3, one
+
+
+def test_a_space_may_have_more_combinations_than_an_index_can_count():
+    """16 predictors with 10 instructions and 10 demo sets each: size, pool, members and words all work."""
+    space = grid(*[10] * 16)
+    assert space.size == 10**32 and f"{10**32:,} combinations" in repr(space) and space
+    pool = space.pool(50, random.Random(0), [(1,) * 32])
+    assert len(set(pool)) == 50 and all(key in space for key in pool)

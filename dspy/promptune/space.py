@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import SpaceError
@@ -27,7 +28,11 @@ Key = tuple[int, ...]
 class Part:
     """One choice of a prompt: the instruction of a predictor, or its set of demos.
 
-    ``name`` is the parameter's name in a study, and the same as upstream's (``0_predictor_instruction``).
+    Attributes:
+        name: The parameter's name in a study, and the same as upstream's (``0_predictor_instruction``).
+        predictor: Number of the predictor.
+        kind: ``"instruction"`` or ``"demos"``.
+        candidates: The choices, in the order of their indices; the same one may occur several times.
     """
 
     name: str
@@ -38,9 +43,23 @@ class Part:
     def __len__(self) -> int:
         return len(self.candidates)
 
+    @cached_property
+    def first(self) -> tuple[int, ...]:
+        """For each index, the index of the first candidate that is equal."""
+        return _first_equal(self.candidates)
+
+    @cached_property
+    def distinct(self) -> tuple[int, ...]:
+        """The indices of candidates that no earlier one equals, in order."""
+        return tuple(i for i, j in enumerate(self.first) if i == j)
+
 
 class PromptSpace:
     """All combinations of candidate instructions and demo sets of a program's predictors.
+
+    Equal candidates of a part (the same text, or the same demos in the same order) are one candidate: every index of
+    it stands for the first one. Indices and study parameters keep the range of the lists that were given, while keys
+    hold first indices only, so that equal prompts share their scores.
 
     Args:
         instructions: For each predictor ``0 .. V-1``, its candidate instructions (texts), at least one.
@@ -71,25 +90,36 @@ class PromptSpace:
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.sizes))
-        return f"PromptSpace({sizes} candidates, {len(self):,} combinations)"
+        return f"PromptSpace({sizes} candidates, {self.size:,} combinations)"
+
+    @property
+    def size(self) -> int:
+        """How many different combinations there are; ``len`` is the same, but ends at ``sys.maxsize``."""
+        if self.allowed is not None:
+            return len(self.allowed)
+        return math.prod(len(part.distinct) for part in self.parts)
 
     def __len__(self) -> int:
-        return math.prod(self.sizes) if self.allowed is None else len(self.allowed)
+        return self.size
+
+    def __bool__(self) -> bool:
+        return True
 
     def __contains__(self, key: object) -> bool:
         if self._members is not None:
             return key in self._members
-        return (
-            isinstance(key, tuple)
-            and len(key) == len(self.sizes)
-            and all(isinstance(i, int) and 0 <= i < n for i, n in zip(key, self.sizes, strict=True))
-        )
+        return isinstance(key, tuple) and self._fits(key) and key == self._firsts(key)
 
     def keys(self) -> Iterator[Key]:
-        """All combinations in lexicographic order; there are ``len(self)`` of them, so mind large spaces."""
+        """All different combinations in lexicographic order; there are ``size`` of them, so mind large spaces."""
         if self.allowed is not None:
             return iter(self.allowed)
-        return itertools.product(*map(range, self.sizes))
+        return itertools.product(*(part.distinct for part in self.parts))
+
+    def find(self, indices: Sequence[Any]) -> Key | None:
+        """The key of the prompt that these indices of candidates stand for, one a part; ``None`` if there is none."""
+        key = self._firsts(indices) if self._fits(indices) else None
+        return key if key is not None and key in self else None
 
     def key(self, params: Mapping[str, int]) -> Key:
         """The key of a study's parameters.
@@ -102,7 +132,7 @@ class PromptSpace:
             raise SpaceError(f"Parameters without {missing[0]!r}: this space needs {', '.join(self.names)}.")
         key = self._checked([params[name] for name in self.names])
         if key not in self:
-            raise SpaceError(f"Combination {key} is not among the {len(self):,} that this space allows.")
+            raise SpaceError(f"Combination {key} is not among the {self.size:,} that this space allows.")
         return key
 
     def params(self, key: Key) -> dict[str, int]:
@@ -132,7 +162,7 @@ class PromptSpace:
         """
         if max_size < 1:
             raise SpaceError(f"max_size={max_size}: a pool needs at least 1 combination.")
-        if len(self) <= max_size:
+        if self.size <= max_size:
             return list(self.keys())
         chosen = dict.fromkeys(leaders)
         near = max(len(chosen), max_size // 2)
@@ -168,7 +198,7 @@ class PromptSpace:
         if self.allowed is not None:
             return (other for other in self.allowed if sum(a != b for a, b in zip(key, other, strict=True)) == 1)
         return (
-            (*key[:i], j, *key[i + 1 :]) for i, size in enumerate(self.sizes) for j in range(size) if j != key[i]
+            (*key[:i], j, *key[i + 1 :]) for i, part in enumerate(self.parts) for j in part.distinct if j != key[i]
         )
 
     def _fill(self, chosen: dict[Key, None], size: int, rng: random.Random) -> None:
@@ -178,7 +208,16 @@ class PromptSpace:
                     return
                 chosen.setdefault(key)
         while len(chosen) < size:
-            chosen.setdefault(tuple(rng.randrange(n) for n in self.sizes))
+            chosen.setdefault(tuple(part.distinct[rng.randrange(len(part.distinct))] for part in self.parts))
+
+    def _fits(self, indices: Sequence[Any]) -> bool:
+        return len(indices) == len(self.sizes) and all(
+            isinstance(i, int) and not isinstance(i, bool) and 0 <= i < n
+            for i, n in zip(indices, self.sizes, strict=True)
+        )
+
+    def _firsts(self, indices: Sequence[int]) -> Key:
+        return tuple(part.first[int(i)] for part, i in zip(self.parts, indices, strict=True))
 
     def _checked(self, key: Sequence[int]) -> Key:
         if len(key) != len(self.sizes):
@@ -187,7 +226,7 @@ class PromptSpace:
         for name, index, size in zip(self.names, key, self.sizes, strict=True):
             if not 0 <= index < size:
                 raise SpaceError(f"Index {index} of {name}: there are {size} candidates, so 0 to {size - 1}.")
-        return tuple(int(index) for index in key)
+        return self._firsts(key)
 
 
 def demo_set_text(candidate: Any) -> str:
@@ -198,8 +237,36 @@ def demo_set_text(candidate: Any) -> str:
 
 
 def _example_text(example: Any) -> str:
-    fields = example if isinstance(example, Mapping) else dict(example.items())
-    return "\n".join(f"{name}: {value}" for name, value in fields.items() if name != "augmented")
+    return "\n".join(f"{name}: {value}" for name, value in _fields(example).items())
+
+
+def _fields(example: Any) -> dict[str, Any]:
+    """What a prompt shows of an example: everything but upstream's mark of a bootstrapped one."""
+    return {name: value for name, value in example.items() if name != "augmented"}
+
+
+def _first_equal(candidates: Sequence[Any]) -> tuple[int, ...]:
+    """For each candidate the index of the first one that is equal: same text, and equal values behind it."""
+    first: list[int] = []
+    alike: dict[str, list[int]] = {}
+    for i, candidate in enumerate(candidates):
+        known = alike.setdefault(demo_set_text(candidate), [])
+        first.append(next((j for j in known if _equal(candidates[j], candidate)), i))
+        if first[i] == i:
+            known.append(i)
+    return tuple(first)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two candidates with the same text are the same; values that cannot be compared are not."""
+    if isinstance(one, str) or isinstance(other, str):
+        return bool(one is other or one == other)
+    try:
+        return len(one) == len(other) and all(
+            _fields(a) == _fields(b) for a, b in zip(one, other, strict=True)
+        )
+    except Exception:
+        return False
 
 
 def _parts(

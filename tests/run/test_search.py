@@ -30,6 +30,26 @@ def test_a_search_spends_its_budget_and_never_more(table, sampler, n_jobs, sched
     assert table.space.key(found.best_params) in table.space
 
 
+@pytest.mark.parametrize("sampler", ["onehot", "tpe", "random"])
+@pytest.mark.parametrize("minibatch_size", [None, 7])
+def test_equal_prompts_are_paid_for_once(sampler, minibatch_size, tmp_path):
+    """No pair of a prompt's text and an example is evaluated twice, in either mode, whether resumed or not."""
+    demos = [[{"x": "1"}], [], [{"x": "1"}], []]
+    space, paid = PromptSpace({0: ["a", "b", "a", "b", "a"]}, {0: demos}), []
+
+    def evaluate(params, examples):
+        prompt = [space.texts(part)[params[name]] for part, name in enumerate(space.names)]
+        paid.extend((*prompt, example) for example in examples)
+        return [float(example % 3 == 0) for example in examples]
+
+    options = {"sampler": sampler, "minibatch_size": minibatch_size, "seed": 0, "n_jobs": 3}
+    for budget in 25, 200:
+        found = search(
+            space, evaluate, n_examples=10, max_calls=budget, storage=tmp_path / "run.db", resume=True, **options
+        )
+    assert found.calls == 40 == len(paid) == len(set(paid))
+
+
 def test_a_budget_beyond_the_space_ends_when_all_is_known(table):
     """A pool that is exhausted before the budget ends the run well, with the truly best combination."""
     found = run(table, max_calls=10**6, n_jobs=3)

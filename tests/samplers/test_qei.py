@@ -11,6 +11,7 @@ import torch
 
 from dspy.promptune import PromptSpace, QEISampler
 from dspy.promptune.gp.model import PromptGP
+from dspy.promptune.samplers.trials import measured
 
 WORDS = ["count", "think", "answer", "step", "brief", "sure", "list", "check"]
 
@@ -126,11 +127,11 @@ def test_spaces_without_a_difference_are_searched_without_complaint(n, score):
     assert space.key(sampler.best(study)) in space
 
 
-def test_duplicate_texts_are_told_apart_by_index():
-    """Two candidates with one text are two candidates: each keeps its own results."""
-    space = PromptSpace({0: ["twin", "twin"]})
+def test_equal_texts_share_their_results():
+    """Two candidates with one text are one prompt: what either index was told counts for it, and the first is named."""
+    space = PromptSpace({0: ["twin", "other", "twin"]})
     study, sampler = start(space)
-    for index, p in ((0, 0.2), (1, 0.9)) * 5:
+    for index, p in ((0, 0.6), (1, 0.7), (2, 0.9)) * 5:
         scores = [1.0] * round(40 * p) + [0.0] * round(40 * (1 - p))
         study.add_trial(
             optuna.trial.create_trial(
@@ -140,7 +141,8 @@ def test_duplicate_texts_are_told_apart_by_index():
                 user_attrs={"scores": scores},
             )
         )
-    assert sampler.best(study) == {"0_predictor_instruction": 1}
+    assert sampler.best(study) == {"0_predictor_instruction": 0}
+    assert {one.key for one in measured(study, space)} == {(0,), (1,)}
 
 
 def test_minimising_turns_everything_round():

@@ -154,7 +154,7 @@ class Beliefs:
 
     def _new_pool(self, observations: Sequence[Observation], running: Sequence[Key]) -> list[Key]:
         measured = list(dict.fromkeys(one.key for one in observations))
-        if len(self._space) <= self._size:
+        if self._space.size <= self._size:
             return self._space.pool(self._size, self._random)
         means = self._surrogate.posterior(observations, measured).mean
         leaders = [measured[j] for j in np.argsort(-means)]

@@ -98,14 +98,14 @@ class Trials:
         if isinstance(self.study.sampler, QEISampler):
             return self.force(self.study.sampler.next_key(self.study, self.seen))
         trial = self.study.ask(self._distributions)
-        key = tuple(int(trial.params[name]) for name in self.space.names)
-        if key in self.space:
+        indices = tuple(int(trial.params[name]) for name in self.space.names)
+        if (key := self.space.find(indices)) is not None:
             self._running[trial.number] = trial._trial_id
             self.seen.begin(trial.number, key)
             return trial.number, key
-        trial.set_user_attr("error", f"Combination {key} is not allowed in this space.")
+        trial.set_user_attr("error", f"Combination {indices} is not allowed in this space.")
         self.study.tell(trial, state=TrialState.FAIL)
-        return self.force(self._nearest(key))
+        return self.force(self._nearest(indices))
 
     def force(self, key: Key) -> tuple[int, Key]:
         """A running trial with a combination that is already decided: the sampler is not asked."""

@@ -168,9 +168,11 @@ class Engine:
         assert self.work is not None
         instructions = {i: [each.signature.instructions] for i, each in enumerate(program.predictors())}
         self.work.programs.space = space = PromptSpace(instructions, demos)
-        for j in range(1, min(map(len, demos.values())) if examples else 0):
-            key = (0, j) * len(instructions)
-            self._head_start(key, examples)
+        default = (0, 0) * len(instructions)
+        sets = range(1, min(map(len, demos.values())) if examples else 0)
+        for key in dict.fromkeys(space.find((0, j) * len(instructions)) for j in sets):
+            if key is not None and key != default:
+                self._head_start(key, examples)
         self._load(space)
 
     def _head_start(self, key: Key, examples: Sequence[int]) -> None:

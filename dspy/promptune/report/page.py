@@ -144,7 +144,7 @@ def _subtitle(record: RunRecord) -> str:
     options = facts.get("options") or {}
     sampler = options.get("sampler") or "tpe"
     words = [
-        f"{len(record.space):,} combinations of {' × '.join(map(str, record.space.sizes))} candidates",
+        f"{record.space.size:,} combinations of {' × '.join(map(str, record.space.sizes))} candidates",
         f"sampler {sampler}",
         f"{options['n_jobs']} at once" if options.get("n_jobs") else "",
         f"metric {facts['metric']}" if facts.get("metric") else "",

@@ -54,7 +54,7 @@ class Proposer:
     def pool(self, observations: Sequence[Observation], waiting: Sequence[Key], rng: random.Random) -> list[Key]:
         """The combinations looked at: all, or the leaders with their neighbours, those waiting, and random ones."""
         size = self._options.max_space_size
-        if len(self._space) <= size:
+        if self._space.size <= size:
             return self._space.pool(size, rng)
         seen = list(dict.fromkeys(one.key for one in observations))
         busy = list(dict.fromkeys(waiting))

@@ -78,9 +78,7 @@ def running(study: Study, space: PromptSpace, but: int | None = None) -> dict[in
 
 def key_of(params: Mapping[str, Any], space: PromptSpace) -> Key | None:
     """The combination that parameters stand for, or ``None`` where they are not (all) of the space."""
-    values = [params.get(name) for name in space.names]
-    key = tuple(value for value in values if isinstance(value, int) and not isinstance(value, bool))
-    return key if key in space else None
+    return space.find([params.get(name) for name in space.names])
 
 
 def observation(trial: FrozenTrial, space: PromptSpace, sign: float = 1.0) -> Observation | None:

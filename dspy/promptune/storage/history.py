@@ -62,7 +62,10 @@ def history_of(
     """The past that trials and single scores tell of, as far as they are of this space and its examples."""
     from dspy.promptune.samplers.trials import key_of
 
-    scores: dict[Key, dict[int, float]] = {key: dict(row) for key, row in notes.items() if key in space}
+    scores: dict[Key, dict[int, float]] = {}
+    for indices, row in notes.items():
+        if (key := space.find(indices)) is not None:
+            scores.setdefault(key, {}).update(row)
     jobs: list[tuple[Job, Sequence[float]]] = []
     for trial in trials:
         key = key_of(trial.params, space)
