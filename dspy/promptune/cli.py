@@ -89,6 +89,7 @@ def _runs(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
+    from dspy.promptune.run.failures import failures_of
     from dspy.promptune.run.tables import trial_rows
 
     study = _study(args)
@@ -101,9 +102,11 @@ def _show(args: argparse.Namespace) -> None:
     for name, text in _winner(attributes).items():
         print(f"\n{name}:\n{text}")
     rows = trial_rows(study.get_trials(deepcopy=False))
-    hidden = ("started", "ended", "unreadable", "errors")
-    columns = tuple(dict.fromkeys(name for row in rows for name in row if name not in hidden))
-    print(f"\n{_table(columns, rows)}")
+    for line in failures_of(study.get_trials(deepcopy=False)).lines():
+        print(f"\n{line}")
+    hidden = ("started", "ended")
+    columns = tuple(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
+    print(f"\n{_table([name for name in columns if name not in hidden], rows)}")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dspy.promptune.compile.engine import CompileOptions, Engine
     from dspy.promptune.compile.step_report import StepReport
     from dspy.promptune.distributed.programs import EvaluationRules
+    from dspy.promptune.limits.estimate import Estimate
 
 __all__ = [
     "AUTO_RUN_SETTINGS",
@@ -170,6 +171,8 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
             options["minibatch_size"] = minibatch_size
         run = self._run(student, sampler, n_jobs, self.seed if seed is None else seed, options)
         run._given = upstream
+        wanted = dspy.settings.provide_traceback if provide_traceback is None else provide_traceback
+        run._engine.tracebacks = bool(wanted)
         from dspy.promptune.errors import StorageError
         from dspy.promptune.limits.gateway import Stopped
 
@@ -240,6 +243,7 @@ class _Run(MIPROv2):
     _minibatch: bool
     _num_instructions: int
     _given: dict[str, Any]
+    _expected: Estimate
     _budget: int
 
     def _set_hyperparams_from_run_mode(self, *args: Any, **kwargs: Any) -> Any:
@@ -286,6 +290,7 @@ class _Run(MIPROv2):
             max_errors=options["max_errors"],
         )
         logger.info("Step 1: bootstrapping %d sets of demonstrations.", chosen.num_sets)
+        self._engine.show_calls("Step 1 of 3, demo sets", BOOTSTRAP, self._expected.bootstrap)
         return self._engine.candidates(
             "demos",
             BOOTSTRAP,
@@ -301,7 +306,7 @@ class _Run(MIPROv2):
 
         zero_shot = step_1["max_bootstrapped_demos"] == 0 and step_1["max_labeled_demos"] == 0
         demos = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT if zero_shot else step_1["max_bootstrapped_demos"]
-        found = estimate(
+        found = self._expected = estimate(
             program,
             self._valset,
             lm=self.task_model,
@@ -409,6 +414,7 @@ class _Run(MIPROv2):
         if demo_candidates and self._zero_shot is False:
             self._begin_demos(program, demo_candidates)
         logger.info("Step 2: proposing %d instructions for each predictor.", num_instruct_candidates)
+        self._engine.show_calls("Step 2 of 3, instructions", PROPOSE, self._expected.propose)
         return self._engine.candidates(
             "instructions",
             PROPOSE,

@@ -24,7 +24,9 @@ from dspy.promptune.limits.budgets import Budgeted, BudgetLimits
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.usage import Usage
 from dspy.promptune.options import check_integer, embedder_of
+from dspy.promptune.run.failures import FailureLog
 from dspy.promptune.run.loop import Limits, Schedule, SearchLoop, interrupts
+from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.run.progress import Progress, Standing
@@ -116,6 +118,8 @@ class Engine:
         self._threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
         self.over: str | None = None
+        self.tracebacks = False
+        self.progress = Progress(disable=options.disable_progress_bar)
         self._timer: threading.Timer | None = None
         self._loading: list[threading.Thread] = []
         logger.info("At most %d language-model calls in flight (%d prompts at once).", limit, options.n_jobs)
@@ -183,8 +187,28 @@ class Engine:
         if unknown := self.books.unknown(key, examples):
             self.work.head_start(key, unknown)
 
+    def show_calls(self, name: str, step: str, expected: int) -> None:
+        """Show how many calls step 1 or 2 has made, of about how many."""
+
+        def standing() -> Standing:
+            made = int(self.books.meter.spent().get(step, {}).get("calls", 0))
+            limiter = self.gateway.limiter
+            return Standing(count=made, calls=self.gateway.calls, in_flight=limiter.in_flight)
+
+        self.progress.step(name, expected, "expected calls", standing)
+
     def await_loaded(self) -> None:
         """Wait for what was being loaded, so that nothing is loaded twice."""
+        if any(thread.is_alive() for thread in self._loading):
+            logger.info("Loading the embedder and the model of prompts.")
+            left = self._loading
+            self.progress.step(
+                "Loading the model of prompts", len(left), "parts",
+                lambda: Standing(
+                    count=sum(not thread.is_alive() for thread in left),
+                    calls=self.gateway.calls, in_flight=self.gateway.limiter.in_flight,
+                ),
+            )  # fmt: skip
         for thread in self._loading:
             thread.join()
 
@@ -214,6 +238,7 @@ class Engine:
 
     def stop(self) -> None:
         """Nothing more is started."""
+        self.progress.close()
         if self._timer is not None:
             self._timer.cancel()
         if isinstance(self.work, RemoteEvaluator):
@@ -279,6 +304,7 @@ def optimize(task: Task, engine: Engine) -> Module:
         peers=run.peers,
     )
     recorder.driver = driver
+    recorder.begin()
     engine.pool.on_idle = driver.wake
     if over is not None:
         driver.stop(over)
@@ -372,7 +398,8 @@ class _Recorder:
         self.entries: list[Entry] = entries_of(run.past, run.space)
         self._programs, self._engine = programs, engine
         self._usage = Usage()
-        self._bar = Progress(max_calls, disable=engine.options.disable_progress_bar)
+        self._failures = FailureLog(tracebacks=engine.tracebacks)
+        self._max_calls = max_calls
 
     def __call__(self, job: Job, outcome: Outcome) -> None:
         if self._engine.callbacks is not None:
@@ -381,13 +408,17 @@ class _Recorder:
         self._usage.read(self._programs[job.key])
         self._usage.add(outcome.spent)
         self.run.note(job, outcome, tokens=_more(tokens, self._usage.tokens), cost=_more(cost, self._usage.cost))
+        self._failures.note(outcome, prompt_name(self.run.space, job.key))
         row = self.run.table.row(job.key)
         scores = () if outcome.error else tuple(row[example] for example in job.examples)
         self.entries.append(Entry(job, scores, len(outcome.scores), outcome.error))
         if outcome.error is None:
             mean = math.fsum(scores) / len(scores)
-            logger.info("Trial %d (%s): %.3f on %d examples with %s.", job.number, job.kind, mean, len(scores), job.key)
-        self.show()
+            logger.info("Trial %d (%s): %s.", job.number, job.kind, self._told(job, scores, mean))
+
+    def _told(self, job: Job, scores: Sequence[float], mean: float) -> str:
+        count = f"{len(scores)} example{'s' * (len(scores) != 1)}"
+        return f"{100 * mean:.1f} % on {count}, {prompt_name(self.run.space, job.key)}"
 
     def all_entries(self) -> list[Entry]:
         """Every job of the run that ended, those of other drivers included."""
@@ -398,35 +429,36 @@ class _Recorder:
         return [*self.entries, *(entry for entry in theirs if entry.job.number not in mine)]
 
     def tick(self) -> None:
-        """Twice a second: see to the time, draw the line."""
+        """Twice a second: see to the time."""
         meter = self._engine.books.meter
         if meter.caps.timeout is not None and (why := meter.reached()) is not None:
             self.driver.stop(why)
-        self.show()
 
-    def show(self) -> None:
-        """Draw the line."""
+    def begin(self) -> None:
+        """The search begins: show how it stands."""
+        self._engine.progress.step("Step 3 of 3, search", self._max_calls, "examples", self._standing)
+
+    def _standing(self) -> Standing:
         failed = self.driver.log.failed
         best = self.driver.log.history[-1][1] if self.driver.log.history else None
         row = self.run.table.row(best) if best is not None else {}
-        self._bar.show(
-            Standing(
-                evaluated=self.run.table.calls,
-                running=self.driver.running,
-                done=len(self.entries) - failed,
-                failed=failed,
-                in_flight=self._engine.gateway.limiter.in_flight,
-                calls=self._engine.gateway.calls,
-                best=math.fsum(row.values()) / len(row) if row else None,
-                tokens=self._usage.tokens,
-                cost=self._usage.cost,
-            )
+        return Standing(
+            count=self.run.table.calls,
+            running=self.driver.running,
+            done=len(self.entries) - failed,
+            failed=failed,
+            raised=self._failures.errors,
+            unreadable=self._failures.unreadable,
+            in_flight=self._engine.gateway.limiter.in_flight,
+            calls=self._engine.gateway.calls,
+            best=math.fsum(row.values()) / len(row) if row else None,
+            tokens=self._usage.tokens,
+            cost=self._usage.cost,
         )
 
     def close(self) -> None:
         """The run is over."""
-        self.show()
-        self._bar.close()
+        self._engine.progress.close()
         gateway, work = self._engine.gateway, self._engine.work
         late = self._engine.pool.given_up + (work.cut if work is not None else 0)
         logger.info(

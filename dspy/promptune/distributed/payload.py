@@ -78,6 +78,7 @@ class Record:
         scores: Scores of the examples that were scored.
         raised: Examples on which program or metric raised, which have no score here, and what they raised.
         unreadable: Number of answers that could not be read; they are scored.
+        unread: Why, by example, for some of them.
         error: Why the block ended early, in words.
         transient: Whether trying again may help.
         short: Whether it was the allowance that ended it.
@@ -92,6 +93,7 @@ class Record:
     scores: Mapping[int, float] = field(default_factory=dict)
     raised: Mapping[int, str] = field(default_factory=dict)
     unreadable: int = 0
+    unread: Mapping[int, str] = field(default_factory=dict)
     error: str | None = None
     transient: bool = False
     short: bool = False

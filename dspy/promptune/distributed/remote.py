@@ -292,6 +292,8 @@ class RemoteEvaluator:
         outcome.unreadable += record.unreadable
         outcome.spent = added(outcome.spent, record.spent)
         going.raised.update((block.examples[i], text) for i, text in record.raised.items())
+        outcome.raised.update(going.raised)
+        outcome.unread.update((block.examples[i], text) for i, text in record.unread.items())
         outcome.errors = len(going.raised)
         if outcome.errors >= self._rules.max_errors:
             self._fail(going, EvaluationError(next(iter(going.raised.values()))))

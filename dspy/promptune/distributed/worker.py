@@ -87,7 +87,8 @@ def _fields(outcome: Outcome, kept: dict[int, float], gateway: LMGateway, pool: 
     limiter = gateway.limiter
     return {
         "scores": kept,
-        "raised": {i: said(error) for i, error in outcome.raised.items()},
+        "raised": {i: _text(error) for i, error in outcome.raised.items()},
+        "unread": {i: _text(error) for i, error in [*outcome.unread.items()][:1]},
         "unreadable": outcome.unreadable,
         "error": None if outcome.error is None else said(outcome.error),
         "transient": outcome.transient,
@@ -100,6 +101,10 @@ def _fields(outcome: Outcome, kept: dict[int, float], gateway: LMGateway, pool: 
         "retry_after": limiter.retry_after,
         "unpriced": sorted(gateway.meter.unpriced),
     }  # fmt: skip
+
+
+def _text(error: BaseException | str) -> str:
+    return error if isinstance(error, str) else said(error)
 
 
 @lru_cache(FRAMES)

@@ -17,11 +17,11 @@ class Outcome:
     """The end of one job: ``scores`` of the examples that were scored, and the ``error`` of a job that failed.
 
     ``transient`` says of an error that trying again may help; ``seconds`` is the time from its start; ``unreadable``
-    and ``errors`` count examples whose answer could not be read, and examples on which program or metric raised and
-    which were scored as failures (``raised`` holds what); ``cut`` says that the job ended without its last examples;
-    ``spent`` holds calls, tokens and ``cost`` of an evaluation elsewhere, which no history here tells of.
-    ``predictions`` holds what the program returned, by example, where it is at hand; ``unread`` the error of an answer
-    that could not be read; ``call_id`` is the parent of the callbacks of the evaluation's modules.
+    and ``errors`` count examples whose answer could not be read, and examples on which program or metric raised; both
+    were scored as failures, and ``unread`` and ``raised`` hold why, by example, as an error or in words; ``cut`` says
+    that the job ended without its last examples; ``spent`` holds calls, tokens and ``cost`` of an evaluation elsewhere,
+    which no history here tells of; ``predictions`` holds what the program returned, by example, where it is at hand;
+    ``call_id`` is the parent of the callbacks of the evaluation's modules.
     """
 
     scores: dict[int, float] = field(default_factory=dict)
@@ -31,8 +31,8 @@ class Outcome:
     unreadable: int = 0
     errors: int = 0
     cut: bool = False
-    raised: dict[int, BaseException] = field(default_factory=dict)
-    unread: dict[int, BaseException] = field(default_factory=dict)
+    raised: dict[int, BaseException | str] = field(default_factory=dict)
+    unread: dict[int, BaseException | str] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     predictions: dict[int, Any] = field(default_factory=dict)
     call_id: str | None = None

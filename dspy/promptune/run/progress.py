@@ -1,65 +1,253 @@
-"""One line that says how a run stands."""
+"""One line that says how a run stands: in a terminal, in a notebook, or now and then in the log."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import tqdm  # type: ignore[import-untyped]
 
-__all__ = ["Progress", "Standing"]
+__all__ = ["Progress", "Standing", "TimeLeft", "above_the_bar"]
+
+logger = logging.getLogger(__name__)
+
+DRAW_SECONDS = 0.5
+LOG_SECONDS = 30.0  # between two lines in the log, where there is no bar
+WINDOW_SECONDS = 60.0  # of which the speed is taken
+SETTLE_SECONDS = 3.0  # in which results of earlier work come in at once: they say nothing about the speed
+WIDE = 120  # columns from which on there is room for a drawn bar
+LOGGERS = ("", "dspy")  # those whose console handlers may write while the bar stands
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What the line shows. ``tokens`` and ``cost`` (dollars) are ``None`` where they are not known."""
+    """What the line shows. What is ``None`` is not known, or does not belong to this step, and is not shown.
 
-    evaluated: int
-    running: int
-    done: int
-    failed: int
-    in_flight: int
+    Attributes:
+        count: How much of the step is done, in its unit.
+        running: Evaluations under way.
+        done: Evaluations that ended well.
+        failed: Those that failed.
+        raised: Examples on which program or metric raised.
+        unreadable: Answers that could not be read.
+        in_flight: Language-model calls under way.
+        calls: Language-model calls made.
+        best: Mean score of the best prompt so far.
+        tokens: Tokens spent.
+        cost: Dollars spent.
+    """
+
+    count: int
+    running: int | None = None
+    done: int = 0
+    failed: int = 0
+    raised: int = 0
+    unreadable: int = 0
+    in_flight: int = 0
     calls: int = 0
     best: float | None = None
     tokens: int | None = None
     cost: float | None = None
 
-    def text(self) -> str:
-        """Everything but the count of examples, which the bar shows with the time left."""
-        parts = [f"{self.running} running, {self.done} done, {self.failed} failed"]
-        if self.best is not None:
-            parts.append(f"best {100 * self.best:.1f}")
-        parts.append(f"{self.calls:,} calls, {self.in_flight} in flight")
-        if self.tokens is not None:
-            parts.append(f"{self.tokens:,} tokens")
-        if self.cost:
-            parts.append(f"${self.cost:.2f}")
-        return "; ".join(parts)
+    def text(self, width: int | None = None) -> str:
+        """The parts in their order; where they are wider than ``width`` characters, the least important are left out."""
+        parts = self._parts()
+        while parts:
+            text = "; ".join(words for _, words in parts)
+            if width is None or len(text) <= width:
+                return text
+            parts.remove(max(parts))
+        return ""
+
+    def _parts(self) -> list[tuple[int, str]]:
+        """``(rank, words)``: rank 0 is left out last."""
+        wrong = [f"{self.raised} raised"] * bool(self.raised) + [f"{self.unreadable} unreadable"] * bool(self.unreadable)
+        found = [
+            (0, f"best {100 * self.best:.1f} %" if self.best is not None else ""),
+            (1, ", ".join(wrong)),
+            (3, f"{self.running} running, {self.done} done" if self.running is not None else ""),
+            (2, f"{self.failed} failed" if self.failed else ""),
+            (4, f"{self.calls:,} calls, {self.in_flight} in flight"),
+            (6, f"{self.tokens:,} tokens" if self.tokens is not None else ""),
+            (5, f"${self.cost:.2f}" if self.cost else ""),
+        ]
+        return [(rank, words) for rank, words in found if words]
+
+
+class TimeLeft:
+    """How long the rest takes, at the speed of the last minute.
+
+    Args:
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def __call__(self, count: int, total: int | None) -> float | None:
+        """Seconds until ``count`` is ``total``; ``None`` while that cannot be said."""
+        now = self._clock()
+        if now - self._began < SETTLE_SECONDS:
+            return None
+        self._seen.append((now, count))
+        while len(self._seen) > 1 and now - self._seen[1][0] >= WINDOW_SECONDS:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        if total is None or count <= before or now - since < SETTLE_SECONDS:
+            return None
+        return max(0, total - count) * (now - since) / (count - before)
 
 
 class Progress:
-    """A tqdm line on standard error, for people: nothing is written where there is no terminal.
+    """The line of one run, drawn twice a second by a thread of its own until :meth:`close`.
+
+    In a terminal and in a notebook it is a tqdm bar on standard error, and what DSPy logs meanwhile is written above
+    it. Elsewhere the same words are logged twice a minute.
 
     Args:
-        total: Examples that may be evaluated.
-        disable: Write nothing in any case.
+        disable: Show and log nothing.
     """
 
-    def __init__(self, total: int, *, disable: bool = False) -> None:
-        quiet = disable or not sys.stderr.isatty()
-        self._bar: Any = None if quiet else tqdm.tqdm(total=total, unit="ex", file=sys.stderr, dynamic_ncols=True)
+    def __init__(self, *, disable: bool = False) -> None:
+        self._disable = disable
+        self._bar: Any = None
+        self._shown = not disable and (sys.stderr.isatty() or _in_notebook())
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._logs = contextlib.ExitStack()
+        self._logged = time.monotonic()
 
-    def show(self, standing: Standing) -> None:
-        """Draw the line anew, at most ten times a second."""
-        if self._bar is None:
+    def step(self, name: str, total: int | None, unit: str, standing: Callable[[], Standing]) -> None:
+        """From now on this step is shown.
+
+        Args:
+            name: What is done.
+            total: Units of it; ``None`` where that is not known.
+            unit: What is counted, in the plural.
+            standing: Says how it stands. It is called from another thread, and may raise while nothing is known.
+        """
+        if self._disable:
             return
-        self._bar.n = standing.evaluated
-        self._bar.set_postfix_str(standing.text(), refresh=False)
-        self._bar.update(0)
+        with self._lock:
+            self._name, self._total, self._unit, self._standing = name, total, unit, standing
+            self._began, self._left = time.monotonic(), TimeLeft()
+        if self._thread is None:
+            if self._shown:
+                self._bar = _new_bar()
+                self._logs.enter_context(above_the_bar())
+            self._thread = threading.Thread(target=self._draw_on, name="promptune-progress", daemon=True)
+            self._thread.start()
+        self._draw()
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """Leave the line as it is at this moment."""
+        self._over.set()
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
         if self._bar is not None:
-            self._bar.refresh()
+            self._draw()
             self._bar.close()
+        self._logs.close()
+
+    def _draw_on(self) -> None:
+        while not self._over.wait(DRAW_SECONDS):
+            self._draw()
+
+    def _draw(self) -> None:
+        with self._lock, contextlib.suppress(Exception):  # a standing that is not known yet is not shown
+            standing = self._standing()
+            if self._bar is not None:
+                self._draw_bar(standing)
+            elif time.monotonic() - self._logged >= LOG_SECONDS:
+                self._logged = time.monotonic()
+                logger.info("%s; %s.", self._head(standing), standing.text())
+
+    def _draw_bar(self, standing: Standing) -> None:
+        columns = _columns()
+        head = self._head(standing)
+        drawn = columns is None or columns >= WIDE
+        room = None if columns is None else columns - len(head) - (14 if drawn else 3)
+        text = standing.text(room)
+        self._bar.bar_format = "{bar:10} {desc}" if drawn else "{desc}"
+        self._bar.total, self._bar.n = self._total, standing.count
+        self._bar.set_description_str(f"{head}; {text}" if text else head, refresh=True)
+
+    def _head(self, standing: Standing) -> str:
+        amount = f"{standing.count:,}" if self._total is None else f"{standing.count:,}/{self._total:,}"
+        spent, left = time.monotonic() - self._began, self._left(standing.count, self._total)
+        rest = "" if left is None else f", {_clock(left)} left"
+        return f"{self._name}: {amount} {self._unit} in {_clock(spent)}{rest}"
+
+
+@contextlib.contextmanager
+def above_the_bar() -> Iterator[None]:
+    """While this lasts, console handlers write above the bars that stand, and never into them.
+
+    (``tqdm.contrib.logging`` would not do: it knows handlers of ``sys.stderr`` itself, and DSPy's writes to a stream of
+    its own that hands on to it.)
+    """
+    handlers = [each for name in LOGGERS for each in logging.getLogger(name).handlers if _is_console(each)]
+    wrapped = [each for each in dict.fromkeys(handlers) if "emit" not in vars(each)]
+    for handler in wrapped:
+        handler.emit = _emit_above(handler.emit)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for handler in wrapped:
+            del handler.emit
+
+
+def _emit_above(emit: Callable[[logging.LogRecord], None]) -> Callable[[logging.LogRecord], None]:
+    def emit_above(record: logging.LogRecord) -> None:
+        with tqdm.tqdm.external_write_mode(file=sys.stderr):
+            emit(record)
+
+    return emit_above
+
+
+def _is_console(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+
+
+def _new_bar() -> Any:
+    """A bar for a terminal, or a widget for a notebook that has them."""
+    kind = tqdm.tqdm
+    if _in_notebook():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without ipywidgets the bar is text, which needs no warning
+            from tqdm.auto import tqdm as kind
+    return kind(total=1, file=sys.stderr, bar_format="{desc}", leave=True, dynamic_ncols=True)
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _columns() -> int | None:
+    """Columns of the terminal behind standard error; ``None`` where there is none to measure, as in a notebook."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -14,6 +14,7 @@ from dspy.promptune.allocation.records import AllocationPolicy, Job, ScoreTable
 from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.options import check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
+from dspy.promptune.run.failures import ExampleFailures, failures_of, samples_of
 from dspy.promptune.run.loop import Limits, Schedule, SearchLoop
 from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.timing import Timed
@@ -68,6 +69,11 @@ class SearchRun:
     spent: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     space: PromptSpace | None = field(default=None, repr=False)
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def failures(self) -> ExampleFailures:
+        """Examples on which program or metric raised, and answers that could not be read: they count as wrong."""
+        return failures_of(self.trials)
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one page of HTML that needs nothing else, and return its path.
@@ -167,6 +173,8 @@ class Run:
         trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, job.number)
         storage.set_trial_user_attr(trial_id, "seconds", round(outcome.seconds, 4))
         storage.set_trial_user_attr(trial_id, "paid", len(outcome.scores))
+        for name, text in samples_of(outcome).items():
+            storage.set_trial_user_attr(trial_id, name, text)
         noted = {"errors": outcome.errors, "unreadable": outcome.unreadable, **spent}
         for name, amount in noted.items():
             if amount:
