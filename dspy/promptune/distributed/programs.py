@@ -164,6 +164,7 @@ class ProgramEvaluator:
 
     Attributes:
         cut: Examples that were not waited for at the end.
+        late: Examples that workers elsewhere gave up; in threads it is the pool that counts them.
 
     Args:
         programs: What is run.
@@ -180,7 +181,7 @@ class ProgramEvaluator:
     ) -> None:
         self.programs = programs
         self._keep = keep
-        self.cut = 0
+        self.cut = self.late = 0
         self._rules, self._pool, self._n_jobs = rules, pool, n_jobs
         self._states: dict[int, _State] = {}
         self._heads: dict[Key, _Head] = {}

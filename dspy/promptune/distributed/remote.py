@@ -98,7 +98,7 @@ class RemoteEvaluator:
         builder: PayloadBuilder,
         keep: Keep = keep_nothing,
     ) -> None:
-        self.programs, self.cut = programs, 0
+        self.programs, self.cut, self.late = programs, 0, 0
         self._rules, self._executor, self._pool, self._keep = rules, executor, pool, keep
         self._gateway, self._limiter = gateway, gateway.limiter
         self._threads, self._n_jobs = min(threads, gateway.limiter.limit), n_jobs
@@ -275,7 +275,7 @@ class RemoteEvaluator:
         gateway.calls += counts.get("calls", 0)
         gateway.shared += counts.get("shared", 0)
         gateway.retried += counts.get("retried", 0)
-        self.cut += counts.get("late", 0)
+        self.late += counts.get("late", 0)
 
     def _left_over(self, block: _Block, record: Record) -> list[_Block]:
         """What a block could not pay for, to be sent again with more; nothing where its job has failed."""

@@ -59,7 +59,7 @@ class Standing:
     cost: float | None = None
 
     def text(self, width: int | None = None) -> str:
-        """The parts in their order; where they are wider than ``width`` characters, the least important are left out."""
+        """The parts in their order, as many as find room in ``width`` characters; the best score is left out last."""
         parts = self._parts()
         while parts:
             text = "; ".join(words for _, words in parts)
@@ -70,7 +70,8 @@ class Standing:
 
     def _parts(self) -> list[tuple[int, str]]:
         """``(rank, words)``: rank 0 is left out last."""
-        wrong = [f"{self.raised} raised"] * bool(self.raised) + [f"{self.unreadable} unreadable"] * bool(self.unreadable)
+        failures = ((self.raised, "raised"), (self.unreadable, "unreadable"))
+        wrong = [f"{count} {what}" for count, what in failures if count]
         found = [
             (0, f"best {100 * self.best:.1f} %" if self.best is not None else ""),
             (1, ", ".join(wrong)),
