@@ -22,7 +22,7 @@ __all__ = ["main"]
 GOES_ON = "not ended: resume=True goes on"
 LIVE = (
     "To watch a run while it goes on: pip install optuna-dashboard, then optuna-dashboard sqlite:///runs.db for "
-    "storage=\"runs.db\" (or optuna-dashboard runs.log, or the database's URL), and open the address that it prints."
+    'storage="runs.db" (or optuna-dashboard runs.log, or the database\'s URL), and open the address that it prints.'
 )
 STORAGE = "a SQLite file, an Optuna journal (*.log), or a URL such as postgresql://user@host/base"
 
@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
     export.add_argument("--csv", type=Path, metavar="FILE", help="the trials as CSV")
     export.add_argument("--json", type=Path, metavar="FILE", help="the whole run as JSON")
-    export.add_argument(
-        "--program", type=Path, metavar="FILE", help="the best program as JSON, for program.load(FILE)"
-    )
+    export.add_argument("--program", type=Path, metavar="FILE", help="the best program as JSON, for program.load(FILE)")
     report = _command(commands, "report", "write a run's report, one page of HTML", _report)
     report.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
     report.add_argument("-o", "--output", type=Path, metavar="FILE", default=Path("report.html"), help="the page")

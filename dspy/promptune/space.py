@@ -197,9 +197,7 @@ class PromptSpace:
     def _neighbours(self, key: Key) -> Iterator[Key]:
         if self.allowed is not None:
             return (other for other in self.allowed if sum(a != b for a, b in zip(key, other, strict=True)) == 1)
-        return (
-            (*key[:i], j, *key[i + 1 :]) for i, part in enumerate(self.parts) for j in part.distinct if j != key[i]
-        )
+        return ((*key[:i], j, *key[i + 1 :]) for i, part in enumerate(self.parts) for j in part.distinct if j != key[i])
 
     def _fill(self, chosen: dict[Key, None], size: int, rng: random.Random) -> None:
         if self.allowed is not None:
@@ -262,16 +260,12 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, str) or isinstance(other, str):
         return bool(one is other or one == other)
     try:
-        return len(one) == len(other) and all(
-            _fields(a) == _fields(b) for a, b in zip(one, other, strict=True)
-        )
+        return len(one) == len(other) and all(_fields(a) == _fields(b) for a, b in zip(one, other, strict=True))
     except Exception:
         return False
 
 
-def _parts(
-    instructions: Mapping[int, Sequence[str]], demos: Mapping[int, Sequence[Any]] | None
-) -> tuple[Part, ...]:
+def _parts(instructions: Mapping[int, Sequence[str]], demos: Mapping[int, Sequence[Any]] | None) -> tuple[Part, ...]:
     predictors = range(len(instructions))
     if not instructions or set(instructions) != set(predictors):
         raise SpaceError(f"Predictors {sorted(instructions)}: number them 0 to V-1, with at least one predictor.")

@@ -14,8 +14,10 @@ POOL = np.array([[i] for i in range(30)])
 def beliefs():
     """Thirty prompts on a line, four of them measured; the right end is best."""
     gp = PromptGP([np.linspace(0, 2, 30)[:, None]])
-    seen = [Observation((i,), v, (0.0,) * round(50 * (1 - v)) + (1.0,) * round(50 * v))
-            for i, v in ((2, 0.2), (12, 0.4), (24, 0.8), (27, 0.7))]
+    seen = [
+        Observation((i,), v, (0.0,) * round(50 * (1 - v)) + (1.0,) * round(50 * v))
+        for i, v in ((2, 0.2), (12, 0.4), (24, 0.8), (27, 0.7))
+    ]
     return PoolPosterior(gp, POOL, evidence(seen))
 
 

@@ -22,8 +22,10 @@ def problem(seed=0, n=20, observed=15):
     gp = PromptGP([rng.normal(size=(n, 3)) / 2, rng.normal(size=(n, 3)) / 2])
     pool = np.array([[i, j] for i in range(n) for j in range(n)])
     rows = pool[rng.choice(len(pool), observed, replace=False)]
-    seen = [Observation(tuple(r), float(p), tuple((rng.random(20) < p).astype(float)))
-            for r, p in zip(rows.tolist(), rng.uniform(0.2, 0.8, observed), strict=True)]
+    seen = [
+        Observation(tuple(r), float(p), tuple((rng.random(20) < p).astype(float)))
+        for r, p in zip(rows.tolist(), rng.uniform(0.2, 0.8, observed), strict=True)
+    ]
     data = evidence(seen)
     return PoolPosterior(gp, pool, data), PromptModel(gp, data)
 

@@ -62,3 +62,38 @@ def test_values_that_do_not_differ_have_a_unit(values):
     data = evidence([Observation((i, 0), value) for i, value in enumerate(values)])
     assert np.isfinite(data.values).all()
     assert data.unit > 0
+
+
+def percentages(binary):
+    """The same measurements as scores from 0 to 1, and as percentages."""
+    rng = np.random.default_rng(4)
+    rows = [rng.random(20) for _ in range(6)]
+    rows = [(row < 0.3 + 0.1 * i).astype(float) if binary else row for i, row in enumerate(rows)]
+    return (
+        evidence(
+            [
+                Observation((i, 0), times * float(row.mean()), tuple(times * row), tuple(range(20)))
+                for i, row in enumerate(rows)
+            ]
+        )
+        for times in (1.0, 100.0)
+    )
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_percentages_are_believed_as_much_as_scores_up_to_one(binary):
+    """Values, variances, difficulty and the kind of the scores are equal; only the unit differs."""
+    one, hundred = percentages(binary)
+    assert (one.unit, hundred.unit) == (1.0, 100.0)
+    assert hundred.values == pytest.approx(one.values)
+    assert hundred.variances == pytest.approx(one.variances)
+    assert (hundred.per_score, hundred.share, hundred.difficulty) == pytest.approx(
+        (one.per_score, one.share, one.difficulty)
+    )
+    assert hundred.binary == one.binary == binary
+
+
+def test_other_scores_have_the_range_they_were_seen_in():
+    """A metric from -2 to 3 has five units."""
+    data = evidence([Observation((0, 0), 0.5, (-2.0, 3.0)), Observation((1, 0), 1.0, (1.0, 1.0))])
+    assert data.unit == pytest.approx(5.0)

@@ -1,7 +1,9 @@
 """Our sampler through plain Optuna: ask, tell, best."""
 
+import copy
 import logging
 import math
+import pickle
 import random
 
 import numpy as np
@@ -156,9 +158,7 @@ def test_minimising_turns_everything_round():
 
 def test_only_allowed_combinations_are_proposed():
     """Of 100 combinations, the ten on the diagonal are allowed."""
-    space = PromptSpace(
-        {0: [w * 2 for w in WORDS[:5]] * 2}, {0: WORDS[:5] * 2}, allowed=[(i, i) for i in range(10)]
-    )
+    space = PromptSpace({0: [w * 2 for w in WORDS[:5]] * 2}, {0: WORDS[:5] * 2}, allowed=[(i, i) for i in range(10)])
     study, _ = start(space)
     assert all(tell(study, space, lambda key: 0.5) in space for _ in range(15))
 
@@ -173,9 +173,11 @@ def test_a_space_far_larger_than_the_pool_is_searched():
     assert np.mean([sum(key) for key in keys[-16:]]) > np.mean([sum(key) for key in keys[:8]])
 
 
-@pytest.mark.parametrize("options", [{"acquisition": a} for a in ("qlogei", "qlognei", "thompson")] + [
-    {"n_batches": 20}, {"n_batches": 20, "greedy": False}, {"n_batches": 5, "acquisition": "qlognei"}
-])
+@pytest.mark.parametrize(
+    "options",
+    [{"acquisition": a} for a in ("qlogei", "qlognei", "thompson")]
+    + [{"n_batches": 20}, {"n_batches": 20, "greedy": False}, {"n_batches": 5, "acquisition": "qlognei"}],
+)
 def test_every_way_of_proposing_proposes(options):
     """All acquisitions and batch searches run on real results with prompts pending."""
     space = by_length(25)
@@ -229,3 +231,16 @@ def test_a_posterior_that_fails_falls_back_to_chance(monkeypatch, caplog):
         best = sampler.best(study)
     assert study.best_trial.params == best
     assert "random instead" in caplog.text
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("told", [0, 8])
+def test_a_sampler_and_its_study_can_be_copied_and_go_on_alike(copied, told):
+    """From the first proposal on, the copy of a study proposes what the study itself does."""
+    space = by_length(30)
+    study, _ = start(space, embedder="onehot")
+    for _ in range(told):
+        tell(study, space, lambda key: key[0] / 30)
+    other = copied(study)
+    asked = [[one.ask(space.distributions()).params for _ in range(4)] for one in (study, other)]
+    assert asked[0] == asked[1]

@@ -362,9 +362,7 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
     run = Run(space, options.sampler or "tpe", budget, seed=task.seed, options=of_sampler, store=books.store)
     if books.meter.caps.given():
         calls = len(task.program.predictors())
-        run.policy = Budgeted(
-            run.policy, books.meter, run.table, n_examples=task.n_examples, calls_per_example=calls
-        )
+        run.policy = Budgeted(run.policy, books.meter, run.table, n_examples=task.n_examples, calls_per_example=calls)
     return run
 
 

@@ -329,9 +329,7 @@ class ProgramEvaluator:
         if lost is not None:
             self._fail(state, lost, transient=True)
 
-    def _note(
-        self, state: _State, index: int, prediction: Any, score: float, *, unreadable: bool = False
-    ) -> None:
+    def _note(self, state: _State, index: int, prediction: Any, score: float, *, unreadable: bool = False) -> None:
         with state.lock:
             if state.over:
                 return

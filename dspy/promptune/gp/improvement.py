@@ -94,9 +94,7 @@ class Batch:
         return result
 
 
-def greedy_batch(
-    posterior: PoolPosterior, q: int, *, best: float, seed: int, given: Sequence[int] = ()
-) -> list[int]:
+def greedy_batch(posterior: PoolPosterior, q: int, *, best: float, seed: int, given: Sequence[int] = ()) -> list[int]:
     """Choose up to ``q`` pool members, each adding most to the expected improvement of the batch over ``best``.
 
     Args:

@@ -52,12 +52,16 @@ class PartsKernel(Kernel):  # type: ignore[misc]
         super().__init__()
         self.n_parts = len(points)
         for i, part in enumerate(points):
-            self.register_buffer(f"points_{i}", torch.as_tensor(part, dtype=torch.float64))
+            self.set_points(i, part)
         for name, (median, spread) in PRIORS.items():
             if name in ("own", "joint") and self.n_parts == 1:
                 continue
             count = 1 if name in ("joint", "single", "scale") else self.n_parts
             self._add(f"log_{name}", math.log(median), spread, count)
+
+    def set_points(self, part: int, points: Array) -> None:
+        """The candidates of a part, ``(n_candidates, r)``; they may be more than before."""
+        self.register_buffer(f"points_{part}", torch.as_tensor(points, dtype=torch.float64))
 
     def _add(self, name: str, mean: float, spread: float, count: int) -> None:
         value = torch.full((count,), mean, dtype=torch.float64)

@@ -18,6 +18,7 @@ from dspy.promptune.gp.kernel import PartsKernel
 from dspy.promptune.gp.parts import Array
 
 MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
+PERCENT = 100.0  # scores from 0 to this, the larger half included, are percentages
 MANY, FEW_ITERATIONS = 200, 8  # beyond so many observations an iteration is slow, and hyper-parameters hardly move
 
 
@@ -32,7 +33,7 @@ class Evidence:
         weights: ``(n, examples seen)`` share of each example in each mean; rows of zeros where unknown.
         columns: The column of each example in ``weights``.
         per_score: Typical variance of one score about its prompt's mean, over ``unit`` squared.
-        binary: Whether every score is 0 or 1, so that a prompt's level gives its noise.
+        binary: Whether every score is 0 or ``unit``, so that a prompt's level gives its noise.
         share: Share of the examples' difficulty in that variance.
         difficulty: Variance of an example's difficulty, over ``unit`` squared.
         centre: Mean of the observed values, in the metric's own units.
@@ -58,15 +59,17 @@ class Evidence:
 def evidence(observations: Sequence[Observation]) -> Evidence:
     """Bring observations (at least one) into the units of the priors."""
     raw = np.array([one.value for one in observations], dtype=np.float64)
-    unit = _unit(raw)
-    noise = variances(observations) / unit**2
+    scores = np.array([score for one in observations for score in one.scores or ()], dtype=np.float64)
+    unit = _unit(raw, scores)
+    scaled = observations if unit == 1.0 else [_over(one, unit) for one in observations]
+    noise = variances(scaled)
     sizes = np.array([one.size for one in observations])
     known = np.isfinite(noise)
     per_score = float((noise * sizes)[known].mean()) if known.any() else 0.25
     centre = float(raw.mean())
     table, columns = weights(observations)
-    binary = all(score in (0.0, 1.0) for one in observations for score in one.scores or ())
-    share = difficulty_share(observations)
+    binary = bool(np.isin(scores, (0.0, unit)).all())
+    share = difficulty_share(scaled)
     return Evidence(
         rows=np.array([one.key for one in observations], dtype=np.int64),
         values=(raw - centre) / unit,
@@ -82,16 +85,33 @@ def evidence(observations: Sequence[Observation]) -> Evidence:
     )
 
 
+def _over(one: Observation, unit: float) -> Observation:
+    """The same measurement of a metric that runs from 0 to 1."""
+    scores = None if one.scores is None else tuple(score / unit for score in one.scores)
+    return Observation(one.key, one.value / unit, scores, one.examples)
+
+
 def _shrunk(per_score: float, examples: int) -> float:
     """The variance of a 0/1 score, where few examples may have been easy by chance."""
     return (per_score * examples + SPREAD[0] * SPREAD[1]) / (examples + SPREAD[1])
 
 
-def _unit(values: Array) -> float:
-    """1 for metrics between 0 and 1; otherwise six standard deviations, as if they spanned the range."""
-    low, high = float(values.min()), float(values.max())
+def _unit(values: Array, scores: Array) -> float:
+    """Length of the metric's range: 1 for scores from 0 to 1, 100 for percentages, otherwise as far as scores went.
+
+    Args:
+        values: ``(n,)`` observed means.
+        scores: Per-example scores behind them; empty where only means are known, which then are taken to span a range
+            of six standard deviations.
+    """
+    seen = np.concatenate([values, scores])
+    low, high = float(seen.min()), float(seen.max())
     if low >= 0 and high <= 1:
         return 1.0
+    if low >= 0 and PERCENT / 2 <= high <= PERCENT:
+        return PERCENT
+    if len(scores):
+        return max(high, 0.0) - min(low, 0.0)
     return 6 * float(values.std()) or max(abs(high), 1.0)
 
 

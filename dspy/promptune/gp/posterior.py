@@ -92,8 +92,8 @@ class PoolPosterior:
         """Variance of a mean of ``size`` further scores of each member about its true score, ``(P,)``."""
         if self._per_score is not None:
             return np.full(len(self), self._per_score / size)
-        level = np.clip(self.mean, *LEVELS)
-        return level * (1 - level) / size
+        level = np.clip(self.mean / self._unit, *LEVELS)
+        return self._unit**2 * level * (1 - level) / size
 
     def column(self, j: int) -> Array:
         """Posterior covariances of pool member ``j`` with all members, ``(P,)``."""

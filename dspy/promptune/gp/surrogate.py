@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,12 +31,57 @@ class Surrogate:
     Args:
         vectors: For each part, ``(n_candidates, d)`` embeddings.
         max_dims: Directions kept of each part's vectors.
+
+    Attributes:
+        version: How often candidates were added; a posterior is valid for the version it was computed at.
     """
 
     def __init__(self, vectors: Sequence[Array], max_dims: int = MAX_DIMS) -> None:
-        self.gp = PromptGP([project(part, max_dims) for part in vectors])
+        self._vectors = [np.asarray(part, dtype=np.float64) for part in vectors]
+        self._max_dims = max_dims
+        self.gp = PromptGP([project(part, max_dims) for part in self._vectors])
         self._prior = self.gp.hyperparameters()
         self._fitted = 0
+        self.version = 0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Candidates known of each part."""
+        return tuple(len(part) for part in self._vectors)
+
+    def extend(self, part: int, vectors: Array) -> None:
+        """Add candidates to a part, after those it has; fitted hyper-parameters stay.
+
+        The part is projected anew, so that points of earlier candidates move too: a posterior computed before does
+        not hold for the extended space, and ``version`` says that one is needed.
+
+        Args:
+            part: Position of the part.
+            vectors: ``(n_new, d)`` embeddings; where ``d`` grew, as it does for one-hot vectors, the candidates before
+                have zeros there.
+        """
+        old, new = self._vectors[part], np.asarray(vectors, dtype=np.float64)
+        width = max(old.shape[1], new.shape[1])
+        padded = [np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in (old, new)]
+        self._vectors[part] = np.concatenate(padded)
+        self.gp.kernel.set_points(part, project(self._vectors[part], self._max_dims))
+        self.version += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without GPyTorch's modules, which cannot be pickled: they are built anew from the vectors."""
+        return {
+            "vectors": self._vectors,
+            "max_dims": self._max_dims,
+            "hyperparameters": self.gp.hyperparameters(),
+            "prior": self._prior,
+            "fitted": self._fitted,
+            "version": self.version,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["vectors"], state["max_dims"])  # type: ignore[misc]
+        self.gp.set_hyperparameters(state["hyperparameters"])
+        self._prior, self._fitted, self.version = state["prior"], state["fitted"], state["version"]
 
     def posterior(self, observations: Sequence[Observation], pool: Sequence[Key]) -> PoolPosterior:
         """Beliefs about ``pool`` given ``observations`` (at least one), refitting when they grew enough.

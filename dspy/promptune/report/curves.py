@@ -38,9 +38,7 @@ def draw_best_so_far(record: RunRecord, against: str) -> Figure:
     ):
         line = {**style, "shape": "hv"}
         x, y, hovers = [*at, end], [*values, values[-1]], [*texts, texts[-1]]
-        found.add_trace(
-            go.Scatter(x=x, y=y, name=name, mode="lines", line=line, hovertext=hovers, hoverinfo="text")
-        )
+        found.add_trace(go.Scatter(x=x, y=y, name=name, mode="lines", line=line, hovertext=hovers, hoverinfo="text"))
     return found
 
 

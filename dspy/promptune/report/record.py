@@ -236,9 +236,7 @@ def _evaluation(trial: FrozenTrial, key: Key | None, span: Span, lane: int, scru
 # ---------------------------------------------------------------------- what was best when
 
 
-def _history(
-    given: Any, evaluations: Sequence[Evaluation], space: PromptSpace
-) -> tuple[tuple[Moment, ...], bool]:
+def _history(given: Any, evaluations: Sequence[Evaluation], space: PromptSpace) -> tuple[tuple[Moment, ...], bool]:
     """The recorded history with the seconds of its entries, or one made from the scores; and whether it was made."""
     ended = sorted((each for each in evaluations if each.state != "running"), key=lambda each: each.span.ended)
     entries = [(int(calls), tuple(key)) for calls, key in given or ()]

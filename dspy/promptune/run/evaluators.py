@@ -27,7 +27,6 @@ def keep_nothing(job: Job, scores: Mapping[int, float]) -> None:
     """Scores that are kept in memory only."""
 
 
-
 class Evaluator(Protocol):
     """Evaluates jobs. Started from the thread that owns the run; ``done`` is called once a job, from any thread."""
 

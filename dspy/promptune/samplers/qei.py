@@ -108,6 +108,35 @@ class QEISampler(BaseSampler):
         space = repr(self.space) if self.bound else "no space yet"
         return f"QEISampler({space}, acquisition={self.options.acquisition!r})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the lock, so that samplers and their studies can be pickled and copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.bound:
+            self._lock = threading.RLock()
+
+    def grow(self) -> bool:
+        """Take in the candidates that were appended to the space since the last call; False where there are none.
+
+        Only new texts are embedded. What was fitted stays.
+
+        Raises:
+            EmbeddingError: The embedder failed.
+        """
+        with self._lock:
+            known = self.surrogate.sizes
+            if known == self.space.sizes:
+                return False
+            vectors = embed_parts(self.space, self.embedder)
+            for part, (rows, count) in enumerate(zip(vectors, known, strict=True)):
+                if len(rows) > count:
+                    self.surrogate.extend(part, rows[count:])
+            self._own = self.space.distributions()
+            self._planned.clear()
+            return True
+
     def reseed_rng(self) -> None:
         """Draw a new random state, as Optuna asks of samplers copied to other processes."""
         with self._lock:

@@ -317,5 +317,3 @@ def _insert(storage: Any, model: str, rows: Callable[[Any], list[dict[str, Any]]
 
 
 COLUMNS = ("trial_id", "step", "intermediate_value", "intermediate_value_type")
-
-
