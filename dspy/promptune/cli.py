@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import PromptuneError, StorageError
+from dspy.promptune.secrets import MASK, said
+from dspy.promptune.visible import as_text, visible
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -30,18 +32,31 @@ STORAGE = "a SQLite file, an Optuna journal (*.log), or a URL such as postgresql
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 when it did what was asked, 1 with a message where it could not."""
     args = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of what the terminal has no sign for
     try:
         args.do(args)
-        sys.stdout.flush()
-    except PromptuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on: that is no error, and there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(f"error: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
+    except Exception as error:
+        print(f"error: {visible(_why(error, args.storage))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _why(error: Exception, storage: str) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, PromptuneError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{error.filename or 'A file'} cannot be written: {error.strerror}."
+    return (
+        f"The storage {_place(storage)} holds what cannot be read as a run ({said(error, 120)}): it is damaged, or "
+        "another program has written to it."
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +95,7 @@ def _command(commands: Any, name: str, text: str, do: Any) -> argparse.ArgumentP
 def _runs(args: argparse.Namespace) -> None:
     rows = [_summary(study) for study in _studies(args.storage)]
     if args.json:
-        print(json.dumps(rows, indent=2, default=str))
+        print(as_text(rows))
         return
     columns = ("study", "kind", "trials", "complete", "failed", "running", "best", "calls", "cost", "state")
     print(_table(columns, rows) if rows else f"There are no runs in {_place(args.storage)}.")
@@ -93,12 +108,12 @@ def _show(args: argparse.Namespace) -> None:
     study = _study(args)
     attributes = _attributes(study)
     for name, value in _summary(study).items():
-        print(f"{name:>10}  {value}")
+        print(f"{name:>10}  {visible(str(value))}")
     for name in ("metric", "language_model", "embedder", "versions", "settings", "options", "spent", "best"):
         if name in attributes:
-            print(f"{name:>10}  {json.dumps(attributes[name], ensure_ascii=False)}")
+            print(f"{name:>10}  {visible(as_text(attributes[name], None))}")
     for name, text in _winner(attributes).items():
-        print(f"\n{name}:\n{text}")
+        print(visible(f"\n{name}:\n{text}"))
     rows = trial_rows(study.get_trials(deepcopy=False))
     for line in failures_of(study.get_trials(deepcopy=False)).lines():
         print(f"\n{line}")
@@ -119,18 +134,27 @@ def _export(args: argparse.Namespace) -> None:
         with _writing(args.csv).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)) or ["number"])
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({name: _field(value) for name, value in row.items()} for row in rows)
         print(f"{len(rows)} trials in {args.csv}.")
     if args.json:
         whole = {"study": study.study_name, **study.user_attrs, "trials": [_whole(trial) for trial in trials]}
-        _writing(args.json).write_text(json.dumps(whole, indent=2, default=str, ensure_ascii=False), encoding="utf-8")
+        _writing(args.json).write_text(as_text(whole), encoding="utf-8")
         print(f"The run in {args.json}.")
     if args.program:
         program = study.user_attrs.get("best_program")
         if program is None:
-            raise StorageError(f"Run {study.study_name!r} has no best program: it has not ended, or searched a table.")
-        _writing(args.program).write_text(json.dumps(program, indent=2, ensure_ascii=False), encoding="utf-8")
+            raise StorageError(f"Run {study.study_name!r} has no best program: {_no_program(study)}.")
+        if MASK in as_text(program):
+            print(f"note: {MASK} stands in the program for a credential that it held.", file=sys.stderr)
+        _writing(args.program).write_text(as_text(program), encoding="utf-8")
         print(f"The best program in {args.program}.")
+
+
+def _no_program(study: Study) -> str:
+    attributes = study.user_attrs
+    if "no_best_program" in attributes:
+        return str(attributes["no_best_program"])
+    return "it searched a table" if attributes.get("kind") == "search" else "it has not ended"
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -144,7 +168,7 @@ def _prune(args: argparse.Namespace) -> None:
 
     named = args.study is not None
     chosen, kept = [], []
-    for study in [_study(args)] if named else _studies(args.storage):
+    for study in [_study(args, read_only=False)] if named else _studies(args.storage, read_only=False):
         name, why = f"{study.study_name!r} ({len(study.get_trials(deepcopy=False))} trials)", _spared(study, named)
         if why is None:
             chosen.append((name, study))
@@ -176,13 +200,14 @@ def _spared(study: Study, named: bool) -> str | None:
 # ---------------------------------------------------------------------- reading
 
 
-def _studies(storage: str) -> list[Study]:
+def _studies(storage: str, *, read_only: bool = True) -> list[Study]:
     import optuna
 
-    from dspy.promptune.storage.backend import explain, open_storage, quiet_optuna
+    from dspy.promptune.storage.backend import open_storage, quiet_optuna
+    from dspy.promptune.storage.messages import explain
 
     with quiet_optuna():
-        opened = open_storage(storage, must_exist=True)
+        opened = open_storage(storage, must_exist=True, read_only=read_only)
         try:
             names = [each.study_name for each in opened.storage.get_all_studies()]
             return [optuna.load_study(study_name=name, storage=opened.storage) for name in names]
@@ -190,8 +215,8 @@ def _studies(storage: str) -> list[Study]:
             raise explain(error, opened.place) from error
 
 
-def _study(args: argparse.Namespace) -> Study:
-    found = _studies(args.storage)
+def _study(args: argparse.Namespace, *, read_only: bool = True) -> Study:
+    found = _studies(args.storage, read_only=read_only)
     names = ", ".join(repr(study.study_name) for study in found) or "none"
     if args.study is None and len(found) == 1:
         return found[0]
@@ -204,7 +229,7 @@ def _study(args: argparse.Namespace) -> Study:
 
 
 def _place(storage: str) -> str:
-    from dspy.promptune.storage.backend import place_of
+    from dspy.promptune.storage.messages import place_of
 
     return place_of(storage)
 
@@ -250,7 +275,7 @@ def _winner(attributes: Mapping[str, Any]) -> dict[str, str]:
     for name, index in best.items():
         if index < len(candidates.get(name, ())):
             chosen = candidates[name][index]
-            found[name] = chosen if isinstance(chosen, str) else json.dumps(chosen, ensure_ascii=False, indent=1)
+            found[name] = chosen if isinstance(chosen, str) else as_text(chosen, 1)
     return found
 
 
@@ -268,6 +293,7 @@ def _whole(trial: Any) -> dict[str, Any]:
 
 
 def _writing(path: Path) -> Path:
+    path = path.expanduser()
     if not path.parent.is_dir():
         raise StorageError(f"{path} has no folder: create {path.parent} first.")
     return path
@@ -280,8 +306,15 @@ def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
+def _field(value: Any) -> Any:
+    """A value in a CSV file: a text that a spreadsheet would take for a formula is marked as a text."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        value = "'" + value
+    return visible(value) if isinstance(value, str) else value
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
+    text = f"{value:.4g}" if isinstance(value, float) else visible(" ".join(str(value).split()))
     return text if len(text) <= 60 else text[:57] + "..."

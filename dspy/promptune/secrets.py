@@ -9,20 +9,47 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["SecretMasker", "cause", "is_secret", "know", "masked", "said", "secrets_of", "traced"]
+from dspy.promptune.visible import visible
+
+__all__ = [
+    "MASK",
+    "SecretMasker",
+    "cause",
+    "is_credential",
+    "is_secret",
+    "know",
+    "masked",
+    "said",
+    "secrets_of",
+    "traced",
+]
 
 MASK = "[removed]"
 MIN_LENGTH = 6  # characters of a value that is looked for; shorter ones are in ordinary words too
 MIN_ENVIRONMENT = 8
+ALONE = 16  # characters, below which a value is looked for as a word of its own, not inside of others
+DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*;base64,[A-Za-z0-9+/=_-]+|[A-Za-z0-9+/]{120,}={0,2}")
 LOOKS_SECRET = re.compile(
-    r"\b(?:sk|pk|rk|gsk|xai|hf|ghp|gho|AKIA|AIza)[-_]?[A-Za-z0-9_-]{16,}"  # keys by their well-known prefixes
-    r"|(?i:\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}"
+    r"(?<![A-Za-z0-9_-])(?:"  # keys by their well-known prefixes
+    r"(?:sk|pk|rk|xai)-[A-Za-z0-9_-]{16,}|(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"
+    r"|(?:gsk|hf|ghp|gho|ghs|github_pat)_[A-Za-z0-9_]{16,}"
+    r"|AKIA[A-Z0-9]{16}(?![A-Za-z0-9])|AIza[A-Za-z0-9_-]{30,}|xox[abprs]-[A-Za-z0-9-]{16,}"
+    r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+)"
+    r"|(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token|digest|apikey|key)\s+)[A-Za-z0-9._~+/=-]{8,}"
+    r"|(?i:\b(?:bearer|basic)\s+)(?=[A-Za-z._~+/=-]{0,60}[0-9])[A-Za-z0-9._~+/=-]{16,}"
     r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password@ of a URL
     r"|(?i:(?<=[?&]key=)|(?<=[?&_]token=)|(?<=api_key=)|(?<=api-key=)|(?<=apikey=)|(?<=secret=)|(?<=password=))"
     r"[^&\s\"'\\]{6,}"  # of a URL's options
 )
 SECRET_NAME = re.compile(r"key|token|secret|passw|auth|credential|header|cookie|signature|query", re.IGNORECASE)
 HARMLESS_NAME = re.compile(r"max_(completion_)?tokens|_tokens$", re.IGNORECASE)
+CREDENTIAL_NAME = re.compile(  # of a setting, a header, an option of a URL or a variable whose value is a credential
+    r"^code$|(?:^|[-_.])(?:(?:api|access|auth)?key|authorization|token|secret|password|passwd|pass|pwd|credentials?"
+    r"|cookie|signature|sig|auth)(?:$|[-_.](?:id|value|header|[0-9]+)$)",
+    re.IGNORECASE,
+)
+SCHEME = re.compile(r"(?:bearer|basic|token|digest|apikey|key)\s+", re.IGNORECASE)
+RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{16,}")  # as keys are, and words are not
 
 _known: set[str] = set()  # secrets of the language models and embedders that runs of this process have used
 
@@ -30,9 +57,10 @@ _known: set[str] = set()  # secrets of the language models and embedders that ru
 class SecretMasker:
     """Replaces secrets by a mask in texts and in what consists of texts.
 
-    A secret is one of ``secrets``, one that :func:`know` was told, the value of an environment variable (of 8
-    characters or more, paths and plain words excepted), or what has the form of a key, an ``Authorization`` header, or
-    a URL's password.
+    A secret is one of ``secrets``, one that :func:`know` was told, the value of an environment variable with the name
+    of a credential (such as ``OPENAI_API_KEY``; of 8 characters or more, paths and plain words excepted), or what has
+    the form of a key, an ``Authorization`` header, or a URL's password. Data is never changed: what stands in a
+    ``data:`` URL, or in a long run of base64, stays.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -44,12 +72,21 @@ class SecretMasker:
         if self._seen != len(_known):
             self._seen = len(_known)
             self._pattern = _pattern(self._own | _known)
+        if "base64," not in text and len(text) < 120:
+            return self._masked(text)
+        found, end = [], 0
+        for data in DATA.finditer(text):
+            found += [self._masked(text[end : data.start()]), data[0]]
+            end = data.end()
+        return "".join([*found, self._masked(text[end:])])
+
+    def _masked(self, text: str) -> str:
         if self._pattern is not None:
             text = self._pattern.sub(MASK, text)
         return LOOKS_SECRET.sub(MASK, text)
 
     def value(self, value: Any) -> Any:
-        """The same for JSON: every text in it, and whatever stands under a name that speaks of secrets."""
+        """The same for JSON: every text in it."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
@@ -71,7 +108,7 @@ def masked(text: str) -> str:
 
 def said(error: BaseException, limit: int = 500) -> str:
     """An error in one line, as it is logged, shown and put into other messages: its type and text, without secrets."""
-    return f"{type(error).__name__}: {masked(' '.join(str(error).split()))[:limit]}"
+    return f"{type(error).__name__}: {visible(masked(' '.join(str(error).split()))[:limit])}"
 
 
 def traced(error: BaseException) -> str:
@@ -90,17 +127,40 @@ def cause(error: BaseException) -> BaseException | None:
 
 
 def secrets_of(lm: Any) -> set[str]:
-    """Texts in a language model's settings that must not be written: keys, tokens and all that is in headers.
+    """Texts in a language model's settings that must not be written: keys, tokens, and headers that carry them.
 
-    An embedder's are found as well, and those of a mapping of settings.
+    An embedder's are found as well, and those of a mapping of settings. Headers such as ``X-Title`` are no secrets,
+    unless their value looks like a key.
     """
     found: set[str] = set()
     sources = [getattr(lm, name, None) for name in ("kwargs", "default_kwargs", "__dict__")]
     for source in (*sources, lm if isinstance(lm, Mapping) else None):
         for name, value in (source or {}).items():
             if is_secret(str(name)):
-                found |= _texts(value)
+                found |= _credentials(str(name), value)
     return found
+
+
+def _credentials(name: str, value: Any) -> set[str]:
+    """Credentials in a setting, by the name that each stands under, or by how it looks."""
+    if isinstance(value, Mapping):
+        return set().union(*(_credentials(str(inner), each) for inner, each in value.items()))
+    if isinstance(value, (list, tuple)):
+        return set().union(*(_credentials(name, each) for each in value))
+    if hasattr(value, "get_secret_value"):
+        return _credentials(name, value.get_secret_value())
+    if not isinstance(value, str):
+        return set()
+    bare = SCHEME.sub("", value, count=1) if SCHEME.match(value) else value
+    if is_credential(name) or LOOKS_SECRET.search(value) or RANDOM.search(bare):
+        return {each for each in (value, bare) if len(each) >= MIN_LENGTH and not _word(each)}
+    return set()
+
+
+@lru_cache(1024)
+def is_credential(name: str) -> bool:
+    """Whether what stands under this name is a credential: ``api_key``, ``Authorization``, ``DB_PASSWORD``."""
+    return bool(CREDENTIAL_NAME.search(name)) and not HARMLESS_NAME.search(name)
 
 
 @lru_cache(1024)
@@ -109,26 +169,32 @@ def is_secret(name: str) -> bool:
     return bool(SECRET_NAME.search(name)) and not HARMLESS_NAME.search(name)
 
 
-def _texts(value: Any) -> set[str]:
-    if isinstance(value, str):
-        return {value, *value.split()} if len(value) >= MIN_LENGTH else set()
-    if isinstance(value, Mapping):
-        return set().union(*(_texts(each) for each in value.values()))
-    if isinstance(value, (list, tuple)):
-        return set().union(*map(_texts, value))
-    return set()
-
-
 def _pattern(secrets: Iterable[str]) -> re.Pattern[str] | None:
     longest_first = sorted(secrets, key=lambda text: (-len(text), text))
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+    return re.compile("|".join(map(_sought, longest_first))) if longest_first else None
+
+
+def _sought(secret: str) -> str:
+    """Where a secret is looked for: a short one not inside of words."""
+    escaped = re.escape(secret)
+    return escaped if len(secret) >= ALONE else rf"(?<![A-Za-z0-9]){escaped}(?![A-Za-z0-9])"
 
 
 def _environment() -> set[str]:
-    values = set(os.environ.values())
-    return {value for value in values if len(value) >= MIN_ENVIRONMENT and not _harmless(value)}
+    found = {value for name, value in os.environ.items() if is_credential(name)}
+    found |= {password[1] for value in os.environ.values() if (password := PASSWORD.search(value))}
+    return {value for value in found if len(value) >= MIN_ENVIRONMENT and not _harmless(value)}
+
+
+PASSWORD = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
+PATH = ("/", "~", ".")
 
 
 def _harmless(value: str) -> bool:
-    """Paths, and plain words such as "production"."""
-    return value.startswith(("/", "~", ".")) or (value.isalpha() and value.islower())
+    """Paths, phrases and plain words."""
+    return value.startswith(PATH) or " " in value or _word(value)
+
+
+def _word(value: str) -> bool:
+    """Plain words such as "production", "None" or "EMPTY", and numbers."""
+    return value.isdecimal() or (value.isalpha() and (value.islower() or value.istitle() or value.isupper()))

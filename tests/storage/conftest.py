@@ -3,21 +3,12 @@
 import pytest
 
 import dspy
-import dspy.promptune.storage.lease as lease
-import dspy.promptune.storage.study_store as store
 from tests.tables import Table
 
 
 @pytest.fixture
 def table():
     return Table(instructions=4, demos=3, n_examples=12)
-
-
-@pytest.fixture
-def at_once(monkeypatch):
-    """A lease is taken without waiting for a rival."""
-    monkeypatch.setattr(store, "SETTLE_SECONDS", 0.0)
-    return lease
 
 
 @pytest.fixture(params=["runs.db", "runs.log"])

@@ -26,8 +26,7 @@ MINIBATCHES = {"sampler": "random", "minibatch_size": 4}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Nobody waits long for anybody."""
-    for module in (store_module, drivers_module):
-        monkeypatch.setattr(module, "SETTLE_SECONDS", 0.02)
+    monkeypatch.setattr(drivers_module, "SETTLE_SECONDS", 0.02)
     monkeypatch.setattr(store_module, "WAIT_SECONDS", 0.02)
     monkeypatch.setattr(driver_module, "TICK_SECONDS", 0.05)
 

@@ -77,7 +77,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_is_refused_by_name(place, at_once, what):
+def test_a_change_is_refused_by_name(place, what):
     """What makes old scores incomparable is named, with the ways out, before a language model is called."""
     change, named = CHANGES[what]
     with pytest.raises(StorageError, match=named) as error:
@@ -85,7 +85,7 @@ def test_a_change_is_refused_by_name(place, at_once, what):
     assert 'accept it with resume="force"' in str(error.value) and len(str(error.value)) < 900
 
 
-def test_what_changes_no_score_may_change(place, at_once):
+def test_what_changes_no_score_may_change(place):
     """Another sampler, budget, or number of jobs or threads goes on with the run."""
     lm, program = compiled(place, sampler="tpe", n_jobs=1, num_trials=5, init={"num_threads": 3})
     assert len(program.optimization_run.trials) > 3 and not [call for call in lm.calls if call.label != "answer"]
@@ -95,7 +95,7 @@ def test_what_changes_no_score_may_change(place, at_once):
     ("change", "message"),
     [(lambda old: ["other", *old[1:]], "candidates of 0_predictor_instruction have"), (lambda old: old[1:], "number")],
 )
-def test_other_candidates_are_refused(tmp_path, at_once, change, message):
+def test_other_candidates_are_refused(tmp_path, change, message):
     """Candidates that do not come out as they were are refused, though the options are the same."""
     place = str(tmp_path / "runs.db")
     compiled(place)
@@ -146,7 +146,7 @@ def test_the_embedder_is_named(options, name):
 @pytest.mark.parametrize(
     ("sampler", "options"), [(lambda space: QEISampler(space, embedder=lengths), {}), ("qei", {"embedder": lengths})]
 )
-def test_the_embedder_of_a_search_is_named(tmp_path, at_once, sampler, options):
+def test_the_embedder_of_a_search_is_named(tmp_path, sampler, options):
     """In memory and in the study, also where the sampler is built for the space."""
     table, place = Table(instructions=2, demos=2, n_examples=4), str(tmp_path / "runs.db")
     found = search(table.space, table, n_examples=4, max_calls=8, sampler=sampler, storage=place, **options)

@@ -40,7 +40,7 @@ def studies(place):
             optuna.get_all_study_summaries(storage)}  # fmt: skip
 
 
-def test_nothing_is_paid_twice(table, place, at_once):
+def test_nothing_is_paid_twice(table, place):
     """A run that is taken up with a larger budget pays for the difference only, and knows all its trials."""
     first = run(table, place, 60)
     second = run(table, place, 100)
@@ -50,7 +50,7 @@ def test_nothing_is_paid_twice(table, place, at_once):
     assert len(second.trials) > len(first.trials)
 
 
-def test_a_finished_run_is_read_back(table, place, at_once):
+def test_a_finished_run_is_read_back(table, place):
     """Taking up a run that is over costs nothing and gives the same winner."""
     first = run(table, place, 60)
     paid = len(table.paid)
@@ -59,7 +59,7 @@ def test_a_finished_run_is_read_back(table, place, at_once):
     assert (again.best_params, again.best_score, again.calls) == (first.best_params, first.best_score, 60)
 
 
-def test_our_sampler_goes_on(table, tmp_path, at_once):
+def test_our_sampler_goes_on(table, tmp_path):
     """The racing of our own sampler is taken up as well."""
     for budget in (40, 90):
         found = run(table, str(tmp_path / "runs.db"), budget, sampler="onehot", minibatch_size=None)
@@ -67,7 +67,7 @@ def test_our_sampler_goes_on(table, tmp_path, at_once):
     assert len(table.paid) == len(set(table.paid)) == 90
 
 
-def test_the_study_tells_the_whole_run(table, place, at_once):
+def test_the_study_tells_the_whole_run(table, place):
     """Options, versions, candidates, scores, times and proposals are in Optuna's own columns, as JSON."""
     found = run(table, place, 60)
     study = studies(place)["one"]
@@ -86,7 +86,7 @@ def test_the_study_tells_the_whole_run(table, place, at_once):
     json.dumps(attributes)
 
 
-def test_a_running_trial_is_on_disk(table, place, at_once):
+def test_a_running_trial_is_on_disk(table, place):
     """A proposal that is being evaluated is a RUNNING trial with its parameters."""
     seen = []
 
@@ -101,7 +101,7 @@ def test_a_running_trial_is_on_disk(table, place, at_once):
     assert seen == [("RUNNING", True)]
 
 
-def test_partly_evaluated_prompts_keep_their_scores(table, tmp_path, at_once):
+def test_partly_evaluated_prompts_keep_their_scores(table, tmp_path):
     """Examples scored before the process died are not paid again, though their trial never ended."""
     place = str(tmp_path / "runs.db")
     code = f"""
@@ -129,7 +129,7 @@ def test_partly_evaluated_prompts_keep_their_scores(table, tmp_path, at_once):
     assert stale.state.name == "FAIL" and "The process ended" in stale.user_attrs["error"]
 
 
-def test_a_study_that_is_there_is_not_overwritten(table, place, at_once):
+def test_a_study_that_is_there_is_not_overwritten(table, place):
     """Without ``resume`` a name that is taken is refused, with the two ways out."""
     run(table, place)
     with pytest.raises(StorageError, match="resume=True goes on with it, another study_name"):
@@ -144,7 +144,7 @@ def test_a_study_that_is_there_is_not_overwritten(table, place, at_once):
         ({"n_examples": 13}, "n_examples was 12, is 13"),
     ],
 )
-def test_another_search_is_refused(table, tmp_path, at_once, change, named):
+def test_another_search_is_refused(table, tmp_path, change, named):
     """What makes old scores incomparable is named; the study stays as it was."""
     place = str(tmp_path / "runs.db")
     before = run(table, place)
@@ -155,7 +155,7 @@ def test_another_search_is_refused(table, tmp_path, at_once, change, named):
     assert len(studies(place)["one"].trials) == len(before.trials)
 
 
-def test_a_change_can_be_forced(table, tmp_path, at_once, caught):
+def test_a_change_can_be_forced(table, tmp_path, caught):
     """``resume="force"`` goes on in spite of a difference, and says which."""
     place = str(tmp_path / "runs.db")
     run(table, place, 60)
@@ -164,7 +164,7 @@ def test_a_change_can_be_forced(table, tmp_path, at_once, caught):
     assert found.calls == 80 and "n_examples was 12, is 11" in caught.text
 
 
-def test_a_foreign_study_is_left_alone(table, tmp_path, at_once):
+def test_a_foreign_study_is_left_alone(table, tmp_path):
     """A study that was not made here, with trials in it, is refused."""
     place = str(tmp_path / "runs.db")
     optuna.create_study(storage=f"sqlite:///{place}", study_name="one").optimize(lambda trial: 1.0, n_trials=1)
@@ -172,7 +172,7 @@ def test_a_foreign_study_is_left_alone(table, tmp_path, at_once):
         run(table, place)
 
 
-def test_two_runs_at_once_are_refused(table, place, at_once):
+def test_two_runs_at_once_are_refused(table, place):
     """While a run is going on in this process, a second one on its study is refused; afterwards it is not."""
     inside, go_on, first = threading.Event(), threading.Event(), []
 
@@ -193,7 +193,7 @@ def test_two_runs_at_once_are_refused(table, place, at_once):
     assert first[0].calls == 20 and run(table, place, 30).calls == 30
 
 
-def test_a_run_in_another_process_is_refused_until_it_is_gone(table, place, at_once):
+def test_a_run_in_another_process_is_refused_until_it_is_gone(table, place):
     """A living process holds its study, a killed one does not."""
     code = f"""
         import sys, time
@@ -227,7 +227,7 @@ def test_options_of_a_storage_need_one(table, given):
 @example(lives=[["failed"] * 5])
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lives=st.lists(st.lists(st.sampled_from(["finished", "failed", "killed"]), max_size=6), max_size=4))
-def test_any_interleaving_can_be_resumed(lives, at_once):
+def test_any_interleaving_can_be_resumed(lives):
     """However evaluations finished, failed and died: the next start goes on, and pays for nothing it has."""
     storage = optuna.storages.InMemoryStorage()
     table = Table(instructions=3, demos=2, n_examples=6)

@@ -74,7 +74,7 @@ def test_two_processes_that_start_at_once(place, table):
     check_rivals(place, table)
 
 
-def test_a_run_that_was_taken_over_ends_with_what_it_has(tmp_path, table, at_once, monkeypatch):
+def test_a_run_that_was_taken_over_ends_with_what_it_has(tmp_path, table, monkeypatch):
     """``resume="force"`` takes a study from a living run: that one gives its best so far, and the other goes on."""
     monkeypatch.setattr(store_module, "RENEW_SECONDS", 0.0)
     place, others = str(tmp_path / "runs.db"), []
@@ -97,7 +97,7 @@ def test_a_run_that_was_taken_over_ends_with_what_it_has(tmp_path, table, at_onc
 
 
 @pytest.mark.parametrize("ahead", [-7200.0, 7200.0])
-def test_a_clock_that_differs_takes_no_study_away(table, tmp_path, at_once, monkeypatch, ahead):
+def test_a_clock_that_differs_takes_no_study_away(table, tmp_path, monkeypatch, ahead):
     """A run on a machine whose clock is two hours off keeps its study as long as it renews its lease, no longer."""
     monkeypatch.setattr(store_module, "WATCH_SECONDS", 0.5)
     place = str(tmp_path / "runs.db")

@@ -1,6 +1,8 @@
 """No key, header or value of the environment is ever written."""
 
+import base64
 import logging
+import random
 import traceback
 
 import pytest
@@ -21,7 +23,7 @@ TOKEN = "sk-proj-plantedplantedplanted00"
 
 def test_nothing_planted_is_in_the_file(tmp_path, monkeypatch):
     """Secrets in the model's settings, in the environment and in error messages are in no file that a run writes."""
-    monkeypatch.setenv("PLANTED", ENVIRONMENT)
+    monkeypatch.setenv("PLANTED_TOKEN", ENVIRONMENT)
     data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in list(QUESTIONS.items())[:16]]
     calls = []
 
@@ -79,7 +81,7 @@ class Leaking(BaseCallback):
 
 def test_nothing_planted_is_logged_shown_or_raised(monkeypatch, caplog, capfd):
     """What a provider, a metric or a callback says is masked in log lines of all levels, in records and in errors."""
-    monkeypatch.setenv("PLANTED", ENVIRONMENT)
+    monkeypatch.setenv("PLANTED_TOKEN", ENVIRONMENT)
     caplog.set_level("DEBUG", logger=dspy.promptune.__name__)
     handler = logging.StreamHandler()
     logging.getLogger(dspy.promptune.__name__).addHandler(handler)
@@ -140,6 +142,10 @@ def test_an_embedders_key_is_masked(capsys):
         "AKIAABCDEFGHIJKLMNOP",
         "https://host/v1?api_key=hidden-word&x=1",
         "https://host/v1?x=1&key=hidden-word",
+        "key=sk-abcdefghijklmnopqrstuvwx",
+        "hf_abcdefghijklmnopqrstuvwxyz012345",
+        "bearer 0123456789abcdefghij",
+        "eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.c2lnbmF0dXJl",
     ],
 )
 def test_what_looks_like_a_secret_is_one(text):
@@ -155,17 +161,68 @@ def test_ordinary_texts_stay_as_they_are(monkeypatch):
     assert SecretMasker(["short"]).text(text) == text
 
 
+@pytest.mark.parametrize("name", ["APP_NAME", "LANGUAGE_CODE", "PROMPT", "MONKEY", "TOKENIZERS_PARALLELISM"])
+def test_a_setting_of_the_environment_is_no_secret(monkeypatch, name):
+    """Only variables with the name of a credential hold secrets: an application's name may be in its prompts."""
+    monkeypatch.setenv(name, "Contoso Bank of 1999")
+    assert SecretMasker().text("Agent of Contoso Bank of 1999.") == "Agent of Contoso Bank of 1999."
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "DB_PASSWORD", "github_token", "AWS_SECRET_ACCESS_KEY", "KEY_2"])
+def test_a_credential_of_the_environment_is_a_secret(monkeypatch, name):
+    """Under the name of a credential any value is one, unless it is a path, a phrase or a plain word."""
+    monkeypatch.setenv(name, "planted-7-value")
+    assert SecretMasker().text("It is planted-7-value.") == f"It is {MASK}."
+    for harmless in ("production", "/etc/keys/one", "set me later", "12345678"):
+        monkeypatch.setenv(name, harmless)
+        assert SecretMasker().text(f"It is {harmless}.") == f"It is {harmless}."
+
+
+def test_the_password_of_an_address_in_the_environment_is_a_secret(monkeypatch):
+    """Also where an error tells it alone."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:planted-pass-1@host/base")
+    assert SecretMasker().text("wrong password planted-pass-1") == f"wrong password {MASK}"
+
+
+def test_harmless_headers_are_no_secrets():
+    """What a provider asks for in headers may be words of the prompts; credentials in headers of any name are found."""
+    headers = {
+        "X-Title": "question answering choose letter", "HTTP-Referer": "https://example.org/about",
+        "x-any": "careful", "X-Custom": "Bearer 0123456789abcdefghij",
+        "Authorization": f"Basic {HEADER}", "x-model": "gpt-4o-mini-2024-07-18",
+    }  # fmt: skip
+    found = secrets_of(dspy.LM("openai/m", api_key="EMPTY", extra_headers=headers))
+    assert {"0123456789abcdefghij", HEADER} <= found
+    words = ("question", "example", "careful", "EMPTY", "gpt")
+    assert not [text for text in found if any(word in text for word in words)]
+
+
+def test_words_and_data_stay_as_they_are():
+    """Prose, placeholders, base64 and images are never changed, whatever they happen to hold."""
+    rng = random.Random(0)
+    image = base64.b64encode(rng.randbytes(1 << 20)).decode()
+    know(["AbCd12EfGh", image[5000:5020]])
+    texts = [
+        "Basic arithmetic and basic understanding of bearer securities.", "Authorization: required before use.",
+        "sk is a key of music, pk-one too; AKIA is short.", f"data:image/png;base64,{image}", image,
+        f'{{"url": "data:image/png;base64,{image[:4000]}", "note": "xAbCd12EfGhx"}}',
+    ]  # fmt: skip
+    for text in texts:
+        assert SecretMasker().text(text) == text
+    assert SecretMasker().text(f"AbCd12EfGh: data:image/png;base64,{image}") == f"{MASK}: data:image/png;base64,{image}"
+
+
 def test_the_secrets_of_a_model():
-    """Keys, tokens and all that is in headers are secrets; sizes in tokens and temperatures are not."""
-    lm = dspy.LM("openai/m", api_key=KEY, extra_headers={"x-any": HEADER}, max_tokens=100000, temperature=0.25)
+    """Keys, tokens and headers that carry them are secrets; sizes in tokens and temperatures are not."""
+    lm = dspy.LM("openai/m", api_key=KEY, extra_headers={"x-api-key": HEADER}, max_tokens=100000, temperature=0.25)
     lm.kwargs["extra_query"] = {"code": "planted-query-value"}
     found = secrets_of(lm)
     assert {"planted-query-value", KEY, HEADER} <= found and not any("100000" in text for text in found)
 
 
-def test_a_closure_and_the_environment_at_another_start(tmp_path, monkeypatch, at_once):
+def test_a_closure_and_the_environment_at_another_start(tmp_path, monkeypatch):
     """A key that only a metric's closure holds is in no file, and a program that speaks of a secret can be resumed."""
-    monkeypatch.setenv("PLANTED", ENVIRONMENT)
+    monkeypatch.setenv("PLANTED_TOKEN", ENVIRONMENT)
     data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in list(QUESTIONS.items())[:12]]
 
     def judge(key):

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
-import sqlite3
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dspy.promptune.errors import StorageError
-from dspy.promptune.secrets import masked
+from dspy.promptune.storage.messages import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from optuna.storages import BaseStorage, RDBStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["Opened", "changed_trials", "explain", "open_storage", "place_of", "quiet_optuna", "relational"]
+__all__ = ["Opened", "changed_trials", "open_storage", "quiet_optuna", "relational"]
 
 JOURNALS = (".log", ".journal", ".jsonl")
-SQLITE_MAGIC = b"SQLite format 3\x00"
-LOCK_SECONDS = 10.0  # to wait for another process that is writing to a SQLite file
-JOURNAL_GRACE = 5  # seconds after which the lock file of a killed process is removed
 MIN_FREE = 4 << 20  # bytes on the disk, below which a run is not begun
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An open storage, how it is called in messages (no password is in ``place``), and its file if it is one."""
+    """An open storage, how it is called in messages (no password is in ``place``), and its file if it is one.
+
+    ``prepare`` readies it for a run's many writes; before that nothing is written to a storage that was there.
+    """
 
     storage: BaseStorage
     place: str
     file: Path | None = None
+    prepare: Callable[[], None] = lambda: None
 
     @property
     def journal(self) -> bool:
@@ -47,7 +45,9 @@ class Opened:
         return isinstance(self.storage, JournalStorage)
 
 
-def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: bool = False) -> Opened:
+def open_storage(
+    storage: str | os.PathLike[str] | BaseStorage, *, must_exist: bool = False, read_only: bool | None = None
+) -> Opened:
     """Open what the user named.
 
     Args:
@@ -55,6 +55,7 @@ def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: b
             ``*.journal``, ``*.jsonl``), a URL as SQLAlchemy takes it (``sqlite:///runs.db``,
             ``postgresql://user@host/base``), or an Optuna storage.
         must_exist: Refuse what holds no studies yet, instead of creating a file or tables.
+        read_only: Open a file so that it cannot be written; by default as ``must_exist``.
 
     Raises:
         StorageError: It cannot be opened, read or written. The message names the storage without its password.
@@ -68,14 +69,12 @@ def open_storage(storage: str | os.PathLike[str] | BaseStorage, *, must_exist: b
     text = os.fspath(storage)
     if "://" in text and not text.startswith("sqlite"):
         return _open_server(text, must_exist)
-    path = Path(text if "://" not in text else text.partition(":///")[2].partition("?")[0])
+    path = Path(text if "://" not in text else text.partition(":///")[2].partition("?")[0]).expanduser()
     if "://" in text and str(path) in (".", ":memory:"):
         raise StorageError(f"storage={text!r} is a database in memory: name a file, such as sqlite:///runs.db.")
     _check_file(path, must_exist)
     try:
-        if path.suffix.lower() in JOURNALS:
-            return Opened(_open_journal(path), str(path), path)
-        return Opened(_open_sqlite(path, must_exist), str(path), path)
+        return _open_file(path, must_exist if read_only is None else read_only)
     except StorageError:
         raise
     except Exception as error:
@@ -102,63 +101,17 @@ def changed_trials(storage: BaseStorage, study_id: int, ids: set[int], after: in
     return [trial for trial in trials if trial._trial_id > after or trial._trial_id in ids]
 
 
-def place_of(storage: str) -> str:
-    """How a storage is called in messages: a URL without its password and its options."""
-    import sqlalchemy
-
-    if "://" not in storage:
-        return storage
-    try:
-        return sqlalchemy.make_url(storage).set(query={}).render_as_string(hide_password=True)
-    except Exception:
-        return "the storage"
-
-
-def explain(error: BaseException, place: str, password: str | None = None) -> StorageError:
-    """What to do about an error of a storage, in words."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = " ".join(str(getattr(cause, "orig", None) or cause).split())
-    if password:
-        text = text.replace(password, "***")
-    found = next((remedy for mark, remedy in _REMEDIES if mark in f"{text} {error}".lower()), None)
-    what = masked(text).rstrip(".?! ") or type(cause).__name__
-    return StorageError(f"The storage {place} cannot be used: {what}. {found or _ANY}")
-
-
-_ANY = "Correct it, or choose another storage."
-_REMEDIES = (
-    ("authentication failed", "Correct user name and password."),
-    ("no password supplied", "Put the password into the URL or into ~/.pgpass."),
-    ("connection refused", "Start the server, or correct host and port."),
-    ("could not translate host", "Correct the host's name."),
-    ("failed to resolve host", "Correct the host's name."),
-    ("record does not exist", "The study was deleted while it was running: run again under another study_name."),
-    ("relation ", "There are no runs in it: correct the name."),
-    ("does not exist", "Create the database first, or correct its name."),
-    ("no such table", "There are no runs in it: correct the name."),
-    ("was deleted", "Its runs are lost with it: run again with another storage."),
-    ("already finished", "Another run has taken the study over."),
-    ("database is locked", "Another process is writing to it: end that one, or use a storage of its own."),
-    ("readonly", "Make the file and its folder writable, or choose another one."),
-    ("read-only", "Make the file and its folder writable, or choose another one."),
-    ("disk is full", "Free some space and run again with resume=True."),
-    ("no space left", "Free some space and run again with resume=True."),
-    ("file too large", "The file may not grow any more: raise the limit and run again with resume=True."),
-    ("disk i/o error", "The disk is full or broken: mend it and run again with resume=True."),
-    ("no longer compatible", "The tables were made by another version of Optuna."),
-    ("no module named", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
-    ("failed to import db", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
-    ("not a database", "It is another kind of file; the names of Optuna journals end in .log or .journal."),
-)
-
-
 def _check_file(path: Path, must_exist: bool) -> None:
     if path.is_dir():
         raise StorageError(f"The storage {path} is a folder: name a file in it, such as {path / 'runs.db'}.")
-    if not path.exists() and must_exist:
-        raise StorageError(f"The storage {path} does not exist: correct the name.")
+    if must_exist:
+        if not path.exists():
+            raise StorageError(f"The storage {path} does not exist: correct the name.")
+        if not os.access(path, os.R_OK):
+            raise StorageError(f"The storage {path} cannot be read: change its permissions.")
+        return
+    if path.exists() and not path.is_file():
+        raise StorageError(f"The storage {path} is a device or a pipe: name a file.")
     if not path.parent.is_dir():
         raise StorageError(f"The storage {path} has no folder: create {path.parent} first.")
     for place in (path, path.parent) if path.exists() else (path.parent,):
@@ -170,42 +123,14 @@ def _check_file(path: Path, must_exist: bool) -> None:
         raise StorageError(f"The disk of {path} is full ({free >> 10} KiB free): free some space, or choose another.")
 
 
-def _open_sqlite(path: Path, must_exist: bool) -> BaseStorage:
-    import sqlalchemy
-    from optuna.storages import RDBStorage, get_storage
+def _open_file(path: Path, read_only: bool) -> Opened:
+    if path.suffix.lower() in JOURNALS:
+        from dspy.promptune.storage.journal import open_journal
 
-    if path.exists() and path.stat().st_size and _head(path, len(SQLITE_MAGIC)) != SQLITE_MAGIC:
-        raise StorageError(f"The storage {path} is not a SQLite database: names of journals end in .log, .journal.")
-    if must_exist and not _has_studies(path):
-        raise StorageError(f"The storage {path} holds no runs: it was not made by promptune or Optuna.")
-    with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as probe:
-        _log_ahead(probe)
-        probe.execute("BEGIN IMMEDIATE")
-        probe.execute("ROLLBACK")
-    url = sqlalchemy.URL.create("sqlite", database=str(path))
-    options = {"connect_args": {"timeout": LOCK_SECONDS, "check_same_thread": False}}
-    rdb = _twice(lambda: RDBStorage(url.render_as_string(), engine_kwargs=options))
+        return Opened(open_journal(path), str(path), path)
+    from dspy.promptune.storage.sqlite import log_ahead, open_sqlite
 
-    def relax(connection: Any, _: Any) -> None:
-        # With the write-ahead log, what is committed outlives the process; only a power cut can lose the very last.
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    sqlalchemy.event.listen(rdb.engine, "connect", relax)
-    rdb.remove_session()
-    rdb.engine.dispose()
-    return get_storage(rdb)
-
-
-def _log_ahead(connection: sqlite3.Connection) -> None:
-    """Use a write-ahead log. SQLite does not wait with this one where somebody else has the file open just then."""
-    end = time.monotonic() + LOCK_SECONDS
-    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > end:
-                raise
-            time.sleep(0.05)
+    return Opened(open_sqlite(path, read_only=read_only), str(path), path, partial(log_ahead, path))
 
 
 def _twice(make: Callable[[], RDBStorage]) -> RDBStorage:
@@ -219,53 +144,6 @@ def _twice(make: Callable[[], RDBStorage]) -> RDBStorage:
             raise
         time.sleep(1.0)
         return make()
-
-
-def _has_studies(path: Path) -> bool:
-    """Whether a SQLite file has Optuna's tables; it is only read."""
-    with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as probe:
-        return bool(probe.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchall())
-
-
-def _head(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(size)
-
-
-def _open_journal(path: Path) -> BaseStorage:
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-    from optuna.storages.journal._file import get_lock_file
-
-    if path.exists():
-        with get_lock_file(JournalFileSymlinkLock(str(path), JOURNAL_GRACE)):  # the line may be one being written
-            _mend_journal(path)
-    return JournalStorage(JournalFileBackend(str(path), JournalFileSymlinkLock(str(path), JOURNAL_GRACE)))
-
-
-def _mend_journal(path: Path) -> None:
-    """Cut off half a line that a killed process left at the end; nothing could be read or written behind it."""
-    with path.open("rb+") as file:
-        first = file.readline()
-        if first.endswith(b"\n"):
-            try:
-                json.loads(first)
-            except ValueError:
-                raise StorageError(
-                    f"The storage {path} is not an Optuna journal: names of SQLite files end in .db."
-                ) from None
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
 
 
 def _open_server(text: str, must_exist: bool) -> Opened:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.encoding import as_json
 from dspy.promptune.storage.manifest import candidates_of
 from dspy.promptune.storage.memory import Memory, NoMemory, StoredMemory, candidates
+from dspy.promptune.storage.plain import plain
 from dspy.promptune.storage.study_store import StudyStore, open_study_store
 from dspy.utils.saving import get_dependency_versions
 
@@ -130,12 +130,15 @@ class RunStore:
         if self.store is None:
             return
         try:
-            state = program.dump_state(json_mode=True)
-            json.dumps(state)
+            state = plain(program.dump_state(json_mode=True))
         except Exception as error:
-            logger.warning("The best program is not in the study, for it has no form in JSON: %s", said(error))
+            why = f"it has no form in JSON: {said(error)}"
+            logger.warning("The best program is not in the study: %s. save() the program that is returned.", why)
+            shown["no_best_program"] = why
         else:
             shown["best_program"] = {**state, "metadata": {"dependency_versions": get_dependency_versions()}}
+            if as_json(self.store.clean(state)) != as_json(state):
+                logger.warning("The best program holds a credential, which is not in the study: save() the program.")
         self.close(ended, **shown)
 
     def close(self, ended: str | None = None, **shown: Any) -> None:

@@ -14,13 +14,16 @@ from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import SecretMasker, said
 from dspy.promptune.space import Key, PromptSpace
-from dspy.promptune.storage.backend import Opened, changed_trials, explain, open_storage
+from dspy.promptune.storage.backend import Opened, changed_trials, open_storage
+from dspy.promptune.storage.claims import swap
 from dspy.promptune.storage.drivers import DRIVER, OWNER, WATCH_SECONDS, SharedDrivers
 from dspy.promptune.storage.encoding import as_json
 from dspy.promptune.storage.history import RunHistory, history_of, told_scores
-from dspy.promptune.storage.lease import RENEW_SECONDS, SETTLE_SECONDS, Lease, abroad, holder
+from dspy.promptune.storage.lease import RENEW_SECONDS, Lease, abroad, holder
 from dspy.promptune.storage.manifest import differences
+from dspy.promptune.storage.messages import explain
 from dspy.promptune.storage.writer import SafeStorage, Writer
+from dspy.promptune.visible import visible
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -59,6 +62,8 @@ def open_study_store(
         return None
     if study_name is not None and (not isinstance(study_name, str) or not study_name):
         raise OptionError(f"study_name={study_name!r}: it must be a text, or None for {default_name!r}.")
+    if study_name is not None and visible(study_name) != study_name:
+        raise OptionError(f"study_name={study_name!a}: it must be a text without control characters.")
     opened = open_storage(storage)
     if share and opened.journal:
         raise StorageError(
@@ -92,7 +97,7 @@ class StudyStore:
         self.meter: BudgetMeter | None = None
         self.lost: Callable[[str], None] = lambda why: None
         self._storage = SafeStorage(opened.storage, opened.place, masker)
-        self._file = opened.file
+        self._opened, self._file = opened, opened.file
         self._file_id: object = None
         self._resume = resume or share
         self._lease = Lease()
@@ -122,13 +127,16 @@ class StudyStore:
             Stopped: The time is over.
         """
         try:
-            known = self._open_study()
+            if known := self._load_study():
+                self._check(manifest)
+            self._opened.prepare()
+            known = known or self._create_study()
             if self.drivers.share:
                 self._join(seconds_left)
                 self.resumed = not self.leads or "format" in self.study.user_attrs
             else:
                 self._take(known)
-            if known or not self.leads:
+            if not self.leads:
                 self._check(manifest)
             if self.leads:
                 if known:
@@ -228,28 +236,45 @@ class StudyStore:
 
     # ------------------------------------------------------------------
 
-    def _open_study(self) -> bool:
-        """Create or load the study; whether it was there."""
+    def _load_study(self) -> bool:
+        """Load the study if it is there, and say whether it is. Nothing is written.
+
+        Raises:
+            StorageError: It is there, and was not to be resumed.
+        """
         import optuna
 
         from dspy.promptune.storage.backend import quiet_optuna
 
-        inner = self._storage.inner
         with quiet_optuna():
             try:
-                self.study = optuna.create_study(storage=inner, study_name=self.name, direction="maximize")
-                known = False
-            except optuna.exceptions.DuplicatedStudyError:
-                self.study = optuna.load_study(storage=inner, study_name=self.name)
-                known = True
+                self.study = optuna.load_study(storage=self._storage.inner, study_name=self.name)
+            except KeyError:
+                return False
         self.study._storage = self._storage  # type: ignore[assignment]
-        if known and not self._resume:
+        if not self._resume:
             raise StorageError(
                 f"Study {self.name!r} is in {self.place} already: resume=True goes on with it, another study_name "
                 "begins a new one."
             )
-        self.resumed = known
-        return known
+        self.resumed = True
+        return True
+
+    def _create_study(self) -> bool:
+        """Create the study; whether another run has created it at the same moment."""
+        import optuna
+
+        from dspy.promptune.storage.backend import quiet_optuna
+
+        with quiet_optuna():
+            try:
+                self.study = optuna.create_study(
+                    storage=self._storage.inner, study_name=self.name, direction="maximize"
+                )
+            except optuna.exceptions.DuplicatedStudyError:
+                return self._load_study()
+        self.study._storage = self._storage  # type: ignore[assignment]
+        return False
 
     def _take(self, known: bool) -> None:
         """Take the lease, unless somebody holds it or shares the study."""
@@ -312,11 +337,20 @@ class StudyStore:
             )
 
     def _lead(self) -> bool:
-        """Write the lease, and say whether it is still this run's a moment later."""
-        self._renew()
-        time.sleep(SETTLE_SECONDS)
+        """Take the lease if it is as it was when it was last read, or in any case by force; whether it was taken."""
+        before, note = self._notes.get(LEASE), {**self._lease.note(), "share": self.drivers.share}
+        taken = self._swap(lambda now: now == before or self._resume == "force", note)
         self._notes = self._read_notes()
-        return self._lease.owns(self._notes.get(LEASE))
+        return taken
+
+    def _swap(self, allowed: Callable[[Any], bool], note: Any) -> bool:
+        """Write the lease if what is there is allowed to be replaced."""
+        taken: bool = self._storage.write(
+            swap, self._storage.inner, self.study._study_id, LEASE, allowed=allowed, note=note, file=self._file
+        )
+        if taken:
+            self._renewed = time.monotonic()
+        return taken
 
     def _seen_alive(self) -> str | None:
         """A run on another machine whose note is old by the clock here, but renewed before our eyes."""
@@ -331,12 +365,24 @@ class StudyStore:
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
         old = self.study.user_attrs
-        if "format" not in old and self._resume != "force" and self.study.get_trials(deepcopy=False):
+        if self._resume != "force" and self._foreign():
             raise StorageError(
                 f"Study {self.name!r} in {self.place} was not made by promptune: use another study_name, or "
                 'resume="force" to add to it.'
             )
         self.refuse(differences(old, self.clean(dict(manifest))))
+
+    def _foreign(self) -> bool:
+        """Whether another program has made the study, or put something into it."""
+        if "format" in self.study.user_attrs:
+            return False
+        noted = self._storage.inner.get_study_system_attrs(self.study._study_id)
+        ours = all(name.startswith(PREFIX) for name in noted)
+        single = [direction.name for direction in self.study.directions] == ["MAXIMIZE"]
+        begun = bool(noted) and ours  # a run of ours that ended before it had said what it is
+        return not (ours and single) or bool(
+            self.study.get_trials(deepcopy=False) or (self.study.user_attrs and not begun)
+        )
 
     def refuse(self, changed: list[str]) -> None:
         """Refuse to go on with a run that has changed, unless that is forced.
@@ -402,8 +448,8 @@ class StudyStore:
         self._storage.set_study_system_attr(self.study._study_id, name, note)
 
     def _renew(self, **facts: Any) -> None:
-        self._write_note(LEASE, {**self._lease.note(), "share": self.drivers.share, **facts})
-        self._renewed = time.monotonic()
+        """Renew the lease, unless another run has it."""
+        self._swap(self._lease.owns, {**self._lease.note(), "share": self.drivers.share, **facts})
 
     def _tick(self) -> None:
         """In the writing thread: renew the lease now and then, unless it was taken away."""

@@ -14,8 +14,9 @@ from typing import Any
 from dspy.promptune.errors import StorageError
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key
-from dspy.promptune.storage.backend import explain, relational
+from dspy.promptune.storage.backend import relational
 from dspy.promptune.storage.lease import RENEW_SECONDS
+from dspy.promptune.storage.messages import explain
 
 __all__ = ["SafeStorage", "Writer"]
 

@@ -1,0 +1,76 @@
+"""What to do about an error of a storage, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dspy.promptune.errors import StorageError
+from dspy.promptune.secrets import masked
+from dspy.promptune.visible import visible
+
+__all__ = ["explain", "place_of"]
+
+
+def place_of(storage: str) -> str:
+    """How a storage is called in messages: a URL without its password and its options."""
+    import sqlalchemy
+
+    if "://" not in storage:
+        return storage
+    try:
+        return sqlalchemy.make_url(storage).set(query={}).render_as_string(hide_password=True)
+    except Exception:
+        return "the storage"
+
+
+def explain(error: BaseException, place: str, password: str | None = None) -> StorageError:
+    """What to do about an error of a storage, in words."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = " ".join(str(getattr(cause, "orig", None) or cause).split())
+    if password:
+        text = text.replace(password, "***")
+    if any(mark in text.lower() for mark in _GONE) and _deleted(place):
+        text = f"{place} was deleted during the run"
+    if "rollback() fully" in text:
+        text = "the connection to the server was lost"
+    found = next((remedy for mark, remedy in _REMEDIES if mark in f"{text} {error}".lower()), None)
+    what = visible(masked(text)).rstrip(".?! ") or type(cause).__name__
+    return StorageError(f"The storage {place} cannot be used: {what}. {found or _ANY}")
+
+
+def _deleted(place: str) -> bool:
+    """Whether a place is a file that is not there."""
+    return "://" not in place and bool(Path(place).suffix) and not Path(place).exists()
+
+
+_GONE = ("disk i/o error", "unable to open database file", "readonly database")
+_ANY = "Correct it, or choose another storage."
+_REMEDIES = (
+    ("authentication failed", "Correct user name and password."),
+    ("no password supplied", "Put the password into the URL or into ~/.pgpass."),
+    ("connection refused", "Start the server, or correct host and port."),
+    ("could not translate host", "Correct the host's name."),
+    ("failed to resolve host", "Correct the host's name."),
+    ("record does not exist", "The study was deleted while it was running: run again under another study_name."),
+    ("relation ", "There are no runs in it: correct the name."),
+    ("does not exist", "Create the database first, or correct its name."),
+    ("no such table", "There are no runs in it: correct the name."),
+    ("was deleted", "Its runs are lost with it: run again with another storage."),
+    ("already finished", "Another run has taken the study over."),
+    ("was lost", "Start the server again, and run again with resume=True."),
+    ("closed the connection", "Start the server again, and run again with resume=True."),
+    ("malformed", "The file is damaged: restore it from a copy, or name another file."),
+    ("database is locked", "Another process is writing to it: end that one, or use a storage of its own."),
+    ("readonly", "Make the file and its folder writable, or choose another one."),
+    ("read-only", "Make the file and its folder writable, or choose another one."),
+    ("disk is full", "Free some space and run again with resume=True."),
+    ("no space left", "Free some space and run again with resume=True."),
+    ("file too large", "The file may not grow any more: raise the limit and run again with resume=True."),
+    ("disk i/o error", "The system could not write the file: see to the disk, and run again with resume=True."),
+    ("no longer compatible", "The tables were made by another version of Optuna."),
+    ("no module named", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
+    ("failed to import db", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
+    ("not a database", "It is another kind of file; the names of Optuna journals end in .log or .journal."),
+)
