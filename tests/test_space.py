@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import optuna
 import pytest
 
 import dspy
@@ -192,3 +193,39 @@ def test_a_space_may_have_more_combinations_than_an_index_can_count():
     assert space.size == 10**32 and f"{10**32:,} combinations" in repr(space) and space
     pool = space.pool(50, random.Random(0), [(1,) * 32])
     assert len(set(pool)) == 50 and all(key in space for key in pool)
+
+
+def test_an_open_space_grows_and_keeps_its_keys():
+    """Appended texts get the next indices, one that is there gets its own, and keys of before keep their meaning."""
+    space = grid(2).open()
+    before = list(space.keys())
+    assert space.append("0_predictor_instruction", "a new text") == 2
+    assert space.append("0_predictor_instruction", "instruction 0.1") == 1
+    assert space.sizes == (3, 2)
+    assert all(key in space for key in before)
+    assert space.params((2, 1)) == {"0_predictor_instruction": 2, "0_predictor_demos": 1}
+
+
+def test_a_study_takes_trials_of_a_space_that_has_grown():
+    """Trials from before and after an addition lie in one study, as integers."""
+    space = grid(2).open()
+    study = optuna.create_study()
+    study.ask(space.distributions())
+    space.append("0_predictor_instruction", "a new text")
+    trial = optuna.trial.create_trial(
+        value=1.0, params=space.params((2, 0)), distributions=space.distributions()
+    )
+    study.add_trial(trial)
+    assert study.trials[1].params == {"0_predictor_instruction": 2, "0_predictor_demos": 0}
+
+
+def test_appending_is_refused_by_name():
+    """A closed space, an unknown part, an instruction that is no text, and a space of some combinations only."""
+    with pytest.raises(SpaceError, match=r"open\(\)"):
+        grid(2).append("0_predictor_instruction", "text")
+    with pytest.raises(SpaceError, match="'2_predictor_demos' is unknown"):
+        grid(2).open().append("2_predictor_demos", [])
+    with pytest.raises(SpaceError, match="must be text"):
+        grid(2).open().append("0_predictor_instruction", 3)
+    with pytest.raises(SpaceError, match="allowed="):
+        PromptSpace({0: ["a", "b"]}, allowed=[(0,)]).open()

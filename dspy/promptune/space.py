@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from dspy.promptune.errors import SpaceError
 if TYPE_CHECKING:
     import random
 
-    from optuna.distributions import CategoricalDistribution
+    from optuna.distributions import CategoricalDistribution, IntDistribution
 
     from dspy.primitives.module import Module
 
@@ -67,10 +68,15 @@ class PromptSpace:
             or a text. ``None`` for a zero-shot space: then a key holds the instructions' indices only.
         allowed: The keys that may be used, when not all combinations may. ``None`` allows all.
 
+    Attributes:
+        is_open: Whether candidates may be appended, see :meth:`open`.
+
     Raises:
         SpaceError: No predictor, a predictor without candidates, an instruction that is not text, predictors of
             ``instructions`` and ``demos`` that differ, or a key in ``allowed`` that does not fit.
     """
+
+    is_open = False
 
     def __init__(
         self,
@@ -139,11 +145,57 @@ class PromptSpace:
         """The study parameters of a key: ``{"0_predictor_instruction": 3, "0_predictor_demos": 1, ...}``."""
         return dict(zip(self.names, map(int, self._checked(key)), strict=True))
 
-    def distributions(self) -> dict[str, CategoricalDistribution]:
-        """The search space in Optuna's terms: ``study.ask(space.distributions())``."""
-        from optuna.distributions import CategoricalDistribution
+    def distributions(self) -> dict[str, CategoricalDistribution] | dict[str, IntDistribution]:
+        """The search space in Optuna's terms: ``study.ask(space.distributions())``.
 
+        Categories are fixed once a study has a trial, the ends of integer ranges are not: a closed space has the
+        first, an open one the second.
+        """
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
+        if self.is_open:
+            return {part.name: IntDistribution(0, len(part) - 1) for part in self.parts}
         return {part.name: CategoricalDistribution(range(len(part))) for part in self.parts}
+
+    def open(self) -> PromptSpace:
+        """A space of the same candidates to which more can be appended.
+
+        Raises:
+            SpaceError: Only some combinations are allowed: nothing says which of a new candidate's would be.
+        """
+        if self.allowed is not None:
+            raise SpaceError("A space with allowed= cannot be opened: nothing says which new combinations it allows.")
+        opened = copy.copy(self)
+        opened.is_open = True
+        return opened
+
+    def append(self, name: str, candidate: Any) -> int:
+        """Add a candidate to an open space; keys and indices of the others stay.
+
+        Args:
+            name: The part, such as ``"0_predictor_instruction"``.
+            candidate: A text, or a demo set.
+
+        Returns:
+            The candidate's index, or that of the candidate which it equals.
+
+        Raises:
+            SpaceError: The space is not open, there is no such part, or an instruction is not text.
+        """
+        if not self.is_open:
+            raise SpaceError("Candidates cannot be appended to this space: open() gives one that grows.")
+        if name not in self.names:
+            raise SpaceError(f"Part {name!r} is unknown: this space has {', '.join(self.names)}.")
+        i = self.names.index(name)
+        part = self.parts[i]
+        if part.kind == "instruction" and not isinstance(candidate, str):
+            raise SpaceError(f"Instruction {candidate!r} is {type(candidate).__name__}: it must be text.")
+        grown = replace(part, candidates=(*part.candidates, candidate))
+        if grown.first[-1] < len(part):
+            return grown.first[-1]
+        self.parts = (*self.parts[:i], grown, *self.parts[i + 1 :])
+        self.sizes = tuple(map(len, self.parts))
+        return len(part)
 
     def texts(self, part: int) -> list[str]:
         """The candidates of a part as texts, in their order; a demo set is written out field by field."""

@@ -107,6 +107,8 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         timeout: float | None = None,
         executor: Any = None,
         executor_keys: str | None = None,
+        instructions: Any = None,
+        demo_sets: Any = None,
     ) -> Any:
         """Optimise ``student``: bootstrap demos, propose instructions, search their combinations.
 
@@ -149,6 +151,10 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
                 limits are the run's, whatever the number of workers. It is not shut down.
             executor_keys: ``"environment"`` leaves keys, tokens and headers out of the language models that go to the
                 workers, which read their own from their environment; ``None`` sends them.
+            instructions: Instructions of your own, candidates beside the proposed ones: a list for a program of one
+                predictor, or ``{predictor: [...]}`` by the predictor's name or number.
+            demo_sets: Demo sets of your own, candidates beside the bootstrapped ones: a list of lists of
+                ``dspy.Example``, or ``{predictor: [...]}``.
 
         Returns:
             The best program, with upstream's attributes (``trial_logs``, ``score``, ...) and ``optimization_run``.
@@ -191,6 +197,7 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
     def _run(self, student: Any, sampler: Any, n_jobs: int, seed: Any, options: dict[str, Any]) -> _Run:
         """This optimizer as it is for one compile: several may go on at once, and nothing of one stays behind."""
         from dspy.promptune.compile.engine import CompileOptions, Engine, check_embedder
+        from dspy.promptune.compile.own import own_candidates
         from dspy.promptune.compile.step_report import StepReport
         from dspy.promptune.errors import SpaceError
         from dspy.promptune.limits.gateway import through_gateway
@@ -213,6 +220,7 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         run._options = CompileOptions(sampler=sampler, n_jobs=n_jobs, sampler_options=of_sampler, **options)
         chosen = run._options
         check_embedder(chosen, student)
+        run._own = {name: own_candidates(name, getattr(chosen, name), student) for name in _OWN}
         books = open_run_store(
             chosen.caps(),
             chosen.storage,
@@ -245,6 +253,7 @@ class _Run(MIPROv2):
     _given: dict[str, Any]
     _expected: Estimate
     _budget: int
+    _own: dict[str, dict[int, list[Any]]]  # the user's candidates, by option and predictor
 
     def _set_hyperparams_from_run_mode(self, *args: Any, **kwargs: Any) -> Any:
         settled = super()._set_hyperparams_from_run_mode(*args, **kwargs)
@@ -262,6 +271,7 @@ class _Run(MIPROv2):
     def _bootstrap_fewshot_examples(  # type: ignore[override]
         self, program: Module, trainset: list[Example], seed: int, teacher: Any, **options: Any
     ) -> dict[int, list[list[Any]]]:
+        from dspy.promptune.compile.feedback import Scored
         from dspy.promptune.compile.steps import BootstrapOptions, bootstrap_demo_sets
         from dspy.promptune.limits.budgets import BOOTSTRAP
 
@@ -276,14 +286,14 @@ class _Run(MIPROv2):
         books.begin(lambda: self._manifest(program, trainset, options))
         if books.store is None or not books.store.resumed:
             check()
-        self._begin(program, trainset, rules, 1 if zero_shot else 2)
+        self._begin(program, trainset, rules, 1 if zero_shot and not self._own["demo_sets"] else 2)
         if zero_shot:
             bootstrapped, labeled = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT, LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT
         chosen = BootstrapOptions(
             num_sets=options["num_fewshot_candidates"],
             max_bootstrapped_demos=bootstrapped,
             max_labeled_demos=labeled,
-            metric=self.metric,
+            metric=Scored(self.metric) if self.metric else None,
             metric_threshold=options["metric_threshold"],
             teacher=teacher,
             teacher_settings=self.teacher_settings,
@@ -355,10 +365,11 @@ class _Run(MIPROv2):
 
     def _rules(self, max_errors: int) -> EvaluationRules:
         """How programs are scored."""
+        from dspy.promptune.compile.feedback import two_arguments
         from dspy.promptune.distributed.programs import EvaluationRules
 
-        timeout = self._options.example_timeout
-        return EvaluationRules(metric=self.metric, valset=self._valset, max_errors=max_errors, timeout=timeout)
+        timeout, metric = self._options.example_timeout, two_arguments(self.metric)
+        return EvaluationRules(metric=metric, valset=self._valset, max_errors=max_errors, timeout=timeout)
 
     def _begin(self, program: Module, trainset: list[Example], rules: EvaluationRules, parts: int) -> None:
         """Start what waits for neither step: the default program's evaluation, and the summary of the trainset."""
@@ -445,11 +456,14 @@ class _Run(MIPROv2):
         seed: int,
     ) -> Any:
         from dspy.promptune.compile.engine import Task, optimize
+        from dspy.promptune.compile.own import extended
 
+        if demo_candidates is None and self._own["demo_sets"]:
+            demo_candidates = {i: [[]] for i in instruction_candidates}
         task = Task(
             program=program,
-            instructions=instruction_candidates,
-            demos=demo_candidates,
+            instructions=extended(instruction_candidates, self._own["instructions"]),
+            demos=demo_candidates and extended(demo_candidates, self._own["demo_sets"]),
             n_examples=len(valset),
             max_calls=self._budget,
             minibatch=minibatch,
@@ -476,8 +490,9 @@ _SAMPLER_OPTIONS = ("max_space_size", "n_batches", "min_cold_start", "embedder",
 _RUN_OPTIONS = (
     *("batch_size", "schedule", "max_concurrency", "example_timeout", "disable_progress_bar"),
     *("storage", "study_name", "resume", "share", "max_lm_calls", "max_tokens_spent", "max_cost", "timeout"),
-    *("executor", "executor_keys"),
+    *("executor", "executor_keys", "instructions", "demo_sets"),
 )
+_OWN = ("instructions", "demo_sets")
 _UPSTREAM_OPTIONS = tuple(
     name for name in inspect.signature(_upstream.MIPROv2.compile).parameters if name not in ("self", "student")
 )

@@ -244,3 +244,22 @@ def test_a_sampler_and_its_study_can_be_copied_and_go_on_alike(copied, told):
     other = copied(study)
     asked = [[one.ask(space.distributions()).params for _ in range(4)] for one in (study, other)]
     assert asked[0] == asked[1]
+
+
+def test_candidates_that_are_appended_are_believed_in_by_their_likeness():
+    """After growing, a new text that resembles the good one has a higher mean than one that resembles a bad one."""
+    space = PromptSpace({0: ["count the words", "sing a song", "draw a horse"]}).open()
+    sampler = QEISampler(space, seed=0, embedder="ngram", min_cold_start=1, batch_size=1)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for index, scores in enumerate(([1.0] * 20, [0.0] * 20, [0.0] * 20)):
+        trial = optuna.trial.create_trial(
+            value=scores[0], params=space.params((index,)), distributions=space.distributions(),
+            user_attrs={"scores": scores},
+        )  # fmt: skip
+        study.add_trial(trial)
+    space.append("0_predictor_instruction", "paint a horse")
+    space.append("0_predictor_instruction", "count the words twice")
+    sampler.grow()
+    bad, good = sampler.surrogate.posterior(measured(study, space), [(3,), (4,)]).mean
+    assert good > bad + 0.05
+    assert study.ask(space.distributions()).params["0_predictor_instruction"] in range(5)

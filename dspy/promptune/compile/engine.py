@@ -64,6 +64,8 @@ class CompileOptions:
     timeout: float | None = None
     executor: Any = None
     executor_keys: str | None = None
+    instructions: Any = None
+    demo_sets: Any = None
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

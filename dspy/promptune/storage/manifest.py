@@ -132,7 +132,7 @@ def compile_manifest(
 ) -> dict[str, Any]:
     """What a compile is, as attributes of its study: what is compared on resuming, and what is good to know."""
     sampler_options = options.get("sampler_options") or {}
-    hidden = ("sampler_options", "storage", "resume", "study_name", "share")
+    hidden = ("sampler_options", "storage", "resume", "study_name", "share", "instructions", "demo_sets")
     return {
         "format": FORMAT,
         "kind": "compile",

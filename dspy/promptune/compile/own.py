@@ -1,0 +1,74 @@
+"""Candidates that users have already: put beside those of steps 1 and 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dspy.promptune.errors import OptionError
+
+if TYPE_CHECKING:
+    from dspy.primitives.module import Module
+
+__all__ = ["extended", "own_candidates"]
+
+
+def own_candidates(name: str, given: Any, program: Module) -> dict[int, list[Any]]:
+    """The user's candidates, by the number of their predictor.
+
+    Args:
+        name: ``"instructions"`` or ``"demo_sets"``: the option.
+        given: A list of candidates, for a program of one predictor; or such a list for each predictor that gets some,
+            by its name in ``program.named_predictors()`` or its number. ``None`` is no candidate.
+        program: Whose predictors they are for.
+
+    Raises:
+        OptionError: A list for several predictors, an unknown predictor, an instruction that is not text or is
+            empty, or a demo set that is not a list of examples.
+    """
+    names = [each for each, _ in program.named_predictors()]
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(names) != 1:
+            raise OptionError(
+                f"{name}: the program has {len(names)} predictors, so say which it is for: "
+                f"{name}={{{names[0]!r}: [...]}}. They are {', '.join(names)}."
+            )
+        given = {0: given}
+    found: dict[int, list[Any]] = {}
+    for predictor, candidates in given.items():
+        found[_number(name, predictor, names)] = _checked(name, candidates)
+    return found
+
+
+def extended(candidates: Mapping[int, Sequence[Any]], own: Mapping[int, Sequence[Any]]) -> dict[int, list[Any]]:
+    """The candidates of each predictor, with the user's behind them; what is there already is not repeated."""
+    return {
+        i: [*each, *(one for one in own.get(i, ()) if one not in list(each))] for i, each in candidates.items()
+    }  # fmt: skip
+
+
+def _number(name: str, predictor: Any, names: list[str]) -> int:
+    if predictor in names:
+        return names.index(predictor)
+    if isinstance(predictor, int) and not isinstance(predictor, bool) and 0 <= predictor < len(names):
+        return predictor
+    known = f"{', '.join(names)}, or 0 to {len(names) - 1}"
+    raise OptionError(f"{name}: predictor {predictor!r} is unknown; there are {known}.")
+
+
+def _checked(name: str, candidates: Any) -> list[Any]:
+    if isinstance(candidates, str) or not isinstance(candidates, Sequence):
+        raise OptionError(f"{name}={candidates!r}: give a list of candidates.")
+    for one in candidates:
+        if name == "instructions":
+            if not isinstance(one, str) or not one.strip():
+                raise OptionError(f"{name}: {one!r} is no instruction: give texts that are not empty.")
+        elif isinstance(one, (str, Mapping)) or not isinstance(one, Sequence) or not all(map(_is_example, one)):
+            raise OptionError(f"{name}: {one!r} is no demo set: give lists of dspy.Example or of mappings.")
+    return list(candidates)
+
+
+def _is_example(one: Any) -> bool:
+    return isinstance(one, Mapping) or (hasattr(one, "inputs") and hasattr(one, "items"))

@@ -1,0 +1,85 @@
+"""Users' own instructions and demo sets, and metrics that say more than a number."""
+
+import pytest
+
+import dspy
+from dspy.promptune import OptionError
+from dspy.promptune.compile.feedback import Scored, feedback_of, two_arguments
+from tests.compile.test_compile import Chain, compiled, exact
+
+OWN = ["Answer briefly.", "Answer with care."]
+DEMOS = [[dspy.Example(question="question 0", answer="yes")], [{"question": "question 1", "answer": "no"}]]
+
+
+def five(gold, pred, trace, pred_name, pred_trace):
+    """A metric in GEPA's form without defaults."""
+    return dspy.Prediction(score=float(gold.answer == pred.answer), feedback=f"for {pred_name}")
+
+
+def test_own_candidates_stand_behind_the_proposed_ones():
+    """The user's instructions and demo sets have the last indices of the searched space."""
+    program = compiled(instructions=OWN, demo_sets=DEMOS)
+    parts = {part.name: part.candidates for part in program.optimization_run.space.parts}
+    assert parts["0_predictor_instruction"][-2:] == tuple(OWN)
+    assert parts["0_predictor_demos"][-2:] == tuple(DEMOS)
+    assert len(parts["0_predictor_instruction"]) > 2
+
+
+def test_candidates_that_are_proposed_stay_as_they_are():
+    """With the user's candidates beside them, the proposed ones are those of a compile without."""
+    with_own, without = compiled(instructions=OWN, demo_sets=DEMOS), compiled()
+    for mine, theirs in zip(with_own.optimization_run.space.parts, without.optimization_run.space.parts, strict=True):
+        assert mine.candidates[: len(theirs)] == theirs.candidates
+
+
+def test_own_candidates_of_one_predictor_by_name_or_number():
+    """Of two predictors only the one that is named has more candidates."""
+    for name in ("answer", 1):
+        sizes = compiled(program=Chain(), instructions={name: OWN}).optimization_run.space.sizes
+        plain = compiled(program=Chain()).optimization_run.space.sizes
+        assert (sizes[0], sizes[2]) == (plain[0], plain[2] + 2)
+
+
+def test_a_zero_shot_compile_takes_demo_sets():
+    """Without demos of its own the search has the empty set and the user's."""
+    program = compiled(demo_sets=DEMOS, max_bootstrapped_demos=0, max_labeled_demos=0)
+    assert program.optimization_run.space.parts[1].candidates == ([], *DEMOS)
+
+
+@pytest.mark.parametrize(
+    ("options", "program", "message"),
+    [
+        ({"instructions": OWN}, Chain(), "2 predictors"),
+        ({"instructions": {"plain": OWN}}, Chain(), "'plain' is unknown; there are plan, answer"),
+        ({"instructions": [" "]}, None, "no instruction"),
+        ({"instructions": "Answer."}, None, "list of candidates"),
+        ({"demo_sets": ["Answer."]}, None, "no demo set"),
+        ({"demo_sets": [[3]]}, None, "no demo set"),
+    ],
+)
+def test_what_is_no_candidate_is_refused_before_the_first_call(options, program, message):
+    """The option, the value and the remedy are said."""
+    with pytest.raises(OptionError, match=message):
+        compiled(program=program, **options)
+
+
+@pytest.mark.parametrize("metric", [five, lambda e, p, t=None: dspy.Prediction(score=exact(e, p), feedback="no")])
+def test_metrics_with_feedback_give_the_scores_of_plain_ones(metric):
+    """Steps 1 and 3 read the score: same demo sets, same trials."""
+    said, plain = compiled(init={"metric": metric}, schedule="batch"), compiled(schedule="batch")
+    assert said.optimization_run.space.parts[1].candidates == plain.optimization_run.space.parts[1].candidates
+    assert [t.value for t in said.optimization_run.trials] == [t.value for t in plain.optimization_run.trials]
+
+
+def test_a_plain_metric_is_left_as_it_is():
+    """Only what requires more than an example and a prediction is wrapped."""
+    assert two_arguments(exact) is exact
+    assert isinstance(two_arguments(five), Scored)
+
+
+def test_feedback_is_asked_for_each_predictor():
+    """A metric in GEPA's form hears the predictor's name; one that raises says nothing."""
+    example, prediction = dspy.Example(answer="yes"), dspy.Prediction(answer="no")
+    assert feedback_of(five, example, prediction, None, ("plan", [])) == "for plan"
+    assert feedback_of(exact, example, prediction) == ""
+    assert feedback_of(lambda e, p, t: 1 / 0, example, prediction) == ""
