@@ -29,7 +29,8 @@ $(STAMP): setup.py pyproject.toml upstream.toml constraints.txt
 dev: install ## bring the composed package up to date with files added to or removed from dspy/
 	@$(BIN)/python tools/compose.py
 
-demo: dev ## optimise a real program on a language model that runs here, no key needed
+demo: dev ## a recorded search replayed, then a real program on a language model that runs here; no key needed
+	$(BIN)/python -m examples.replay
 	$(BIN)/python examples/demo.py
 
 test: dev ## the tests, without those that take minutes
@@ -80,8 +81,8 @@ bench-speed: dev ## whole compiles against DSPy's, and where jobs run (about an 
 bench-durability: dev ## what kills and faults cost (long)
 	$(BIN)/python -m benchmarks.durability
 
-bench-regret: dev ## search quality on recorded tables (long)
-	$(BIN)/python -m benchmarks.regret
+bench-regret: dev ## search quality on the recorded tables of benchmarks/data (hours; QUICK=1: some minutes)
+	$(BIN)/python -m benchmarks.regret $(if $(QUICK),--seeds 5 --methods qei-async tpe-35 random-35 --results build/quick --plots build/quick)
 
 test-upstream: install ## DSPy's own suite on this fork and on unmodified DSPy (DSPY_TESTS=DIR, or git clones them)
 	$(BIN)/python tools/upstream_suite.py

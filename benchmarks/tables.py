@@ -1,8 +1,11 @@
-"""Recorded tables: real prompts and their real scores, replayed as prompt spaces without a language model.
+"""Recorded tables: scores of real prompts, replayed as prompt spaces without a language model.
 
-A table is a JSON file ``{name, llm, task, n_examples, prompts, scores, matrix}``: ``prompts[i]`` has an ``instruction``
-and may have ``demos``; ``scores[i]`` is its mean accuracy; ``matrix[i]``, where there is one, its 0/1 score on each
-example. The files are no part of this repository.
+A table comes in one of two forms:
+
+- ``*.npz``, as in ``benchmarks/data``: numbers only. Each candidate has a vector and no text (``benchmarks/pack.py``
+  makes such files).
+- ``*.json``, ``{name, llm, task, n_examples, prompts, scores, matrix}``: ``prompts[i]`` has an ``instruction`` and may
+  have ``demos``; ``scores[i]`` is its mean accuracy; ``matrix[i]``, where there is one, its 0/1 score on each example.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ __all__ = ["Evaluate", "Table", "data_folder", "load_table", "load_tables"]
 
 Evaluate = Callable[[dict[str, int], Sequence[int]], list[float]]
 VARIABLE = "PROMPTUNE_TABLES"
-BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHIPPED = Path(__file__).resolve().parent / "data"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Table:
     """One recorded table.
 
     ``truth`` holds the mean accuracy of every combination of ``space``; ``columns`` its 0/1 scores on each of
-    ``n_examples`` examples, or is empty where only means were recorded.
+    ``n_examples`` examples, or is empty where only means were recorded. ``vectors`` holds the vector of each
+    candidate's label where the table has no texts, and is empty where it has.
     """
 
     name: str
@@ -38,6 +42,15 @@ class Table:
     truth: Mapping[Key, float]
     columns: Mapping[Key, np.ndarray]
     n_examples: int
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """The recorded vectors of ``n`` labels, ``n x d``: an ``embedder`` for a table without texts.
+
+        Raises:
+            KeyError: A label that is not the table's, or a table that has texts.
+        """
+        return np.stack([self.vectors[text] for text in texts])
 
     @property
     def best(self) -> float:
@@ -65,6 +78,7 @@ class Table:
             {moved(key): value for key, value in self.truth.items()},
             {moved(key): row for key, row in self.columns.items()},
             self.n_examples,
+            self.vectors,
         )
 
     def replay(self, seed: int) -> Evaluate:
@@ -89,34 +103,64 @@ class Table:
 
 
 def data_folder(folder: str | None = None) -> Path:
-    """The folder of the tables: the argument, else ``$PROMPTUNE_TABLES``, else ``../shared/data`` of the checkout.
+    """The folder of the tables: the argument, else ``$PROMPTUNE_TABLES``, else ``benchmarks/data`` of this checkout.
 
     Raises:
         SystemExit: There is no such folder, or it holds no table.
     """
-    path = Path(folder or os.environ.get(VARIABLE) or BESIDE)
-    if not any(path.glob("*.json")):
+    path = Path(folder or os.environ.get(VARIABLE) or SHIPPED)
+    if not _files(path):
         raise SystemExit(
-            f"No recorded tables (*.json) in {path}: pass --data DIR, set {VARIABLE}, or put them in ../shared/data "
-            "beside this checkout."
+            f"No recorded tables (*.npz, *.json) in {path}: pass --data DIR, or unset {VARIABLE} to use the tables of "
+            "this checkout."
         )
     return path
 
 
 def load_tables(folder: Path, names: Sequence[str] = ()) -> list[Table]:
     """All tables of a folder by name, or those whose name contains one of ``names``."""
-    tables = [load_table(path) for path in sorted(folder.glob("*.json"))]
+    tables = [load_table(path) for path in _files(folder)]
     chosen = [table for table in tables if not names or any(name in table.name for name in names)]
     if not chosen:
         raise SystemExit(f"No table matches {', '.join(names)}: there are {', '.join(t.name for t in tables)}.")
     return chosen
 
 
-def load_table(path: Path) -> Table:
-    """One file as a space of one predictor: instruction and demos as its two parts where any prompt has demos.
+def _files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.npz"), *folder.glob("*.json")])
 
-    Of prompts with the same instruction and demos the first counts.
-    """
+
+def load_table(path: Path) -> Table:
+    """One file as a space of one predictor: instruction and demos as its two parts where any prompt has demos."""
+    return _load_numbers(path) if path.suffix == ".npz" else _load_texts(path)
+
+
+def _load_numbers(path: Path) -> Table:
+    """A table without texts; candidates are called ``<table> instruction 0``, ``<table> demos 0`` and so on."""
+    with np.load(path) as file:
+        content = {name: file[name] for name in file.files}
+    kinds = [kind for kind in ("instruction", "demos") if kind in content]
+    parts = [content[kind].astype(float) for kind in kinds]
+    labels = [[f"{path.stem} {kind} {j}" for j in range(len(part))] for kind, part in zip(kinds, parts, strict=True)]
+    keys = [tuple(int(index) for index in row) for row in content["prompts"]]
+    n = int(content["n_examples"])
+    rows = np.unpackbits(content["matrix"], axis=1, count=n).astype(float) if "matrix" in content else None
+    return Table(
+        name=path.stem,
+        space=PromptSpace({0: labels[0]}, {0: labels[1]} if len(labels) > 1 else None, allowed=keys),
+        truth=dict(zip(keys, content["scores"].tolist(), strict=True)),
+        columns={} if rows is None else dict(zip(keys, rows, strict=True)),
+        n_examples=n,
+        vectors={
+            label: vector
+            for names, part in zip(labels, parts, strict=True)
+            for label, vector in zip(names, part, strict=True)
+        },
+    )
+
+
+def _load_texts(path: Path) -> Table:
+    """A table with texts. Of prompts with the same instruction and demos the first counts."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     prompts = content["prompts"]
     few_shot = any(prompt.get("demos") for prompt in prompts)

@@ -8,9 +8,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dspy
+from benchmarks.tables import data_folder, load_tables
+from examples import replay
 from tests.server import LMServer, Quality, TaskRule
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -48,6 +51,30 @@ def test_word_problems_end_in_their_answer() -> None:
         assert steps.strip()
         assert number.isdigit()
         assert number in steps
+
+
+def test_the_replay_draws_two_curves_and_says_what_they_say(capsys) -> None:
+    """One search each on 46 recorded prompts ends in a chart with both marks and in the final accuracies."""
+    replay.main(["--table", "subj_mistral", "--searches", "1"])
+    printed = capsys.readouterr().out
+    assert "46 prompts, 300 examples, no model is called" in printed
+    assert "after 180 examples: TPE's prompt is right on" in printed
+    assert replay.OURS in printed or replay.BOTH in printed
+    assert "\x1b" not in printed
+
+
+def test_the_replay_does_not_claim_what_it_did_not_reach() -> None:
+    """A search below TPE's end is said to be below it; one above it is credited with the calls it took."""
+    (table,) = load_tables(data_folder(), ["subj_mistral"])
+    low, high = np.full((2, 10), 0.6), np.linspace([0.5, 0.5], [0.7, 0.7], 10, axis=1)
+    assert "only with the whole budget, or not at all" in replay.verdict(low, high, table)
+    assert "qei was where TPE ended after 60 examples, 0.60 of TPE's." in replay.verdict(high, low, table)
+
+
+def test_a_chart_puts_high_values_on_top() -> None:
+    """The first row is the highest accuracy, the row before the axis the lowest; equal values share a mark."""
+    rows = replay.chart([("a", np.array([0.0, 1.0])), ("b", np.array([0.0, 0.0]))], 0.0, 1.0, 2)
+    assert (rows[0], rows[replay.ROWS - 1]) == (" 100 % │ a", f"   0 % │{replay.BOTH}b")
 
 
 @pytest.mark.parametrize("script", ["demo.py", "gsm8k.py"])

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks.tables import data_folder, load_table, load_tables
+from benchmarks.pack import pack
+from benchmarks.tables import SHIPPED, data_folder, load_table, load_tables
+from dspy.promptune.features import embed_parts
 
 
 def write(folder, name, **content):
@@ -73,8 +76,37 @@ def test_shuffling_changes_indices_and_nothing_else(tmp_path):
 
 def test_an_empty_folder_is_refused_with_the_remedy(tmp_path):
     """Without tables the benchmark says where it looked and how to point it elsewhere."""
-    with pytest.raises(SystemExit, match=r"pass --data DIR, set PROMPTUNE_TABLES"):
+    with pytest.raises(SystemExit, match=r"pass --data DIR, or unset PROMPTUNE_TABLES"):
         data_folder(str(tmp_path))
+
+
+def test_a_packed_table_is_the_same_table_without_its_texts(tmp_path):
+    """Packing keeps combinations, accuracies, 0/1 scores and the angles between candidates, and no text."""
+    matrix = [[0, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 1, 0]]
+    table = load_table(write(tmp_path, "matrix", matrix=matrix))
+    np.savez_compressed(tmp_path / "packed.npz", **pack(table))
+    packed = load_table(tmp_path / "packed.npz")
+    assert packed.space.texts(0) == ["packed instruction 0", "packed instruction 1"]
+    assert (packed.truth, packed.n_examples, packed.space.sizes) == (table.truth, 4, table.space.sizes)
+    assert all(packed.columns[key].tolist() == row.tolist() for key, row in table.columns.items())
+    for i, vectors in enumerate(embed_parts(table.space)):
+        assert packed.embed(packed.space.texts(i)) @ packed.embed(packed.space.texts(i)).T == pytest.approx(
+            vectors @ vectors.T, abs=2e-3
+        )
+
+
+def test_the_tables_of_this_repository_load_without_a_text():
+    """Eight tables, three of them with per-example scores, together below 3 MB; shuffled ones keep their vectors."""
+    tables = load_tables(data_folder())
+    assert len(tables) == 8
+    assert sum(path.stat().st_size for path in SHIPPED.glob("*.npz")) < 3e6
+    assert sum(bool(table.columns) for table in tables) == 3
+    for table in tables:
+        assert 0 <= min(table.truth.values()) < table.best <= 1
+        for key, row in table.columns.items():
+            assert row.mean() == pytest.approx(table.truth[key], abs=1e-3)
+        mixed = table.shuffled(1)
+        assert mixed.embed(mixed.space.texts(0)).shape == (mixed.space.sizes[0], 48)
 
 
 def test_an_unknown_table_lists_the_known(tmp_path):
