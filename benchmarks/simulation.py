@@ -172,7 +172,7 @@ def simulate(
     run = Run(space, sampler, budget, seed=SEED, options=options, store=store)
     simulated = Workers(workers, seconds, SEED, store.keep_scores if store is not None else keep_nothing)
     driver = SearchLoop(
-        run.policy, run.table, simulated, Schedule(n_jobs=workers, ahead=1), on_end=run.note,
+        run.jobs, simulated, Schedule(n_jobs=workers, ahead=1), listeners=[run.notes, *run.listeners],
         limits=Limits(note_every=max(1, jobs * size // 50)),
     )  # fmt: skip
     driver._events = Events(simulated)  # type: ignore[assignment]

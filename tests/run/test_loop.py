@@ -40,7 +40,7 @@ def run(table, choose, monkeypatch, *, schedule=None, sampler="onehot"):
     budget = {"n_examples": table.n_examples, "max_calls": 120, "minibatch_size": None, "full_every": 5}
     parts = Run(table.space, sampler, budget, seed=0, options={})
     work = ScriptedWork(table, choose, 4)
-    driver = SearchLoop(parts.policy, parts.table, work, schedule or Schedule(n_jobs=4, ahead=1))
+    driver = SearchLoop(parts.jobs, work, schedule or Schedule(n_jobs=4, ahead=1))
     return parts.result(driver, driver.run()), work
 
 
@@ -95,7 +95,7 @@ def test_room_is_filled_before_a_job_has_ended(table, monkeypatch):
     monkeypatch.setattr("dspy.promptune.run.loop.TICK_SECONDS", 0.0)
     budget = {"n_examples": 40, "max_calls": 40, "minibatch_size": 5, "full_every": 0}
     parts = Run(table.space, "random", budget, seed=0, options={})
-    driver = SearchLoop(parts.policy, parts.table, Widening(table, min, 1), Schedule(n_jobs=1))
+    driver = SearchLoop(parts.jobs, Widening(table, min, 1), Schedule(n_jobs=1))
     driver.run()
     assert running[:2] == [1, 3]
 
@@ -117,8 +117,8 @@ def test_jobs_that_share_examples_do_not_evaluate_them_twice(table, monkeypatch)
     work = Noting(table, min, 3)
     first = [(key, range(6)), (key, range(3, 9)), (key, range(2, 5))]
     driver = SearchLoop(
-        parts.policy, parts.table, work, Schedule(n_jobs=3),
-        first=lambda: [parts.claim(*each) for each in first],
+        parts.jobs, work, Schedule(n_jobs=3),
+        first=lambda: [parts.whole_or_block(*each) for each in first],
     )  # fmt: skip
     driver.run()
     assert started[:2] == [(0, [0, 1, 2, 3, 4, 5]), (1, [6, 7, 8])]
@@ -143,7 +143,7 @@ def test_the_last_stragglers_are_not_waited_for(table, monkeypatch, n_jobs):
             self.open.clear()
 
     driver = SearchLoop(
-        parts.policy, parts.table, Cutting(table, min, n_jobs), Schedule(n_jobs=n_jobs), limits=Limits(max_calls=30)
+        parts.jobs, Cutting(table, min, n_jobs), Schedule(n_jobs=n_jobs), limits=Limits(max_calls=30)
     )
     found = parts.result(driver, driver.run())
     assert 30 - n_jobs <= found.calls < 30

@@ -11,6 +11,7 @@ import dspy.promptune.run.loop as driver_module
 import dspy.promptune.storage.drivers as drivers_module
 import dspy.promptune.storage.study_store as store_module
 from dspy.promptune import OptionError, StorageError, search
+from dspy.promptune.allocation.records import Assignment
 from dspy.promptune.limits.budgets import BudgetLimits, BudgetMeter
 from dspy.promptune.run.search import Run
 from dspy.promptune.storage.manifest import search_manifest
@@ -39,7 +40,7 @@ class SearchLoop:
         self.store.begin(search_manifest(table.space, table, table.n_examples, {}))
         budget = {"n_examples": 12, "max_calls": max_calls, "minibatch_size": minibatch_size, "full_every": 0}
         self.run = Run(table.space, sampler, budget, seed=2, options={}, store=self.store)
-        self.peers = self.run.peers
+        self.peers = self.run.sharing
         self.peers.begin()
         self._truth = table.scores
 
@@ -47,7 +48,10 @@ class SearchLoop:
         scores = [self._truth[job.key][example] for example in job.examples]
         for example, score in zip(job.examples, scores, strict=True):
             self.run.table.add(job.key, example, score)
-        self.run.policy.told(job, scores)
+        self.run.jobs.tell(job, scores)
+
+    def claim(self, key, examples):
+        return self.run.jobs.claim(self.run.whole_or_block(key, examples))
 
     def die(self):
         """As killed: nothing more is written, and the process is not there any more."""
@@ -120,11 +124,11 @@ def test_together_in_one_file(table, tmp_path):
 def test_what_others_evaluate_is_theirs(two, table):
     """A job whose examples another driver's earlier job has waits for that; what it brings is paid for."""
     first, second = two
-    job = first.run.claim((0, 0), [0, 1, 2])
-    late = second.run.claim((0, 0), [2, 3])
+    job = first.claim((0, 0), [0, 1, 2])
+    late = second.claim((0, 0), [2, 3])
     first.peers.look()
     assert second.peers.held(late) == {2} and first.peers.held(job) == set()
-    assert second.run.policy._ledger.claimed() == first.run.policy._ledger.claimed() == 5
+    assert second.run.jobs.ledger.claimed() == first.run.jobs.ledger.claimed() == 5
     first.tell(job)
     assert second.peers.look()
     assert second.peers.held(late) == set() and second.run.table.row((0, 0)).keys() == {0, 1, 2}
@@ -133,17 +137,17 @@ def test_what_others_evaluate_is_theirs(two, table):
 def test_a_trial_without_a_claim_is_waited_for(two, table, memory):
     """As long as an earlier trial does not say what it is for, all examples of its prompt are taken as its own."""
     first, second = two
-    first.run.policy._trials.force((0, 0))
-    job = second.run.claim((0, 0), [0, 1])
-    other = second.run.claim((1, 0), [0, 1])
+    first.run.jobs.trials.open(Assignment((0, 0), (0,), "block"))
+    job = second.claim((0, 0), [0, 1])
+    other = second.claim((1, 0), [0, 1])
     assert second.peers.held(job) == {0, 1} and second.peers.held(other) == set()
 
 
 def test_the_last_calls_are_claimed_once(table, memory):
     """Of two drivers that claim the last calls at the same moment, the one whose trial is later gives it up."""
     first, second = (SearchLoop(table, memory, max_calls=4) for _ in range(2))
-    assert len(first.run.policy.next_job().examples) == 4
-    assert second.run.policy.next_job() is None
+    assert len(first.run.jobs.next().examples) == 4
+    assert second.run.jobs.next() is None
     trials = memory.get_all_trials(second.run.study._study_id)
     assert [trial.state.name for trial in trials] == ["RUNNING", "FAIL"]
     assert "another driver" in trials[1].user_attrs["error"]
@@ -154,9 +158,9 @@ def test_the_last_calls_are_claimed_once(table, memory):
 def test_trials_of_a_dead_driver_are_closed(two, memory):
     """The trials of a driver that is gone are FAILED by another, which has what they scored and may do the rest."""
     first, second = two
-    job = first.run.claim((0, 0), [0, 1, 2])
+    job = first.claim((0, 0), [0, 1, 2])
     first.store.keep_scores(job, {0: 1.0})
-    waits = second.run.claim((0, 0), [0, 1])
+    waits = second.claim((0, 0), [0, 1])
     first.die()
     assert second.peers.look() and second.peers.held(waits) == set()
     assert second.run.table.row((0, 0)) == {0: 1.0}
@@ -166,7 +170,7 @@ def test_trials_of_a_dead_driver_are_closed(two, memory):
 def test_a_living_driver_keeps_its_trials(two, memory, monkeypatch):
     """A driver on another machine whose clock is hours off lives as long as its note changes, and for a minute more."""
     first, second = two
-    first.run.claim((0, 0), [0])
+    first.claim((0, 0), [0])
     name = drivers_module.DRIVER + first.store.drivers.token
     note = {**memory.get_study_system_attrs(0)[name], "host": "elsewhere", "seen": 5.0}
     memory.set_study_system_attr(0, name, note)

@@ -115,7 +115,7 @@ def test_partly_evaluated_prompts_keep_their_scores(table, tmp_path):
         store = open_study_store({place!r}, "one", True, "search")
         store.begin(search_manifest(table.space, table, 12, {{}}))
         budget = dict(n_examples=12, max_calls=60, minibatch_size=4, full_every=0)
-        job = Run(table.space, "random", budget, seed=2, options={{}}, store=store).policy.next_job()
+        job = Run(table.space, "random", budget, seed=2, options={{}}, store=store).jobs.next()
         store.keep_scores(job, {{job.examples[0]: table.scores[job.key][job.examples[0]]}})
         print(*job.key, job.examples[0], flush=True)
         os.kill(os.getpid(), 9)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Sequence
 
-from optuna.study import Study
-
 from dspy.promptune.allocation.beliefs import Beliefs
-from dspy.promptune.allocation.policy import Budget, CallLedger, Trials
-from dspy.promptune.allocation.records import Job, JobKind, ScoreTable
+from dspy.promptune.allocation.ledger import RunningJobs
+from dspy.promptune.allocation.policy import Budget, whole
+from dspy.promptune.allocation.records import Assignment, Job, ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
 from dspy.promptune.samplers.qei import STRIDE, QEISampler
 from dspy.promptune.space import Key, PromptSpace
@@ -36,83 +36,71 @@ class RacingPolicy:
     the last calls, where a quarter of them is enough for that.
 
     Args:
-        study: Its sampler must be a :class:`QEISampler`: its model and options are used.
+        sampler: Its model and options are used.
         space: The prompts.
         table: Scores already paid for; they count as observations.
         budget: Limits.
-        seed: Of the order of the examples.
+        rng: Draws the order of the examples, and prompts while little is known.
         block: Examples in one job, once there are some results.
     """
 
     def __init__(
         self,
-        study: Study,
+        sampler: QEISampler,
         space: PromptSpace,
         table: ScoreTable,
         budget: Budget,
         *,
-        seed: int | None = None,
+        rng: random.Random,
         block: int = BLOCK,
     ) -> None:
-        assert isinstance(study.sampler, QEISampler)
-        self._cold = study.sampler.options.min_cold_start
-        self._trials = Trials(study, space, seed)
-        self._beliefs = Beliefs(study.sampler, space, self._trials.random)
-        self._ledger = CallLedger(table, budget)
-        self._space, self._table, self._block = space, table, block
+        self._cold = sampler.options.min_cold_start
+        self._beliefs = Beliefs(sampler, space, rng)
+        self._running = RunningJobs(table)
+        self._space, self._table, self._budget, self._random, self._block = space, table, budget, rng, block
         self._confirmation = int(CONFIRM * budget.max_calls)
-        self._order = self._trials.random.sample(range(budget.n_examples), budget.n_examples)
+        self._order = rng.sample(range(budget.n_examples), budget.n_examples)
         self._failures: dict[Key, int] = {}
         self._planned: list[Key] = []
         self._known = dict.fromkeys(table.keys())  # prompts with scores, but those that are no longer looked at
 
-    def next_job(self) -> Job | None:
+    def next_job(self, left: int) -> Assignment | None:
         """A block for the prompt that deserves it most; ``None`` where no call is left, or nothing is left to ask."""
-        left = self._ledger.left()
         if left < 1:
             return None
         if (winner := self._to_confirm(left)) is not None:
-            return self.claim(winner, self._open(winner)[:left], "full")
+            return Assignment(winner, tuple(self._open(winner)[:left]), "full")
         key = self._choose()
-        return None if key is None else self.claim(key, self._open(key)[: min(self._size(), left)], "block")
+        return None if key is None else Assignment(key, tuple(self._open(key)[: min(self._size(), left)]), "block")
 
-    def claim(self, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
-        """A job that is decided on from outside, such as the evaluation of the program as it came."""
-        return self._ledger.job(*self._trials.force(key), examples, kind)
+    def confirm(self, left: int) -> Assignment | None:
+        """The best prompt on all examples."""
+        return whole(self.best(), self._table, self._budget, left)
+
+    def started(self, job: Job) -> None:
+        """Its examples are busy, and count as claimed."""
+        self._running.open(job)
 
     def told(self, job: Job, scores: Sequence[float]) -> None:
-        """Note a job's scores."""
-        self._ledger.close(job)
-        self._trials.tell(job, scores)
-        self.heard(job, scores)
-
-    def joined(self, job: Job) -> None:
-        """Another driver of the study has begun this job; what it takes is in the purse."""
-
-    def heard(self, job: Job, scores: Sequence[float]) -> None:
-        """A job that has ended, here or with another driver of the study, has these scores, which are in the table."""
+        """Believe what a job's scores say."""
+        self._running.close(job)
         self._known[job.key] = None
         if job.kind == "block":
             mean = math.fsum(scores) / len(scores)
-            self._beliefs.add(job.key, mean, job.examples, beside=len(self._ledger.jobs))
+            self._beliefs.add(job.key, mean, job.examples, beside=len(self._running.jobs))
         else:
             self._beliefs.forget()
 
-    def gone(self, job: Job) -> None:
-        """A job has ended without its scores, here or with another driver; some examples may have theirs."""
+    def failed(self, job: Job, error: BaseException) -> None:
+        """A prompt that fails again and again is left alone."""
+        self._failures[job.key] = self._failures.get(job.key, 0) + 1
+        self.dropped(job)
+
+    def dropped(self, job: Job) -> None:
+        """A job has ended without its scores; some examples may have theirs."""
+        self._running.close(job)
         if self._row(job.key):
             self._known[job.key] = None
-
-    def recall(self, finished: Sequence[tuple[Job, Sequence[float]]]) -> None:
-        """Jobs that an earlier start of the run has told its study; their scores are in the table."""
-        self._trials.recall(len(finished))
-
-    def failed(self, job: Job, error: BaseException) -> None:
-        """Note that a job has no scores; a prompt that fails again and again is left alone."""
-        self._ledger.close(job)
-        self._trials.fail(job, error)
-        self._failures[job.key] = self._failures.get(job.key, 0) + 1
-        self.gone(job)
 
     def best(self) -> Key:
         """The measured combination with the highest posterior mean."""
@@ -125,11 +113,11 @@ class RacingPolicy:
 
     def _believing(self) -> bool:
         """Whether there are beliefs, rebuilt where they are out of date."""
-        return self._beliefs.current or self._beliefs.rebuild(self._observations(), self._ledger.jobs.values())
+        return self._beliefs.current or self._beliefs.rebuild(self._observations(), self._running.jobs.values())
 
     def _size(self) -> int:
         """Examples in the next job: few while what is in flight would be much of all that is known."""
-        spent, jobs = self._table.calls + self._ledger.claimed(), len(self._ledger.jobs) + 1
+        spent, jobs = self._table.calls + self._running.claimed(), len(self._running.jobs) + 1
         return min(self._block, max(FIRST_BLOCK, spent // (IN_FLIGHT * jobs)))
 
     def _choose(self) -> Key | None:
@@ -140,8 +128,8 @@ class RacingPolicy:
         if len(self._table) < self._cold or not self._believing():
             return self._unseen()
         closed = [key for key in self._beliefs.pool if self._touched(key) and not self._may(key)]
-        count = max(1, len(self._ledger.jobs) // STRIDE)
-        self._planned = self._beliefs.choose(self._ledger.jobs.values(), closed, self._block, count)
+        count = max(1, len(self._running.jobs) // STRIDE)
+        self._planned = self._beliefs.choose(self._running.jobs.values(), closed, self._block, count)
         return self._planned.pop(0) if self._planned else None
 
     def _to_confirm(self, left: int) -> Key | None:
@@ -149,15 +137,15 @@ class RacingPolicy:
 
         With so many still to come the others are busy while the slowest examples of that evaluation are waited for.
         """
-        later = 2 * self._ledger.under_way
-        if left > self._confirmation + later or self._ledger.full:
+        later = 2 * self._running.under_way
+        if left > self._confirmation + later or self._running.full:
             return None
         winner = self.best()
         missing = len(self._open(winner)) if self._may(winner) else 0
         return winner if max(0, left - self._block - later) < missing <= min(left, self._confirmation) else None
 
     def _busy(self, key: Key) -> set[int]:
-        return {example for job in self._ledger.of(key) for example in job.examples}
+        return {example for job in self._running.of(key) for example in job.examples}
 
     def _open(self, key: Key) -> list[int]:
         """Examples that a prompt has neither been scored on nor is being, in the common order."""
@@ -172,7 +160,7 @@ class RacingPolicy:
 
     def _touched(self, key: Key) -> bool:
         """Whether a prompt has scores, or jobs that are running or have failed."""
-        return bool(self._table.count(key) or self._failures.get(key) or self._ledger.of(key))
+        return bool(self._table.count(key) or self._failures.get(key) or self._running.of(key))
 
     def _row(self, key: Key) -> dict[int, float]:
         """A prompt's scores of jobs that have ended, by example."""
@@ -185,12 +173,12 @@ class RacingPolicy:
 
     def _unseen(self) -> Key | None:
         """A random combination that is new, or else one that is not finished."""
-        touched = len(self._table) + sum(not self._table.count(key) for key in self._ledger.keys())
+        touched = len(self._table) + sum(not self._table.count(key) for key in self._running.keys())
         for size in dict.fromkeys((min(touched, FEW) + 64, touched + 64)):
-            ready = [key for key in self._space.pool(size, self._trials.random) if self._may(key)]
-            if new := [key for key in ready if not self._table.count(key) and not self._ledger.of(key)]:
-                return self._trials.random.choice(new)
-        return self._trials.random.choice(ready) if ready else None
+            ready = [key for key in self._space.pool(size, self._random) if self._may(key)]
+            if new := [key for key in ready if not self._table.count(key) and not self._running.of(key)]:
+                return self._random.choice(new)
+        return self._random.choice(ready) if ready else None
 
     def _observations(self) -> list[Observation]:
         """The scores so far, cut along the common order into segments of doubling length.

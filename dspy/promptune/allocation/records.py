@@ -1,17 +1,26 @@
-"""What a run writes down: jobs, per-example scores, and the contract between spending and the engine."""
+"""What a search is made of: assignments, jobs, per-example scores, and the contract of allocation policies."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from dspy.promptune.space import Key
 
-__all__ = ["AllocationPolicy", "Job", "JobKind", "PolicyWrapper", "ScoreTable"]
+__all__ = ["AllocationPolicy", "Assignment", "Job", "JobKind", "ScoreTable"]
 
 JobKind = Literal["block", "minibatch", "full"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A decision: evaluate the prompt ``key`` on ``examples`` (indices of the validation set)."""
+
+    key: Key
+    examples: tuple[int, ...]
+    kind: JobKind
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class Job:
     """One evaluation: the program of ``key`` on ``examples`` (indices of the validation set).
 
     ``number`` is the number of the study's trial that stands for it. Examples of the key that are already scored are
-    not paid for again: the engine runs the missing ones only, and tells the scores of all.
+    not paid for again: the loop runs the missing ones only, and tells the scores of all.
     """
 
     number: int
@@ -29,58 +38,46 @@ class Job:
 
 
 class AllocationPolicy(Protocol):
-    """Decides what the next calls are spent on. The engine calls it under one lock, one thread at a time.
+    """Decides what the next calls are spent on, and nothing else: it knows no study, storage, clock or thread.
 
-    The order is: ``next_job`` any number of times, then for each job exactly one of ``told`` and ``failed``, in any
-    order of jobs. ``best`` may be called at any time.
+    It is called by one thread at a time. ``next_job`` only decides: what is begun is told by ``started``. Then comes
+    exactly one of ``told``, ``failed`` and ``dropped`` for each job, in any order of jobs. Jobs of other drivers of a
+    shared study, of earlier starts of the run, and those that are decided on outside arrive in the same way; one whose
+    beginning nobody saw may be told without having been started. A job's number is its name here, and no more.
+
+    Before ``told``, the scores are in the :class:`ScoreTable` that the policy was built with; scores of a job that is
+    still running may be there already.
     """
 
-    def next_job(self) -> Job | None:
+    def next_job(self, left: int) -> Assignment | None:
         """The next evaluation to start, given everything told and running.
 
-        ``None`` means that nothing is worth starting now; with no job running, that the run is over.
+        ``None`` means that nothing is worth starting now; with no job running, that the search is over.
+
+        Args:
+            left: Calls that may still be claimed. One call scores one example of one prompt that has no score yet.
         """
+
+    def confirm(self, left: int) -> Assignment | None:
+        """The full evaluation of the best prompt, for when a limit has ended the search.
+
+        ``None`` where it has all its scores, or would take more than ``left`` calls.
+        """
+
+    def started(self, job: Job) -> None:
+        """A job is running."""
 
     def told(self, job: Job, scores: Sequence[float]) -> None:
         """A job ended with one score for each of ``job.examples``, in their order."""
 
     def failed(self, job: Job, error: BaseException) -> None:
-        """A job could not be scored: its trial is FAILED, and no number stands for it."""
+        """A job could not be scored, and its prompt is to blame; no number stands for it."""
+
+    def dropped(self, job: Job) -> None:
+        """A job ended without its scores, and its prompt is not to blame: it was canceled, or given to another."""
 
     def best(self) -> Key:
         """The combination that the run would return at this moment."""
-
-
-class PolicyWrapper:
-    """Spending that leaves to another what it does not change; other attributes are the other's, too.
-
-    Args:
-        inner: Decides what is evaluated.
-    """
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def claim(self, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
-        """A job that is decided on from outside."""
-        job: Job = self._inner.claim(key, examples, kind)
-        return job
-
-    def told(self, job: Job, scores: Sequence[float]) -> None:
-        """Hand on."""
-        self._inner.told(job, scores)
-
-    def failed(self, job: Job, error: BaseException) -> None:
-        """Hand on."""
-        self._inner.failed(job, error)
-
-    def best(self) -> Key:
-        """Hand on."""
-        key: Key = self._inner.best()
-        return key
 
 
 class ScoreTable:

@@ -19,7 +19,7 @@ from dspy.promptune.distributed.payload import PayloadBuilder, check_executor
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
 from dspy.promptune.errors import OptionError
-from dspy.promptune.limits.budgets import Budgeted, BudgetLimits
+from dspy.promptune.limits.budgets import BudgetLimits, SearchAllowance
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.options import check_integer, embedder_of
 from dspy.promptune.run.loop import Limits, Schedule, SearchLoop, interrupts
@@ -290,15 +290,14 @@ def optimize(task: Task, engine: Engine) -> Module:
     programs.space = space
     recorder = Recorder(run, programs, engine, task.max_calls)
     driver = SearchLoop(
-        run.policy,
-        run.table,
+        run.jobs,
         engine.work,
         engine.options.plan(engine.pool.workers),
         limits=Limits(retries=RETRIES, max_calls=task.max_calls, note_every=max(1, task.max_calls // 50)),
-        on_end=recorder,
-        on_tick=recorder.tick,
-        first=lambda: [run.claim(*head) for head in engine.heads if over is None and not run.past.covers(*head)],
-        peers=run.peers,
+        listeners=[recorder, *run.listeners],
+        first=lambda: [
+            run.whole_or_block(*head) for head in engine.heads if over is None and not run.past.covers(*head)
+        ],
     )
     recorder.driver = driver
     recorder.begin()
@@ -310,8 +309,7 @@ def optimize(task: Task, engine: Engine) -> Module:
     logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)
     try:
         ended = driver.run()
-        limited = run.policy.ended if isinstance(run.policy, Budgeted) else None
-        found = run.result(driver, limited or ended, engine.books.facts, engine.books.meter.spent())
+        found = run.result(driver, ended, engine.books.facts, engine.books.meter.spent())
     finally:
         programs.release()
         recorder.close()
@@ -364,7 +362,7 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
     run = Run(space, options.sampler or "tpe", budget, seed=task.seed, options=of_sampler, store=books.store)
     if books.meter.caps.given():
         calls = len(task.program.predictors())
-        run.policy = Budgeted(run.policy, books.meter, run.table, n_examples=task.n_examples, calls_per_example=calls)
+        run.jobs.allowance = SearchAllowance(books.meter, n_examples=task.n_examples, calls_per_example=calls)
     return run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dspy.promptune.allocation.records import Job
@@ -12,7 +13,7 @@ from dspy.promptune.compile.attributes import Entry, entries_of
 from dspy.promptune.distributed.programs import ProgramCache
 from dspy.promptune.limits.usage import Usage
 from dspy.promptune.run.failures import FailureLog
-from dspy.promptune.run.loop import SearchLoop
+from dspy.promptune.run.loop import LoopListener, SearchLoop
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.progress import Standing
@@ -26,7 +27,7 @@ __all__ = ["Recorder"]
 logger = logging.getLogger(__name__)
 
 
-class Recorder:
+class Recorder(LoopListener):
     """Takes note of every job that ended, and shows how the run stands."""
 
     driver: SearchLoop
@@ -39,14 +40,19 @@ class Recorder:
         self._failures = FailureLog(tracebacks=engine.tracebacks)
         self._max_calls = max_calls
 
-    def __call__(self, job: Job, outcome: Outcome) -> None:
+    def on_start(self, job: Job, when: datetime, seconds: float) -> None:
+        """When it was decided on is noted in its trial."""
+        self.run.notes.on_start(job, when, seconds)
+
+    def on_end(self, job: Job, outcome: Outcome) -> None:
         """A job has ended, and is about to be told."""
         if self._engine.callbacks is not None:
             self._engine.callbacks.told(job, outcome, self._programs[job.key])
         tokens, cost = self._usage.tokens, self._usage.cost
         self._usage.read(self._programs[job.key])
         self._usage.add(outcome.spent)
-        self.run.note(job, outcome, tokens=_more(tokens, self._usage.tokens), cost=_more(cost, self._usage.cost))
+        spent = {"tokens": _more(tokens, self._usage.tokens), "cost": _more(cost, self._usage.cost)}
+        self.run.notes.write(job, outcome, **spent)
         self._failures.note(outcome, prompt_name(self.run.space, job.key))
         row = self.run.table.row(job.key)
         scores = () if outcome.error else tuple(row[example] for example in job.examples)
@@ -61,13 +67,13 @@ class Recorder:
 
     def all_entries(self) -> list[Entry]:
         """Every job of the run that ended, those of other drivers included."""
-        if self.run.peers is None:
+        if self.run.sharing is None:
             return self.entries
         mine = {entry.job.number for entry in self.entries}
-        theirs = entries_of(self.run.peers.past(), self.run.space)
+        theirs = entries_of(self.run.sharing.past(), self.run.space)
         return [*self.entries, *(entry for entry in theirs if entry.job.number not in mine)]
 
-    def tick(self) -> None:
+    def on_tick(self) -> None:
         """Twice a second: see to the time."""
         meter = self._engine.books.meter
         if meter.caps.timeout is not None and (why := meter.reached()) is not None:

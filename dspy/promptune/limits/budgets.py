@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from dspy.promptune.allocation.records import Job, PolicyWrapper, ScoreTable
 from dspy.promptune.errors import OptionError
-from dspy.promptune.space import Key
 
 __all__ = [
     "BOOTSTRAP",
@@ -23,7 +21,7 @@ __all__ = [
     "STEP",
     "BudgetLimits",
     "BudgetMeter",
-    "Budgeted",
+    "SearchAllowance",
     "answered_by_cache",
     "total",
 ]
@@ -264,58 +262,50 @@ def answered_by_cache(entry: Mapping[str, Any]) -> bool:
     return bool(several) and all(getattr(each, "cache_hit", False) for each in several)
 
 
-class Budgeted(PolicyWrapper):
-    """Spending within the limits of a meter: when they leave only that, the best prompt is evaluated in full.
+class SearchAllowance:
+    """What the limits of a meter leave to a search, in examples.
 
-    What a full evaluation of the best takes is kept back from the beginning (half of all there is at most).
+    What a full evaluation of the best prompt takes is kept back from the beginning (half of all there is at most).
 
     Args:
-        inner: Decides otherwise what is evaluated. Its purse is told how many examples can still be paid for.
         meter: Counts, and has the limits.
-        table: Scores so far.
         n_examples: Size of the validation set.
         calls_per_example: Calls that an example takes, until enough have been counted.
+
+    Attributes:
+        ended: The limit that has ended the search, in words.
     """
 
-    def __init__(
-        self, inner: Any, meter: BudgetMeter, table: ScoreTable, *, n_examples: int, calls_per_example: float
-    ) -> None:
-        super().__init__(inner)
+    def __init__(self, meter: BudgetMeter, *, n_examples: int, calls_per_example: float) -> None:
         self.ended: str | None = None
-        self._meter, self._table, self._n_examples = meter, table, n_examples
-        self._calls_per_example = calls_per_example
-        self._reserve = min(n_examples, int(self._affordable() // 2)) if self._affordable() < math.inf else n_examples
-        self._last = False
-        self._ledger = inner._ledger
-        self._ledger.allow = self.allow
+        self._meter, self._calls_per_example = meter, calls_per_example
+        affordable = self._affordable()
+        self._reserve = min(n_examples, int(affordable // 2)) if affordable < math.inf else n_examples
+        self._released = False
 
-    def allow(self) -> float:
-        """Examples that may still be paid for, without the reserve."""
-        return self._affordable() - (0 if self._last else self._reserve)
+    def left(self) -> float:
+        """Examples that may still be paid for, without the reserve; may be infinite."""
+        return self._affordable() - (0 if self._released else self._reserve)
 
-    def next_job(self) -> Job | None:
-        """What the inner spending would do; then the reserve; then nothing."""
-        if self.ended is None and (why := self._meter.reached()) is not None:
-            self.ended = why
-        job = None if self.ended or self._last else self._inner.next_job()
-        if job is None and not self._ledger.jobs and not self._last:
-            job = self._final()
-        return job
+    def over(self) -> bool:
+        """Whether a limit is reached, or only the reserve was left and is released."""
+        if self.ended is None:
+            self.ended = self._meter.reached()
+        return self.ended is not None or self._released
+
+    def release(self) -> bool:
+        """The search found nothing to do: whether it was a limit that left nothing, and the reserve is free now.
+
+        It is free once: later the answer is no.
+        """
+        if self._released:
+            return False
+        self._released = True
+        affordable, scarcest = self._meter.scarcest(self._calls_per_example)
+        if affordable > self._reserve:
+            return False
+        self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
+        return True
 
     def _affordable(self) -> float:
         return self._meter.affordable(self._calls_per_example)
-
-    def _final(self) -> Job | None:
-        """The full evaluation of the best, out of the reserve, if it was a limit that ended the search."""
-        self._last = True
-        affordable, scarcest = self._meter.scarcest(self._calls_per_example)
-        limited = affordable <= self._reserve
-        if not limited or not self._table.calls:
-            return None
-        self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
-        best: Key = getattr(self._inner, "to_confirm", self.best)()
-        examples = range(self._n_examples)
-        missing = self._table.missing(best, examples)
-        if not missing or len(missing) > self._affordable():
-            return None
-        return self.claim(best, examples, "full")

@@ -7,19 +7,22 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any
 
-from dspy.promptune.allocation.records import AllocationPolicy, Job, ScoreTable
+from dspy.promptune.allocation.records import Assignment, Job
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.run.evaluators import Evaluator
+from dspy.promptune.run.jobs import RunJobs
 from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.secrets import cause, said
 from dspy.promptune.space import Key
+from dspy.promptune.storage.sharing import Sharing
 
-__all__ = ["Limits", "Peers", "Schedule", "SearchLoop", "interrupts"]
+__all__ = ["Limits", "LoopListener", "Schedule", "SearchLoop", "interrupts"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,56 +73,47 @@ class Log:
     failed: int = 0
 
 
-class Peers(Protocol):
-    """The other drivers of a study that is shared; see :class:`dspy.promptune.storage.sharing.Shared`."""
+class LoopListener:
+    """Takes note of what happens in the loop, in its thread; each method does nothing unless it is overridden."""
 
-    def begin(self) -> None:
-        """The jobs that are started first are there."""
+    def on_start(self, job: Job, when: datetime, seconds: float) -> None:
+        """A job was decided on, which began at ``when`` and took ``seconds``; its trial is running."""
 
-    def held(self, job: Job) -> set[int]:
-        """Examples of a job that others evaluate: it ends when they have."""
+    def on_end(self, job: Job, outcome: Outcome) -> None:
+        """A job has ended, its scores are in the table; its trial is still running, and nobody else knows yet."""
 
-    def look(self) -> bool:
-        """Take note of what the others did; whether that may change what is to be done here."""
-
-    def over(self) -> bool:
-        """Asked when there is nothing to do here: whether that is so everywhere."""
+    def on_tick(self) -> None:
+        """Called about twice a second while jobs are running."""
 
 
 class SearchLoop:
     """Runs jobs until none is left to start. All decisions are made in the thread that calls :meth:`run`.
 
     Args:
-        policy: Decides what is evaluated next.
-        table: Every score is written to it as soon as its job ends.
+        jobs: Decides what is evaluated next, and is told how it ended. Every score is in its table as soon as the
+            evaluation ends.
         work: Evaluates.
         schedule: How jobs are handed out.
         limits: When to give up.
-        on_end: Called with every job that was told or failed, and its outcome, before the spending is told.
-        on_tick: Called about twice a second while jobs are running.
-        first: Jobs that are started before the spending is asked for any.
-        peers: Other drivers that work on the same study.
+        listeners: Take note.
+        first: What is evaluated before anything is decided.
     """
 
     def __init__(
         self,
-        policy: AllocationPolicy,
-        table: ScoreTable,
+        jobs: RunJobs,
         work: Evaluator,
         schedule: Schedule,
         *,
         limits: Limits | None = None,
-        on_end: Callable[[Job, Outcome], None] | None = None,
-        on_tick: Callable[[], None] | None = None,
-        first: Callable[[], list[Job]] | None = None,
-        peers: Peers | None = None,
+        listeners: Sequence[LoopListener] = (),
+        first: Callable[[], Iterable[Assignment]] = tuple,
     ) -> None:
         self.log = Log()
-        self._policy, self._table, self._work = policy, table, work
+        self._jobs, self._table, self._work = jobs, jobs.ledger.table, work
         self._schedule, self._limits = schedule, limits or Limits()
-        self._on_end, self._on_tick = on_end, on_tick
+        self._listeners, self._first, self._sharing = listeners, first, jobs.sharing
         self._tended_at = time.monotonic()
-        self._first, self._peers = first, peers
         self._events: SimpleQueue[tuple[Job, Outcome] | None] = SimpleQueue()
         self._ready: list[Job] = []
         self._running: dict[int, Job] = {}
@@ -147,7 +141,7 @@ class SearchLoop:
         self._events.put(None)
 
     def run(self) -> str:
-        """Evaluate until the spending has no more jobs, and say why it ended.
+        """Evaluate until there are no more jobs, and say why it ended.
 
         Raises:
             EvaluationError: Every job failed so far, too many in a row to go on.
@@ -155,15 +149,16 @@ class SearchLoop:
         """
         try:
             with interrupts(self._interrupted):
-                self._ready.extend(self._first() if self._first else ())
+                self._ready.extend(map(self._jobs.claim, self._first()))
                 self._asked(self._ready)
-                if self._peers is not None:
-                    self._peers.begin()
+                if self._sharing is not None:
+                    self._sharing.begin()
                 if self._schedule.batch is None:
                     self._run_free()
                 else:
                     self._run_batches(self._schedule.batch)
-                return self._end()
+                ended = self._end()
+                return self._jobs.limited or ended
         finally:
             self._work.stop()
 
@@ -219,7 +214,7 @@ class SearchLoop:
 
     def _others_go_on(self) -> bool:
         """With nothing to do here: whether others may still leave something. Then it returns a while later."""
-        if self._peers is None or self._peers.over():
+        if self._sharing is None or self._sharing.over():
             return False
         with contextlib.suppress(Empty):
             self._events.get(timeout=TICK_SECONDS)  # nothing is running: only somebody who stops the run wakes it
@@ -232,9 +227,12 @@ class SearchLoop:
         """Ask for up to ``count`` jobs; the number of those there were."""
         jobs: list[Job] = []
         while len(jobs) < count and not (self._stopping or self._over):
-            job = self._policy.next_job()
+            when, began = datetime.now(), time.monotonic()
+            job = self._jobs.next()
             if job is None:
                 break
+            for listener in self._listeners:
+                listener.on_start(job, when, time.monotonic() - began)
             jobs.append(job)
         self._asked(jobs)
         self._ready.extend(jobs)
@@ -247,7 +245,7 @@ class SearchLoop:
         """Evaluate what the job lacks and nobody else, here or elsewhere, does; it ends when these have, too."""
         self._running[job.number] = job
         missing = self._table.missing(job.key, job.examples)
-        theirs = self._peers.held(job) if self._peers is not None else ()
+        theirs = self._sharing.held(job) if self._sharing is not None else ()
         mine = [example for example in missing if (job.key, example) not in self._flying and example not in theirs]
         self._flying.update(((job.key, example), job.number) for example in mine)
         if mine:
@@ -284,14 +282,14 @@ class SearchLoop:
     def _tend(self) -> None:
         self._tended_at = time.monotonic()
         self._work.tend(ending=self._ending())
-        if self._on_tick is not None:
-            self._on_tick()
-        if self._peers is not None:
-            self._look(self._peers)
+        for listener in self._listeners:
+            listener.on_tick()
+        if self._sharing is not None:
+            self._look(self._sharing)
 
-    def _look(self, peers: Peers) -> None:
+    def _look(self, sharing: Sharing) -> None:
         """Go on with what waited for other drivers."""
-        if peers.look():
+        if sharing.look():
             self._events.put(None)
         for job in [] if self._stopping else list(self._parked.values()):
             del self._parked[job.number]
@@ -346,14 +344,14 @@ class SearchLoop:
         return True
 
     def _settled(self, job: Job, outcome: Outcome) -> bool:
-        """Tell the spending how a job ended; False when it goes on."""
+        """Tell how a job ended; False when it goes on."""
         if self._again(job, outcome):
             return False
-        if self._on_end is not None:
-            self._on_end(job, outcome)
+        for listener in self._listeners:
+            listener.on_end(job, outcome)
         if outcome.error is None:
             row = self._table.row(job.key)
-            self._policy.told(job, [row[example] for example in job.examples])
+            self._jobs.tell(job, [row[example] for example in job.examples])
             self._streak = 0
         else:
             self._fail(job, outcome.error)
@@ -362,7 +360,7 @@ class SearchLoop:
 
     def _fail(self, job: Job, error: BaseException) -> None:
         logger.warning("Trial %d failed: %s", job.number, said(error))
-        self._policy.failed(job, error)
+        self._jobs.fail(job, error)
         self.log.failed += 1
         if self._stopping:
             return
@@ -377,7 +375,7 @@ class SearchLoop:
         calls, history = self._table.calls, self.log.history
         if not calls or calls - (history[-1][0] if history else 0) < every:
             return
-        entry = (calls, self._policy.best())
+        entry = (calls, self._jobs.policy.best())
         if not history or history[-1] != entry:
             history.append(entry)
 
@@ -398,7 +396,7 @@ class SearchLoop:
                 for one in self._arrived(*event) if event else ():
                     self._settled(*one)
         for job in [*self._running.values(), *self._ready]:
-            self._policy.failed(job, EvaluationError(f"Not finished: {why}."))
+            self._jobs.fail(job, EvaluationError(f"Not finished: {why}."))
         self._running.clear()
         self._note_best()
 

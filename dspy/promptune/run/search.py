@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.allocation.records import AllocationPolicy, Job, ScoreTable
+from dspy.promptune.allocation.ledger import CallLedger
+from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable
 from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.options import check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
-from dspy.promptune.run.failures import ExampleFailures, failures_of, samples_of
-from dspy.promptune.run.loop import Limits, Schedule, SearchLoop
-from dspy.promptune.run.outcome import Outcome
-from dspy.promptune.run.timing import Timed
+from dspy.promptune.run.failures import ExampleFailures, failures_of
+from dspy.promptune.run.loop import Limits, LoopListener, Schedule, SearchLoop
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.backend import quiet_optuna
-from dspy.promptune.storage.history import Recorded, RunHistory, frozen
+from dspy.promptune.storage.history import RunHistory, frozen
 from dspy.promptune.storage.manifest import embedder_known, search_manifest
-from dspy.promptune.storage.sharing import Shared
+from dspy.promptune.storage.sharing import Sharing
 from dspy.promptune.storage.study_store import StudyStore, open_study_store
 
 if TYPE_CHECKING:
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.study import Study
     from optuna.trial import FrozenTrial
+
+    from dspy.promptune.allocation.policy import Budget
+    from dspy.promptune.run.trials import Proposals, StudyTrials
 
 __all__ = ["Run", "SearchRun", "search"]
 
@@ -113,7 +115,7 @@ class SearchRun:
 
 
 class Run:
-    """The parts of one search, put together: study, sampler, scores and spending.
+    """The parts of one search, put together: study, sampler, scores, policy and jobs.
 
     :func:`search` is this with an ``evaluate``; a compile is this with a program.
     """
@@ -130,7 +132,10 @@ class Run:
     ) -> None:
         import optuna
 
-        from dspy.promptune.allocation.policy import Budget, make_policy
+        from dspy.promptune.allocation.policy import Budget
+        from dspy.promptune.run.jobs import RunJobs
+        from dspy.promptune.run.timing import JobRecord, TrialNotes
+        from dspy.promptune.run.trials import StudyTrials
         from dspy.promptune.samplers import make_sampler
 
         limits = Budget(**budget)
@@ -148,40 +153,32 @@ class Run:
             store.show("embedder", embedder_known(self.sampler, {}))
         self.table = ScoreTable()
         self.past.refill(self.table)
-        policy: Any = make_policy(self.study, space, self.table, limits, seed=seed)
-        if self.past.jobs:
-            policy.recall(self.past.jobs)
-        self.peers: Shared | None = None
+        rng = random.Random(seed)
+        trials = StudyTrials(self.study, space)
+        self.policy, proposals = _policy(trials, space, self.table, limits, rng)
+        for job, scores in self.past.jobs:
+            self.policy.told(job, scores)
+        if seed is not None and (other := salt or len(self.past.jobs)):
+            rng.seed(f"{seed}/{other}")  # not the draws of earlier starts, nor of the other drivers
+        ledger = CallLedger(self.table, limits.max_calls)
+        self.sharing: Sharing | None = None
         if store is not None and store.drivers.share:
-            policy = self.peers = Shared(policy, self, store)
-        policy = Timed(policy, self.study)
-        self.policy: AllocationPolicy = policy if store is None else Recorded(policy, self.table, store)
+            self.sharing = Sharing(store, space, ledger, n_examples=limits.n_examples, past=self.past)
+        self.jobs = RunJobs(
+            self.policy,
+            trials,
+            ledger,
+            proposals=proposals,
+            sharing=self.sharing,
+            broken=lambda: store is not None and store.broken is not None,
+        )
+        self.notes = TrialNotes(trials)
+        self._record = JobRecord(self.table)
+        self.listeners: list[LoopListener] = [self._record]
 
-    def claim(self, key: Key, examples: Sequence[int]) -> Job:
-        """An evaluation that is decided on from outside."""
-        policy: Any = self.policy
-        job: Job = policy.claim(key, examples, "full" if len(examples) == self.n_examples else "block")
-        return job
-
-    def note(self, job: Job, outcome: Outcome, **spent: float | None) -> None:
-        """Write down what the study's trial should know of a job beyond its scores, if it can be written."""
-        with contextlib.suppress(StorageError):
-            self._note(job, outcome, **spent)
-
-    def _note(self, job: Job, outcome: Outcome, **spent: float | None) -> None:
-        storage = self.study._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, job.number)
-        storage.set_trial_user_attr(trial_id, "seconds", round(outcome.seconds, 4))
-        storage.set_trial_user_attr(trial_id, "paid", len(outcome.scores))
-        for name, text in samples_of(outcome).items():
-            storage.set_trial_user_attr(trial_id, name, text)
-        noted = {"errors": outcome.errors, "unreadable": outcome.unreadable, **spent}
-        for name, amount in noted.items():
-            if amount:
-                storage.set_trial_user_attr(trial_id, name, round(amount, 8))
-        if outcome.error is not None:
-            storage.set_trial_user_attr(trial_id, "kind", job.kind)
-            storage.set_trial_user_attr(trial_id, "examples", list(job.examples))
+    def whole_or_block(self, key: Key, examples: Sequence[int]) -> Assignment:
+        """An evaluation that is decided on outside."""
+        return Assignment(key, tuple(examples), "full" if len(examples) == self.n_examples else "block")
 
     def result(
         self,
@@ -192,8 +189,8 @@ class Run:
     ) -> SearchRun:
         """The record of a run that ended; ``facts`` is what was known of it when it began."""
         key = self.policy.best()
-        if self.peers is not None:
-            key = self.peers.winner(key)
+        if self.sharing is not None:
+            key = self.sharing.winner(key)
         row = self.table.row(key)
         return SearchRun(
             best_params=self.space.params(key),
@@ -214,7 +211,27 @@ class Run:
         try:
             return self.study.get_trials(deepcopy=False)
         except StorageError:
-            return frozen(self.space, self.policy.jobs) if isinstance(self.policy, Recorded) else []
+            return frozen(self.space, self._record.jobs)
+
+
+def _policy(
+    trials: StudyTrials, space: PromptSpace, table: ScoreTable, budget: Budget, rng: random.Random
+) -> tuple[AllocationPolicy, Proposals | None]:
+    """The policy that fits the study's sampler and the budget, and who proposes prompts for it, if not itself.
+
+    Our sampler without an explicit ``minibatch_size`` races prompts on small blocks; everything else follows
+    upstream's schedule of minibatches and full evaluations.
+    """
+    from dspy.promptune.allocation.policy import MinibatchPolicy
+    from dspy.promptune.allocation.racing import RacingPolicy
+    from dspy.promptune.run.trials import proposals_of
+    from dspy.promptune.samplers.qei import QEISampler
+
+    sampler = trials.study.sampler
+    if isinstance(sampler, QEISampler) and budget.minibatch_size is None:
+        return RacingPolicy(sampler, space, table, budget, rng=rng), None
+    by = proposals_of(trials, space, rng)
+    return MinibatchPolicy(by.propose, space, table, budget, rng=rng, believed=by.believed), by
 
 
 def search(
@@ -291,8 +308,7 @@ def search(
         keep = keep_nothing if store is None else store.keep_scores
         work: Evaluator = Inline(space, evaluate, keep) if n_jobs == 1 else Threaded(space, evaluate, n_jobs, keep)
         plan = make_schedule(n_jobs, batch_size, schedule)
-        limits = Limits(retries=retries)
-        driver = SearchLoop(run.policy, run.table, work, plan, limits=limits, on_end=run.note, peers=run.peers)
+        driver = SearchLoop(run.jobs, work, plan, limits=Limits(retries=retries), listeners=[run.notes, *run.listeners])
         if store is not None:
             store.lost = driver.stop
         found = run.result(driver, driver.run(), facts)

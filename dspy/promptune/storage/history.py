@@ -1,21 +1,19 @@
-"""Taking a run up again, and going on to a good end when its storage fails."""
+"""What a run had done before, and its trials where the storage can no longer tell."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dspy.promptune.allocation.records import Job, JobKind, PolicyWrapper, ScoreTable
+from dspy.promptune.allocation.records import Job, JobKind, ScoreTable
 from dspy.promptune.space import Key, PromptSpace
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from dspy.promptune.storage.study_store import StudyStore
-
-__all__ = ["Recorded", "RunHistory", "frozen", "history_of"]
+__all__ = ["RunHistory", "frozen", "history_of"]
 
 FARTHER = 0x9E3779B1  # between the seeds of two starts of a run
 
@@ -107,60 +105,3 @@ def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> l
         trial.number = job.number
         trials.append(trial)
     return sorted(trials, key=lambda trial: trial.number)
-
-
-class Recorded(PolicyWrapper):
-    """Spending that ends well when the storage fails: nothing more is started, and the best so far is known.
-
-    Args:
-        inner: Decides what is evaluated.
-        table: Scores, in memory.
-        store: The study's side.
-    """
-
-    def __init__(self, inner: Any, table: ScoreTable, store: StudyStore) -> None:
-        super().__init__(inner)
-        self._table, self._store = table, store
-        self.jobs: list[tuple[Job, Sequence[float]]] = []
-
-    def next_job(self) -> Job | None:
-        """``None`` once nothing can be written."""
-        if self._store.broken is not None:
-            return None
-        try:
-            job: Job | None = self._inner.next_job()
-        except Exception:
-            if self._store.broken is None:
-                raise
-            return None
-        return job
-
-    def told(self, job: Job, scores: Sequence[float]) -> None:
-        """The scores are in the table whatever becomes of the trial."""
-        self.jobs.append((job, list(scores)))
-        try:
-            super().told(job, scores)
-        except Exception:
-            if self._store.broken is None:
-                raise
-
-    def failed(self, job: Job, error: BaseException) -> None:
-        """Hand on."""
-        try:
-            super().failed(job, error)
-        except Exception:
-            if self._store.broken is None:
-                raise
-
-    def best(self) -> Key:
-        """The inner spending's, or the highest mean among the combinations with the most scores."""
-        try:
-            return super().best()
-        except Exception:
-            if self._store.broken is None:
-                raise
-            return max(self._table.keys(), key=self._standing)
-
-    def _standing(self, key: Key) -> tuple[int, float]:
-        row = self._table.row(key)
-        return len(row), math.fsum(row.values()) / len(row)

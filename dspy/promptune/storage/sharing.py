@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
-from dspy.promptune.allocation.records import Job, JobKind, PolicyWrapper, ScoreTable
+from dspy.promptune.allocation.ledger import CallLedger
+from dspy.promptune.allocation.records import Job
 from dspy.promptune.errors import EvaluationError, StorageError
-from dspy.promptune.space import Key
+from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.drivers import OWNER
 from dspy.promptune.storage.history import RunHistory, history_of
 from dspy.promptune.storage.lease import STALE_SECONDS
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from dspy.promptune.storage.study_store import StudyStore
 
-__all__ = ["Shared"]
+__all__ = ["JobEvents", "Sharing", "TakenError"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,25 @@ class _Theirs:
     since: float
 
 
-class Shared(PolicyWrapper):
-    """Spending of one driver of several that share a study.
+class JobEvents(Protocol):
+    """Hears of the jobs of other drivers."""
+
+    def started(self, job: Job) -> None:
+        """Another driver has begun a job."""
+
+    def told(self, job: Job, scores: Sequence[float]) -> None:
+        """Another driver's job has ended with these scores, which are in the table."""
+
+    def dropped(self, job: Job) -> None:
+        """Another driver's job has ended without its scores."""
+
+
+class TakenError(EvaluationError):
+    """A job that another driver was first to begin, or to which it has claimed the calls."""
+
+
+class Sharing:
+    """One driver's part in a study that several share.
 
     Every job's trial says by whom and on which examples it is evaluated, before anything of it is. A pair of prompt
     and example belongs to the running trial with the lowest number that claims it: numbers are given in the order in
@@ -48,46 +66,56 @@ class Shared(PolicyWrapper):
     go first. What others evaluate counts as running here, what they have scored as paid.
 
     Args:
-        inner: Decides what is evaluated. It is told of the others' jobs by ``joined``, ``heard`` and ``gone``.
-        run: The run that this is the spending of; its table is filled.
         store: The study's side.
+        space: The prompts.
+        ledger: Of this driver's run; its table is filled with the others' scores.
+        n_examples: Size of the validation set.
+        past: Trials that ended before this driver began.
+
+    Attributes:
+        jobs: Hears of the others' jobs.
     """
 
-    def __init__(self, inner: Any, run: Any, store: StudyStore) -> None:
-        super().__init__(inner)
+    jobs: JobEvents
+
+    def __init__(
+        self, store: StudyStore, space: PromptSpace, ledger: CallLedger, *, n_examples: int, past: RunHistory
+    ) -> None:
         self._store, self._drivers = store, store.drivers
-        self._space, self._n_examples = run.space, run.n_examples
-        self._table: ScoreTable = run.table
-        self._ledger = inner._ledger
-        self._past = {trial.number for trial in run.past.trials}
+        self._space, self._n_examples = space, n_examples
+        self._ledger, self._table = ledger, ledger.table
+        self._past = {trial.number for trial in past.trials}
         self._mine: set[int] = set()  # trials made here and not looked at yet
         self._others: dict[int, _Theirs] = {}
         self._unclaimed: dict[int, _Theirs] = {}
         self._next, self._last = 0, -1  # number of the first trial that was not looked at, and id of the one before
-        if not store.leads:
-            inner._trials.recall(store.drivers.salt)  # not the draws of the other drivers
 
-    # ------------------------------------------------------------------ spending
+    # ------------------------------------------------------------------ the jobs of this driver
 
-    def next_job(self) -> Job | None:
-        """What the inner spending would do, and no other driver is doing."""
-        while (job := self._inner.next_job()) is not None:
-            known, slack = set(self._others), self._slack(job)
-            self._claim(job)
-            first = [one.job for n, one in self._others.items() if n < job.number and n not in known]
-            if slack >= 0 > self._slack(job):
-                self._give_up(job, "The budget was claimed by another driver at the same moment.")
-            elif job.kind == "full" and any(other and other.kind == "full" for other in first):
-                self._give_up(job, "Another driver began an evaluation in full at the same moment.")
-            elif (kept := self._without_theirs(job)) is not None:
-                return kept
-        return None
+    def admit(self, job: Job) -> Job:
+        """Claim a job whose trial was opened: itself, or what of a block nobody else is evaluating.
 
-    def claim(self, key: Key, examples: Sequence[int], kind: JobKind) -> Job:
-        """A job that is decided on from outside."""
-        job = super().claim(key, examples, kind)
-        self._claim(job)
-        return job
+        Raises:
+            TakenError: Another driver was first.
+        """
+        known, slack = set(self._others), self._slack(job)
+        self.claim(job)
+        first = [one.job for n, one in self._others.items() if n < job.number and n not in known]
+        if slack >= 0 > self._slack(job):
+            raise TakenError("The budget was claimed by another driver at the same moment.")
+        if job.kind == "full" and any(other and other.kind == "full" for other in first):
+            raise TakenError("Another driver began an evaluation in full at the same moment.")
+        return self._without_theirs(job)
+
+    def claim(self, job: Job) -> None:
+        """Write down what a job is for, and read what was begun before it."""
+        self._mine.add(job.number)
+        self._store.sign(job.number, CLAIM, {"examples": list(job.examples), "kind": job.kind})
+        self._read()
+        end = time.monotonic() + GAP_SECONDS
+        while time.monotonic() < end and any(n < job.number for n in self._unclaimed):
+            time.sleep(GAP_SECONDS / 10)
+            self._read()
 
     # ------------------------------------------------------------------ for the driver
 
@@ -143,41 +171,21 @@ class Shared(PolicyWrapper):
         except StorageError:
             return RunHistory()
 
-    # ------------------------------------------------------------------ claims
-
-    def _claim(self, job: Job) -> None:
-        """Write down what a job is for, and read what was begun before it."""
-        self._mine.add(job.number)
-        self._store.sign(job.number, CLAIM, {"examples": list(job.examples), "kind": job.kind})
-        self._read()
-        end = time.monotonic() + GAP_SECONDS
-        while time.monotonic() < end and any(n < job.number for n in self._unclaimed):
-            time.sleep(GAP_SECONDS / 10)
-            self._read()
-
     def _slack(self, job: Job) -> int:
         """Calls that the budget leaves beside this job and all that go before it."""
         after = [one.job for number, one in self._others.items() if one.job and number > job.number]
         later = sum(len(self._table.missing(other.key, other.examples)) for other in after)
-        return int(self._ledger.budget.max_calls) - self._table.calls - int(self._ledger.claimed()) + later
+        return self._ledger.left() + later
 
-    def _without_theirs(self, job: Job) -> Job | None:
+    def _without_theirs(self, job: Job) -> Job:
         """A block without the examples that others evaluate or have scored by now; whatever else waits for them."""
         if job.kind != "block":
             return job
         held = self.held(job)
         rest = [example for example in self._table.missing(job.key, job.examples) if example not in held]
         if not rest:
-            self._give_up(job, "Another driver began to evaluate these examples at the same moment.")
-            return None
-        if len(rest) < len(job.examples):
-            self._ledger.close(job)
-            job = self._ledger.job(job.number, job.key, rest, job.kind)
-        return job
-
-    def _give_up(self, job: Job, why: str) -> None:
-        self._ledger.close(job)
-        self._inner._trials.fail(job, EvaluationError(why))
+            raise TakenError("Another driver began to evaluate these examples at the same moment.")
+        return replace(job, examples=tuple(rest)) if len(rest) < len(job.examples) else job
 
     # ------------------------------------------------------------------ the others' trials
 
@@ -207,9 +215,9 @@ class Shared(PolicyWrapper):
         if key is None or claim is None:
             self._unclaimed[number] = _Theirs(trial._trial_id, owner, key, None, since)
         else:
-            job = self._ledger.job(number, key, claim["examples"], claim["kind"])
+            job = Job(number, key, tuple(claim["examples"]), claim["kind"])
             self._others[number] = _Theirs(trial._trial_id, owner, key, job, since)
-            self._inner.joined(job)
+            self.jobs.started(job)
 
     def _ended(self, trial: FrozenTrial) -> None:
         """Somebody's trial is over: what it scored is paid."""
@@ -222,12 +230,10 @@ class Shared(PolicyWrapper):
         for done, told in past.jobs:  # and no answers that came after that: its own driver does not know them either
             for example, score in zip(done.examples, told, strict=True):
                 self._table.add(done.key, example, score)
-        if job is not None:
-            self._ledger.close(job)
         for done, told in past.jobs:
-            self._inner.heard(done, told)
+            self.jobs.told(done, told)
         if job is not None and not past.jobs:
-            self._inner.gone(job)
+            self.jobs.dropped(job)
 
     def _close_lost(self) -> bool:
         """Close trials of drivers that are gone, and those that nobody has signed for long; whether there were any."""

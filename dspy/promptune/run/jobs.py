@@ -1,0 +1,156 @@
+"""The jobs of a run: decided by its policy, opened as trials of its study, counted in its ledger."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from dspy.promptune.allocation.ledger import CallLedger
+from dspy.promptune.allocation.records import AllocationPolicy, Assignment, Job
+from dspy.promptune.limits.budgets import SearchAllowance
+from dspy.promptune.storage.sharing import Sharing, TakenError
+
+if TYPE_CHECKING:
+    from dspy.promptune.run.trials import Proposals, StudyTrials
+
+__all__ = ["RunJobs"]
+
+
+class RunJobs:
+    """What the loop asks for jobs and tells their ends, so that all who keep count of them agree.
+
+    The policy decides; ``ledger`` and ``allowance`` say how many calls are left to decide about; ``trials`` writes
+    the study; ``proposals`` and the policy hear of every job, those of other drivers included, which ``sharing``
+    reads. Once the study cannot be written any more, nothing is started; what is running ends as usual.
+
+    Args:
+        policy: Decides.
+        trials: Opens, tells and fails the trials.
+        ledger: Counts calls.
+        proposals: Whoever proposes the prompts of minibatches, if it is to hear of the jobs.
+        sharing: Other drivers of the study, if it is shared.
+        broken: Whether the study can no longer be written.
+    """
+
+    def __init__(
+        self,
+        policy: AllocationPolicy,
+        trials: StudyTrials,
+        ledger: CallLedger,
+        *,
+        proposals: Proposals | None = None,
+        sharing: Sharing | None = None,
+        broken: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.policy, self.trials, self.ledger, self.sharing = policy, trials, ledger, sharing
+        self.allowance: SearchAllowance | None = None
+        self._proposals, self._broken = proposals, broken
+        if sharing is not None:
+            sharing.jobs = self
+
+    def next(self) -> Job | None:
+        """The next job, with its trial; ``None`` where nothing is to be started now."""
+        while not self._broken():
+            with self._unless_broken():
+                one = self._decide()
+                if one is None:
+                    return None
+                if (job := self._open(one)) is not None:
+                    return job
+        return None
+
+    @property
+    def limited(self) -> str | None:
+        """The limit that has ended the search, in words."""
+        return None if self.allowance is None else self.allowance.ended
+
+    def claim(self, one: Assignment) -> Job:
+        """A job that is decided on outside, such as the evaluation of the program as it came."""
+        job = self._begin(one)
+        if self.sharing is not None:
+            self.sharing.claim(job)
+        self.policy.started(job)
+        return job
+
+    def tell(self, job: Job, scores: Sequence[float]) -> None:
+        """A job of this driver has ended with one score for each of its examples, which are in the table."""
+        with self._unless_broken():
+            self.trials.tell(job, scores)
+        self.told(job, scores)
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """A job of this driver could not be scored."""
+        with self._unless_broken():
+            self.trials.fail(job, error)
+        self._closed(job, None)
+        self.policy.failed(job, error)
+
+    # ------------------------------------------------------------------ for those who share the study
+
+    def started(self, job: Job) -> None:
+        """Another driver has begun a job."""
+        self.ledger.open(job)
+        if self._proposals is not None:
+            self._proposals.started(job)
+        self.policy.started(job)
+
+    def told(self, job: Job, scores: Sequence[float]) -> None:
+        """A job has ended, here or with another driver, with these scores, which are in the table."""
+        self._closed(job, scores)
+        self.policy.told(job, scores)
+
+    def dropped(self, job: Job) -> None:
+        """Another driver's job has ended without its scores."""
+        self._closed(job, None)
+        self.policy.dropped(job)
+
+    # ------------------------------------------------------------------
+
+    def _decide(self) -> Assignment | None:
+        """What the policy decides within the calls left; when a limit has ended the search, its last evaluation."""
+        limits = self.allowance
+        if limits is None:
+            return self.policy.next_job(self.ledger.left())
+        one = None if limits.over() else self.policy.next_job(self.ledger.left(limits.left()))
+        if one is None and not self.ledger.jobs and limits.release() and self.ledger.table.calls:
+            one = self.policy.confirm(self.ledger.left(limits.left()))
+        return one
+
+    def _open(self, one: Assignment) -> Job | None:
+        """A job for a decision, unless another driver was first; of a block, what nobody else evaluates."""
+        job = self._begin(one)
+        if self.sharing is not None:
+            try:
+                admitted = self.sharing.admit(job)
+            except TakenError as error:
+                self._closed(job, None)
+                self.trials.fail(job, error)
+                return None
+            if admitted is not job:
+                self.ledger.close(job)
+                self.ledger.open(admitted)
+                job = admitted
+        self.policy.started(job)
+        return job
+
+    def _begin(self, one: Assignment) -> Job:
+        job = self.trials.open(one)
+        self.ledger.open(job)
+        if self._proposals is not None:
+            self._proposals.started(job)
+        return job
+
+    def _closed(self, job: Job, scores: Sequence[float] | None) -> None:
+        self.ledger.close(job)
+        if self._proposals is not None:
+            self._proposals.ended(job, scores)
+
+    @contextlib.contextmanager
+    def _unless_broken(self) -> Iterator[None]:
+        """What goes wrong in a study that can no longer be written is no matter: it was said when it broke."""
+        try:
+            yield
+        except Exception:
+            if not self._broken():
+                raise
