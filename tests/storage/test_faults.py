@@ -1,5 +1,6 @@
 """A provider that fails in every way: the run ends, and no failed call becomes a score."""
 
+import optuna
 import pytest
 
 import dspy
@@ -46,6 +47,28 @@ def test_a_reply_that_is_no_reply_is_no_score():
     trials = program.optimization_run.trials
     assert len(trials) > 3 and {score for trial in trials for score in trial.user_attrs["scores"]} == {1.0}
     assert all(len(demos) for demos in program.optimization_run.space.parts[1].candidates[1:])
+
+
+class Breaking(optuna.storages.InMemoryStorage):
+    """A storage that fails for good once ten trials have ended."""
+
+    def set_trial_state_values(self, *args, **options):
+        super().set_trial_state_values(*args, **options)
+        self.ended = getattr(self, "ended", 0) + 1
+        if self.ended == 10:
+            self.get_all_trials = self.create_new_trial = self.get_trial = self._fail
+
+    def _fail(self, *args, **options):
+        raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("caps", [{}, {"max_lm_calls": 10_000}])
+def test_a_run_whose_storage_fails_has_its_trials_in_its_record(caps):
+    """With a budget or without: the trials that ended here are what the run can still tell of."""
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.0)) as server:
+        run = compiled(server.url, Breaking(), num_trials=30, **caps).optimization_run
+    assert "the disk is gone" in run.ended and len(run.trials) >= 10
+    assert {trial.state.name for trial in run.trials} == {"COMPLETE"}
 
 
 @pytest.mark.slow
