@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dspy.promptune.compile.result import OptimizedModule
     from dspy.promptune.errors import (
         BudgetError,
         EmbeddingError,
@@ -31,6 +32,7 @@ _HOMES = {
     "Key": "space",
     "LocalLM": "local",
     "LocalModelError": "errors",
+    "OptimizedModule": "compile.result",
     "OptionError": "errors",
     "PromptSpace": "space",
     "PromptuneError": "errors",
@@ -49,6 +51,7 @@ __all__ = [
     "Key",
     "LocalLM",
     "LocalModelError",
+    "OptimizedModule",
     "OptionError",
     "PromptSpace",
     "PromptuneError",

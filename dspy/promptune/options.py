@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from dspy.promptune.errors import OptionError
 
@@ -11,7 +11,15 @@ __all__ = [
     "ACQUISITIONS",
     "OF_OPTUNA",
     "OURS",
+    "SAMPLER_OPTIONS",
     "SCHEDULES",
+    "AcquisitionName",
+    "EmbedderName",
+    "ExecutorKeys",
+    "ResumeMode",
+    "SamplerName",
+    "ScheduleName",
+    "check_integer",
     "check_jobs",
     "check_sampler",
     "check_seed",
@@ -19,10 +27,20 @@ __all__ = [
     "with_batch_size",
 ]
 
-OURS = ("qei", "qlogei", "qlognei", "thompson", "onehot", "botorch")
-ACQUISITIONS = ("qei", "qlogei", "qlognei", "thompson")
-OF_OPTUNA = ("tpe", "gp", "random")
-SCHEDULES = ("async", "batch")
+OurSamplerName: TypeAlias = Literal["qei", "qlogei", "qlognei", "thompson", "onehot", "botorch"]
+OptunaSamplerName: TypeAlias = Literal["tpe", "gp", "random"]
+SamplerName: TypeAlias = OurSamplerName | OptunaSamplerName
+AcquisitionName: TypeAlias = Literal["qei", "qlogei", "qlognei", "thompson"]
+EmbedderName: TypeAlias = Literal["minilm", "ngram", "onehot"]
+ScheduleName: TypeAlias = Literal["async", "batch"]
+ResumeMode: TypeAlias = bool | Literal["force"]
+ExecutorKeys: TypeAlias = Literal["environment"]
+
+OURS: tuple[str, ...] = get_args(OurSamplerName)
+OF_OPTUNA: tuple[str, ...] = get_args(OptunaSamplerName)
+ACQUISITIONS: tuple[str, ...] = get_args(AcquisitionName)
+SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+SAMPLER_OPTIONS = ("embedder", "acquisition", "max_space_size", "n_batches", "min_cold_start")
 LEAST = {"max_space_size": 2, "n_batches": 0, "min_cold_start": 1, "batch_size": 1}
 
 

@@ -1,6 +1,7 @@
 """MIPROv2.compile with a sampler: what it adds, and what it leaves as upstream has it."""
 
 import asyncio
+import dataclasses
 import inspect
 import json
 import logging
@@ -19,6 +20,8 @@ from optuna.trial import TrialState
 import dspy
 from dspy._upstream.teleprompt.mipro_optimizer_v2 import MIPROv2 as Upstream
 from dspy.promptune import EmbeddingError, EvaluationError, OptionError, QEISampler, SearchRun, SpaceError
+from dspy.promptune.compile.options import CompileOptions
+from dspy.promptune.options import SAMPLER_OPTIONS
 from dspy.promptune.run.loop import SearchLoop
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMServerError
@@ -339,12 +342,20 @@ def test_wrong_options_are_refused_before_the_first_call(options, message):
 
 def test_the_names_known_at_the_door_are_those_of_the_factory():
     """The door checks against the samplers that there are."""
-    from dspy.promptune.options import ACQUISITIONS, OF_OPTUNA, OURS
-    from dspy.promptune.samplers import options
+    from dspy.promptune.options import OF_OPTUNA, OURS
     from dspy.promptune.samplers.factory import SAMPLERS
 
     assert set(SAMPLERS) == {*OURS, *OF_OPTUNA}
-    assert ACQUISITIONS == options.ACQUISITIONS
+
+
+def test_the_door_and_the_options_agree():
+    """Every option that is added at the door is one of a compile or of its sampler, with the same default."""
+    theirs, ours = (inspect.signature(cls.compile).parameters for cls in (Upstream, dspy.MIPROv2))
+    added = {name: p.default for name, p in ours.items() if name not in theirs}
+    of_sampler = {name: added.pop(name) for name in SAMPLER_OPTIONS}
+    known = {field.name: field.default for field in dataclasses.fields(CompileOptions)}
+    assert {known.pop("minibatch_size"), *of_sampler.values()} == {None}
+    assert added == {name: default for name, default in known.items() if name != "sampler_options"}
 
 
 def test_unknown_keywords_are_type_errors():

@@ -8,21 +8,21 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.compile.attributes import Ledger, attach
 from dspy.promptune.compile.callbacks import EvaluationCallbacks
+from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.recorder import Recorder
-from dspy.promptune.distributed.payload import PayloadBuilder, check_executor
+from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
-from dspy.promptune.errors import OptionError
-from dspy.promptune.limits.budgets import BudgetLimits, SearchAllowance
+from dspy.promptune.limits.budgets import SearchAllowance
 from dspy.promptune.limits.gateway import LMGateway, Stopped
-from dspy.promptune.options import check_integer, embedder_of
-from dspy.promptune.run.loop import Limits, Schedule, SearchLoop, interrupts
+from dspy.promptune.options import embedder_of
+from dspy.promptune.run.loop import Limits, SearchLoop, interrupts
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.run.progress import Progress, Standing
 from dspy.promptune.run.search import Run, SearchRun, shown
@@ -32,64 +32,13 @@ from dspy.promptune.storage.run_store import RunStore
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
-__all__ = ["CompileOptions", "Engine", "Task", "by_blocks", "check_embedder", "optimize", "upstream_budget"]
+__all__ = ["Engine", "Task", "by_blocks", "check_embedder", "optimize", "upstream_budget"]
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 120.0  # seconds for one example, upstream's time until it starts a straggler anew
 FIRST_BLOCK = 20  # examples on which every demo set is tried while instructions are proposed,
 FIRST_SHARE = 0.15  # and the share of the budget that they may take together
 RETRIES = 1  # times a job is tried again after a time-out, or with a language model out of reach
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompileOptions:
-    """What ``compile`` takes beyond upstream's options; ``None`` is "not given"."""
-
-    sampler: Any = None
-    n_jobs: int = 1
-    batch_size: int | None = None
-    schedule: str | None = None
-    max_concurrency: int | None = None
-    minibatch_size: int | None = None
-    example_timeout: float | None = TIMEOUT
-    disable_progress_bar: bool = False
-    storage: Any = None
-    study_name: str | None = None
-    resume: bool | str = False
-    share: bool = False
-    max_lm_calls: int | None = None
-    max_tokens_spent: int | None = None
-    max_cost: float | None = None
-    timeout: float | None = None
-    executor: Any = None
-    executor_keys: str | None = None
-    instructions: Any = None
-    demo_sets: Any = None
-    sampler_options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.max_concurrency is not None:
-            check_integer("max_concurrency", self.max_concurrency, 1)
-        limit = self.example_timeout
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
-            raise OptionError(f"example_timeout={limit!r}: it must be a number of seconds above 0, or None.")
-        check_executor(self.executor, self.executor_keys)
-
-    def caps(self) -> BudgetLimits:
-        """What the run may spend beside its evaluations."""
-        return BudgetLimits(
-            max_lm_calls=self.max_lm_calls,
-            max_tokens_spent=self.max_tokens_spent,
-            max_cost=self.max_cost,
-            timeout=self.timeout,
-        )
-
-    def plan(self, workers: int) -> Schedule:
-        """The schedule that these options ask for."""
-        if self.schedule == "batch":
-            return Schedule(n_jobs=self.n_jobs, batch=self.batch_size or self.n_jobs)
-        return Schedule(n_jobs=self.n_jobs, ahead=1 if workers > 1 else 0)
 
 
 class Engine:

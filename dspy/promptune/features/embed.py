@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from dspy.promptune.errors import EmbeddingError
 from dspy.promptune.features.minilm import embed_minilm
 from dspy.promptune.features.ngram import embed_ngrams
+from dspy.promptune.options import EmbedderName
 from dspy.promptune.secrets import cause, know, said, secrets_of
 from dspy.promptune.space import PromptSpace
 
 __all__ = ["EmbedderLike", "embed_parts"]
 
 Vectors = NDArray[np.float64]
-EmbedderLike = str | Callable[[list[str]], Any]
+EmbedderLike: TypeAlias = EmbedderName | Callable[[list[str]], Any]
 """``"minilm"``, ``"ngram"``, ``"onehot"``, a ``dspy.Embedder``, or any callable from ``n`` texts to ``n`` vectors."""
 
 BATCH = 256

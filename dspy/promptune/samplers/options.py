@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dspy.promptune.errors import OptionError
-
-ACQUISITIONS = ("qei", "qlogei", "qlognei", "thompson")
+from dspy.promptune.options import ACQUISITIONS, LEAST, check_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,8 @@ class QEIOptions:
     def __post_init__(self) -> None:
         if self.acquisition not in ACQUISITIONS:
             raise OptionError(f"acquisition={self.acquisition!r}: it must be one of {', '.join(ACQUISITIONS)}.")
-        for name, low in (("batch_size", 1), ("max_space_size", 2), ("n_batches", 0), ("min_cold_start", 1)):
-            _check(name, getattr(self, name), low)
+        for name, low in LEAST.items():
+            check_integer(name, getattr(self, name), low)
         if not self.greedy and not self.n_batches:
             raise OptionError("n_batches=0 with greedy=False leaves nothing to propose: give n_batches, such as 100.")
 
@@ -50,8 +49,3 @@ class QEIOptions:
                 takes = ", ".join(["embedder", *known])
                 raise OptionError(f"Option {name}={options[name]!r} is unknown to this sampler: it takes {takes}.")
         return cls(**options)
-
-
-def _check(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise OptionError(f"{name}={value!r}: it must be an integer of at least {low}.")

@@ -1,0 +1,354 @@
+"""One compile of a program: upstream's ``compile`` validates and sizes, this fork's three steps do the rest."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy._upstream.teleprompt import mipro_optimizer_v2 as _upstream
+from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
+    BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT,
+    LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT,
+    logger,
+)
+from dspy.promptune.compile.attributes import attach_unsearched
+from dspy.promptune.compile.engine import (
+    FIRST_BLOCK,
+    FIRST_SHARE,
+    Engine,
+    Task,
+    by_blocks,
+    check_embedder,
+    optimize,
+    upstream_budget,
+)
+from dspy.promptune.compile.feedback import Scored, two_arguments
+from dspy.promptune.compile.options import CompileOptions
+from dspy.promptune.compile.own import extended, own_candidates
+from dspy.promptune.compile.step_report import StepReport
+from dspy.promptune.compile.steps import (
+    BootstrapOptions,
+    ProposeOptions,
+    bootstrap_demo_sets,
+    propose_instructions,
+    start_summary,
+)
+from dspy.promptune.distributed.programs import EvaluationRules
+from dspy.promptune.errors import SpaceError, StorageError
+from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE
+from dspy.promptune.limits.estimate import Estimate, estimate
+from dspy.promptune.limits.gateway import Stopped, through_gateway
+from dspy.promptune.options import check_seed
+from dspy.promptune.storage.manifest import compile_manifest
+from dspy.promptune.storage.run_store import open_run_store
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from dspy.evaluate.evaluate import Evaluate
+    from dspy.primitives.example import Example
+    from dspy.primitives.module import Module
+
+__all__ = ["CompileRun", "compile_program"]
+
+
+def compile_program(
+    optimizer: _upstream.MIPROv2, student: Module, upstream: Mapping[str, Any], added: Mapping[str, Any]
+) -> Any:
+    """The best program found, with upstream's attributes and ``optimization_run``.
+
+    Args:
+        optimizer: Its settings are used and not changed, so that several compiles may go on at once.
+        student: The program.
+        upstream: All of upstream's options of ``compile``.
+        added: This fork's, as far as they were given; ``minibatch_size`` is one of them if the user gave it.
+
+    Raises:
+        OptionError: An option that cannot be; nothing is called by then.
+        PromptuneError: What else ``MIPROv2.compile`` names.
+    """
+    given = dict(upstream)
+    if "minibatch_size" not in added:
+        valset = given["valset"]
+        size = _split_size(given["trainset"]) if valset is None else len(valset)
+        given["minibatch_size"] = min(given["minibatch_size"], max(1, size))
+    options = CompileOptions.of(added)
+    run = CompileRun.of(optimizer, student, options, given)
+    traceback = given["provide_traceback"]
+    run._engine.tracebacks = bool(dspy.settings.provide_traceback if traceback is None else traceback)
+    try:
+        with run._engine.gateway.active():
+            return inspect.unwrap(_upstream.MIPROv2.compile)(run, student, **{**given, "seed": None})
+    except (Stopped, StorageError) as stop:
+        if isinstance(stop, StorageError) and run._engine.over is None:
+            raise
+        run._engine.expire(str(stop))
+        return run._unsearched(student.deepcopy())
+    finally:
+        run._engine.stop()
+        run._engine.books.close()
+
+
+_OWN = ("instructions", "demo_sets")
+
+
+class CompileRun(_upstream.MIPROv2):
+    """One compile. Upstream's ``compile`` validates, splits and sizes; the three steps are done here."""
+
+    rng: random.Random  # type: ignore[assignment]
+    _options: CompileOptions
+    _engine: Engine
+    _report: StepReport
+    _summary: Future[str | None] | None
+    _valset: list[Any]
+    _zero_shot: bool
+    _minibatch: bool
+    _num_instructions: int
+    _given: dict[str, Any]
+    _expected: Estimate
+    _budget: int
+    _own: dict[str, dict[int, list[Any]]]  # the user's candidates, by option and predictor
+
+    @classmethod
+    def of(
+        cls, optimizer: _upstream.MIPROv2, student: Module, options: CompileOptions, given: dict[str, Any]
+    ) -> CompileRun:
+        """An optimizer as it is for one compile: nothing of it stays behind."""
+        seed = optimizer.seed if given["seed"] is None else given["seed"]
+        check_seed(seed)
+        if not student.predictors():
+            raise SpaceError(
+                f"{type(student).__name__} has no predictors: nothing can be optimized. Give a program with at least "
+                "one dspy.Predict."
+            )
+        check_embedder(options, student)
+        run = cls.__new__(cls)
+        run.__dict__.update(optimizer.__dict__)
+        run.seed, run._options, run._given = seed, options, given
+        run._own = {name: own_candidates(name, getattr(options, name), student) for name in _OWN}
+        lms = [run.task_model, run.prompt_model, *run.teacher_settings.values(), *_lms(student)]
+        books = open_run_store(
+            options.caps(),
+            options.storage,
+            options.study_name,
+            options.resume,
+            share=options.share,
+            name=type(student).__name__,
+            lms=lms,
+        )
+        run._engine = Engine(options, run.num_threads or dspy.settings.num_threads, books)
+        run._report = StepReport(memory=books.memory)
+        run._summary = None
+        run.task_model, run.prompt_model = through_gateway(run.task_model), through_gateway(run.prompt_model)
+        run.teacher_settings = {name: through_gateway(value) for name, value in run.teacher_settings.items()}
+        return run
+
+    def _set_hyperparams_from_run_mode(self, *args: Any, **kwargs: Any) -> Any:
+        settled = super()._set_hyperparams_from_run_mode(*args, **kwargs)
+        trials, self._valset, self._minibatch, self._num_instructions = settled[:4]
+        self._budget = self._evaluations(len(self._valset), trials, self._minibatch)
+        return settled
+
+    def _evaluations(self, n_examples: int, trials: int, minibatch: bool) -> int:
+        """Examples that upstream would evaluate: this compile's budget."""
+        size = int(self._given["minibatch_size"]) if minibatch else None
+        return upstream_budget(n_examples, trials, size, self._given["minibatch_full_eval_steps"])
+
+    def _bootstrap_fewshot_examples(  # type: ignore[override]
+        self, program: Module, trainset: list[Example], seed: int, teacher: Any, **options: Any
+    ) -> dict[int, list[list[Any]]]:
+
+        bootstrapped, labeled = options["max_bootstrapped_demos"], options["max_labeled_demos"]
+        zero_shot = bootstrapped == 0 and labeled == 0
+        self._zero_shot = zero_shot
+        rules = self._rules(options["max_errors"])
+        self._engine.check(program, rules)
+        books, check = self._engine.books, self._estimate(program, options)
+        if self._options.resume is False and not self._options.share:
+            check()
+        books.begin(lambda: self._manifest(program, trainset, options))
+        if books.store is None or not books.store.resumed:
+            check()
+        self._begin(program, trainset, rules, 1 if zero_shot and not self._own["demo_sets"] else 2)
+        if zero_shot:
+            bootstrapped, labeled = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT, LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT
+        chosen = BootstrapOptions(
+            num_sets=options["num_fewshot_candidates"],
+            max_bootstrapped_demos=bootstrapped,
+            max_labeled_demos=labeled,
+            metric=Scored(self.metric) if self.metric else None,
+            metric_threshold=options["metric_threshold"],
+            teacher=teacher,
+            teacher_settings=self.teacher_settings,
+            max_errors=options["max_errors"],
+        )
+        logger.info("Step 1: bootstrapping %d sets of demonstrations.", chosen.num_sets)
+        self._engine.show_calls("Step 1 of 3, demo sets", BOOTSTRAP, self._expected.bootstrap)
+        return self._engine.candidates(
+            "demos",
+            BOOTSTRAP,
+            self.rng,
+            lambda: bootstrap_demo_sets(
+                program, trainset, options=chosen, rng=self.rng, pool=self._engine.pool, report=self._report
+            ),
+        )
+
+    def _estimate(self, program: Module, step_1: dict[str, Any]) -> Callable[[], None]:
+        """Say what this will take; what is returned refuses a budget that is too small for it."""
+        zero_shot = step_1["max_bootstrapped_demos"] == 0 and step_1["max_labeled_demos"] == 0
+        demos = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT if zero_shot else step_1["max_bootstrapped_demos"]
+        found = self._expected = estimate(
+            program,
+            self._valset,
+            lm=self.task_model,
+            budget=self._budget,
+            step_1={"num_sets": step_1["num_fewshot_candidates"], "demos": demos},
+            step_2={
+                "num_candidates": min(self._num_instructions, step_1["num_fewshot_candidates"]),
+                "program_aware": self._given["program_aware_proposer"],
+                "data_aware": self._given["data_aware_proposer"],
+            },
+        )
+        logger.info("Estimate: %s.", found)
+        return lambda: found.check(self._options.caps(), len(self._valset), len(program.predictors()))
+
+    def _manifest(self, program: Module, trainset: list[Example], step_1: dict[str, Any]) -> dict[str, Any]:
+        """What this compile is; a study that is taken up again must be the same."""
+        settings = {
+            "seed": self.seed,
+            **{name: self._given[name] for name in self._given if name.endswith("_proposer")},
+            **{name: value for name, value in step_1.items() if name != "max_errors"},
+            "view_data_batch_size": self._given["view_data_batch_size"],
+            "num_instruct_candidates": self._num_instructions,
+            "init_temperature": self.init_temperature,
+        }
+        return compile_manifest(
+            program,
+            {"trainset": trainset, "valset": self._valset},
+            metric=self.metric,
+            lms={"task_model": self.task_model, "prompt_model": self.prompt_model},
+            settings=settings,
+            options={**self._options.__dict__, "budget": self._budget},
+        )
+
+    def _unsearched(self, program: Module) -> Module:
+        """The run ended in step 1 or 2: the program as it came, with a record that says why and what was spent."""
+        engine, why = self._engine, str(self._engine.over)
+        logger.warning("Nothing was searched, the program is returned as it was: %s", why)
+        if self.track_stats:
+            attach_unsearched(program, engine.books, why)
+        engine.books.close(why)
+        return program
+
+    def _rules(self, max_errors: int) -> EvaluationRules:
+        """How programs are scored."""
+        timeout, metric = self._options.example_timeout, two_arguments(self.metric)
+        return EvaluationRules(metric=metric, valset=self._valset, max_errors=max_errors, timeout=timeout)
+
+    def _begin(self, program: Module, trainset: list[Example], rules: EvaluationRules, parts: int) -> None:
+        """Start what waits for neither step: the default program's evaluation, and the summary of the trainset."""
+        if self._given["data_aware_proposer"] and not self._engine.books.has("instructions"):
+            with self._engine.books.meter.step(PROPOSE):
+                self._summary = start_summary(
+                    trainset,
+                    pool=self._engine.pool,
+                    prompt_model=self.prompt_model,
+                    view_data_batch_size=self._given["view_data_batch_size"],
+                    report=self._report,
+                )
+        self._engine.begin(program, rules, (0,) * parts * len(program.predictors()))
+
+    def _begin_demos(self, program: Module, demo_candidates: dict[int, list[list[Any]]]) -> None:
+        """Begin with the demo sets, where the search goes by blocks of examples; they are its first blocks."""
+        if self._minibatch and by_blocks(self._options):
+            order = random.Random(self.seed).sample(range(len(self._valset)), len(self._valset))
+            share = int(FIRST_SHARE * self._budget / max(map(len, demo_candidates.values())))
+            self._engine.begin_demos(program, demo_candidates, order[: min(FIRST_BLOCK, share)])
+
+    def _propose_instructions(  # type: ignore[override]
+        self,
+        program: Module,
+        trainset: list[Example],
+        demo_candidates: dict[int, list[list[Any]]] | None,
+        view_data_batch_size: int,
+        program_aware_proposer: bool,
+        data_aware_proposer: bool,
+        tip_aware_proposer: bool,
+        fewshot_aware_proposer: bool,
+        num_instruct_candidates: int,
+    ) -> dict[int, list[str]]:
+
+        options = ProposeOptions(
+            prompt_model=self.prompt_model,
+            num_candidates=num_instruct_candidates,
+            view_data_batch_size=view_data_batch_size,
+            program_aware=program_aware_proposer,
+            data_aware=data_aware_proposer,
+            tip_aware=tip_aware_proposer,
+            fewshot_aware=fewshot_aware_proposer,
+            init_temperature=self.init_temperature,
+            num_demos_in_context=BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT,
+        )
+        if demo_candidates and self._zero_shot is False:
+            self._begin_demos(program, demo_candidates)
+        logger.info("Step 2: proposing %d instructions for each predictor.", num_instruct_candidates)
+        self._engine.show_calls("Step 2 of 3, instructions", PROPOSE, self._expected.propose)
+        return self._engine.candidates(
+            "instructions",
+            PROPOSE,
+            self.rng,
+            lambda: propose_instructions(
+                program,
+                trainset,
+                demo_candidates,
+                options=options,
+                rng=self.rng,
+                pool=self._engine.pool,
+                summary=self._summary,
+                report=self._report,
+            ),
+        )
+
+    def _optimize_prompt_parameters(  # type: ignore[override]
+        self,
+        program: Module,
+        instruction_candidates: dict[int, list[str]],
+        demo_candidates: dict[int, list[list[Any]]] | None,
+        evaluate: Evaluate,
+        valset: list[Example],
+        num_trials: int,
+        minibatch: bool,
+        minibatch_size: int,
+        minibatch_full_eval_steps: int,
+        seed: int,
+    ) -> Any:
+
+        if demo_candidates is None and self._own["demo_sets"]:
+            demo_candidates = {i: [[]] for i in instruction_candidates}
+        task = Task(
+            program=program,
+            instructions=extended(instruction_candidates, self._own["instructions"]),
+            demos=demo_candidates and extended(demo_candidates, self._own["demo_sets"]),
+            n_examples=len(valset),
+            max_calls=self._budget,
+            minibatch=minibatch,
+            full_eval_steps=minibatch_full_eval_steps,
+            seed=self.seed,
+            log_dir=self.log_dir,
+            track_stats=self.track_stats,
+        )
+        logger.info("Step 3: searching the combinations.")
+        return optimize(task, self._engine)
+
+
+def _lms(program: Any) -> list[Any]:
+    """The language models that predictors have of their own."""
+    return [lm for lm in (getattr(each, "lm", None) for each in program.predictors()) if lm is not None]
+
+
+def _split_size(trainset: list[Any]) -> int:
+    """Size of the validation set that upstream splits off."""
+    return min(1000, max(1, int(len(trainset) * 0.80)))
