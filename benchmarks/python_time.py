@@ -20,7 +20,8 @@ from typing import Any
 import dspy
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
-from dspy.promptune.limits.gateway import LMGateway, through_gateway
+from dspy.promptune.limits.gateway import LMGateway
+from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.run.pool import Pool
 from tests.server import LMServer
 

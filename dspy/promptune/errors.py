@@ -5,6 +5,7 @@ __all__ = [
     "EmbeddingError",
     "EvaluationError",
     "LocalModelError",
+    "MetricError",
     "OptionError",
     "PromptuneError",
     "SpaceError",
@@ -30,6 +31,10 @@ class EmbeddingError(PromptuneError, ValueError):
 
 class EvaluationError(PromptuneError, RuntimeError):
     """The run cannot go on: every evaluation fails, or more of them than ``max_errors`` allows."""
+
+
+class MetricError(EvaluationError):
+    """A metric that returned what is no number: it is mended before any of its scores can be trusted."""
 
 
 class BudgetError(PromptuneError, ValueError):

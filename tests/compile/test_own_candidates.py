@@ -4,7 +4,7 @@ import pytest
 
 import dspy
 from dspy.promptune import OptionError
-from dspy.promptune.compile.feedback import Scored, feedback_of, two_arguments
+from dspy.promptune.compile.feedback import feedback_of
 from tests.compile.test_compile import Chain, compiled, exact
 
 OWN = ["Answer briefly.", "Answer with care."]
@@ -69,12 +69,6 @@ def test_metrics_with_feedback_give_the_scores_of_plain_ones(metric):
     said, plain = compiled(init={"metric": metric}, schedule="batch"), compiled(schedule="batch")
     assert said.optimization_run.space.parts[1].candidates == plain.optimization_run.space.parts[1].candidates
     assert [t.value for t in said.optimization_run.trials] == [t.value for t in plain.optimization_run.trials]
-
-
-def test_a_plain_metric_is_left_as_it_is():
-    """Only what requires more than an example and a prediction is wrapped."""
-    assert two_arguments(exact) is exact
-    assert isinstance(two_arguments(five), Scored)
 
 
 def test_feedback_is_asked_for_each_predictor():

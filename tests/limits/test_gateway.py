@@ -9,7 +9,8 @@ import pytest
 
 import dspy
 from dspy.promptune.limits.budgets import BOOTSTRAP
-from dspy.promptune.limits.gateway import LMGateway, Stopped, through_gateway
+from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.run.pool import Pool
 from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
 from dspy.utils.parallelizer import ParallelExecutor

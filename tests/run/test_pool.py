@@ -147,7 +147,7 @@ def test_the_clock_stands_only_while_nobody_can_go_on(monkeypatch):
     for change in (
         lambda: task.wait(1),
         lambda: task.wait(1),
-        lambda: task.hold("call", int),
+        lambda: task.hold("call", str),
         lambda: task.wait(-1),
         lambda: task.hold("call", None),
         lambda: task.wait(-1),

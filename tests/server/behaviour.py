@@ -11,6 +11,7 @@ from typing import Any
 
 Messages = Sequence[Mapping[str, Any]]
 
+BODY = "body:"  # a kind that begins so is the reply itself, with status 200
 KINDS = ("429", "500", "503", "hang", "malformed", "close")
 
 
@@ -49,6 +50,7 @@ class Faults:
     Args:
         rates: Share of requests for each kind of ``KINDS``; the sum is at most 1. A repeated request is drawn anew.
         rule: ``(messages, attempt) -> kind or None`` where ``attempt`` counts equal requests from 0; it goes first.
+            Beside ``KINDS`` it may return ``BODY`` followed by what the server replies instead of an answer.
         retry_after: Seconds in the ``Retry-After`` header of a 429 and a 503.
         limit: Requests in flight above which the answer is 429; ``None`` for no limit.
         seed: Source of the draws.

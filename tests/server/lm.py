@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from tests.server.behaviour import Faults, Latency, Messages, digest
+from tests.server.behaviour import BODY, Faults, Latency, Messages, digest
 from tests.server.records import Record
 from tests.server.rules import Prompt
 
@@ -141,6 +141,8 @@ class Core:
             return ask, float("inf"), 0, None
         if kind == "close":
             return ask, late, 0, None
+        if kind.startswith(BODY):
+            return ask, late, 200, _raw(200, kind.removeprefix(BODY).encode())
         if kind == "malformed":
             return ask, late, 200, _raw(200, b'{"choices": [{"mess')
         return ask, 0.0 if kind == "429" else late, int(kind), _failure(int(kind), faults.retry_after)

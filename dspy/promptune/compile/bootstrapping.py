@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
-from dspy.promptune.errors import EvaluationError
-from dspy.promptune.limits.gateway import unanswered
+from dspy.promptune.errors import EvaluationError, MetricError
+from dspy.promptune.limits.answers import unanswered
+from dspy.promptune.limits.gateway import Stopped
+from dspy.promptune.run.metrics import Metric
 from dspy.promptune.secrets import cause, said
 from dspy.teleprompt.bootstrap import BootstrapFewShot
 from dspy.teleprompt.vanilla import LabeledFewShot
@@ -129,7 +131,7 @@ class DemoSet(BootstrapFewShot):
     def take(self, index: int, outcome: Future[dict[str, list[Any]] | None], report: StepReport) -> None:
         """Write down how an attempt ended; one failure too many ends the set."""
         error = outcome.exception()
-        if error is not None and not isinstance(error, Exception):
+        if isinstance(error, (Stopped, MetricError)):
             raise error
         self.outcomes[index] = None if error else outcome.result()
         if error is None:
@@ -175,7 +177,7 @@ def _draw(student: Module, trainset: list[Any], options: BootstrapOptions, rng: 
                 rng.shuffle(examples)
                 size = rng.randint(1, size) if size > 0 else 0
             demo_set = DemoSet(
-                metric=options.metric,
+                metric=None if options.metric is None else Metric(options.metric),
                 metric_threshold=options.metric_threshold,
                 teacher_settings=dict(options.teacher_settings),
                 max_bootstrapped_demos=size,

@@ -21,6 +21,7 @@ from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, P
 from dspy.promptune.distributed.remote import RemoteEvaluator
 from dspy.promptune.limits.budgets import SearchAllowance
 from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import embedder_of
 from dspy.promptune.run.loop import Limits, SearchLoop, interrupts
 from dspy.promptune.run.pool import Pool
@@ -56,7 +57,7 @@ class Engine:
         spare = max(2, limit // 8)  # threads that score or build prompts while the others' calls are in flight
         self.options = options
         self.books = books
-        self.gateway = LMGateway(limit, books.meter)
+        self.gateway = LMGateway(limit, books.meter, view=through_gateway)
         self.pool = Pool(min(threads, limit + spare))
         self.work: ProgramEvaluator | RemoteEvaluator | None = None
         self.callbacks: EvaluationCallbacks | None = None
@@ -261,6 +262,7 @@ def optimize(task: Task, engine: Engine) -> Module:
         found = run.result(driver, ended, engine.books.facts, engine.books.meter.spent())
     finally:
         programs.release()
+        engine.gateway.release_modules()
         recorder.close()
     best = _finished(task, run, programs, recorder, found)
     engine.books.end(best, found.ended, **shown(found))

@@ -25,7 +25,6 @@ from dspy.promptune.compile.engine import (
     optimize,
     upstream_budget,
 )
-from dspy.promptune.compile.feedback import Scored, two_arguments
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.own import extended, own_candidates
 from dspy.promptune.compile.step_report import StepReport
@@ -40,8 +39,10 @@ from dspy.promptune.distributed.programs import EvaluationRules
 from dspy.promptune.errors import SpaceError, StorageError
 from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE
 from dspy.promptune.limits.estimate import Estimate, estimate
-from dspy.promptune.limits.gateway import Stopped, through_gateway
+from dspy.promptune.limits.gateway import Stopped
+from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import check_seed
+from dspy.promptune.run.metrics import check_metric
 from dspy.promptune.storage.manifest import compile_manifest
 from dspy.promptune.storage.run_store import open_run_store
 
@@ -119,6 +120,7 @@ class CompileRun(_upstream.MIPROv2):
         """An optimizer as it is for one compile: nothing of it stays behind."""
         seed = optimizer.seed if given["seed"] is None else given["seed"]
         check_seed(seed)
+        check_metric(optimizer.metric)
         if not student.predictors():
             raise SpaceError(
                 f"{type(student).__name__} has no predictors: nothing can be optimized. Give a program with at least "
@@ -179,7 +181,7 @@ class CompileRun(_upstream.MIPROv2):
             num_sets=options["num_fewshot_candidates"],
             max_bootstrapped_demos=bootstrapped,
             max_labeled_demos=labeled,
-            metric=Scored(self.metric) if self.metric else None,
+            metric=self.metric,
             metric_threshold=options["metric_threshold"],
             teacher=teacher,
             teacher_settings=self.teacher_settings,
@@ -245,8 +247,8 @@ class CompileRun(_upstream.MIPROv2):
 
     def _rules(self, max_errors: int) -> EvaluationRules:
         """How programs are scored."""
-        timeout, metric = self._options.example_timeout, two_arguments(self.metric)
-        return EvaluationRules(metric=metric, valset=self._valset, max_errors=max_errors, timeout=timeout)
+        timeout = self._options.example_timeout
+        return EvaluationRules(metric=self.metric, valset=self._valset, max_errors=max_errors, timeout=timeout)
 
     def _begin(self, program: Module, trainset: list[Example], rules: EvaluationRules, parts: int) -> None:
         """Start what waits for neither step: the default program's evaluation, and the summary of the trainset."""

@@ -14,8 +14,9 @@ from dspy.clients.base_lm import BaseLM
 from dspy.promptune.distributed.programs import EvaluationRules
 from dspy.promptune.errors import OptionError
 from dspy.promptune.limits.budgets import STEP, BudgetLimits
-from dspy.promptune.limits.gateway import GATEWAY, without_gateway
+from dspy.promptune.limits.gateway import GATEWAY
 from dspy.promptune.limits.task import TASK
+from dspy.promptune.limits.views import without_gateway
 from dspy.promptune.secrets import cause, is_secret, said, secrets_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Record:
         unread: Why, by example, for some of them.
         error: Why the block ended early, in words.
         transient: Whether trying again may help.
+        broken: Whether it was the metric that returned no number.
         short: Whether it was the allowance that ended it.
         seconds: From its start to its end, on the worker.
         spent: Calls that reached a language model, tokens, and dollars (``cost``).
@@ -97,6 +99,7 @@ class Record:
     error: str | None = None
     transient: bool = False
     short: bool = False
+    broken: bool = False
     seconds: float = 0.0
     spent: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
-import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -19,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import dspy.utils.callback_context as callback_context
 from dspy.promptune.allocation.records import Job, JobKind
-from dspy.promptune.errors import EvaluationError
-from dspy.promptune.limits.gateway import through_gateway, unanswered
+from dspy.promptune.distributed.states import Abandoned, Head, Lost, State
+from dspy.promptune.errors import EvaluationError, MetricError
+from dspy.promptune.limits.answers import unanswered
+from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.task import waiting
+from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
-from dspy.promptune.run.outcome import Outcome, number
+from dspy.promptune.run.metrics import score_of
 from dspy.promptune.run.pool import Pool
-from dspy.promptune.secrets import said, traced
+from dspy.promptune.secrets import said
 from dspy.promptune.space import Key, PromptSpace
 from dspy.utils.exceptions import AdapterParseError
 
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 STRAGGLERS = 3  # examples at most that a run may end without, when nothing else is left to do,
 PATIENCE = 3.0  # and the usual times of an example that it waits for them
-LOSSES = 2  # jobs in a row that got no answer for an example; from then on it counts among ``max_errors``
+LOSSES = 4  # jobs in a row that got no answer for an example which never got one; then it counts as an error
 HEAD = -1  # number of the job that stands for an evaluation without a trial yet
 
 
@@ -62,7 +63,7 @@ class EvaluationRules:
     valset: Sequence[Example]
     max_errors: int = 10
     failure_score: float = 0.0
-    retries: int = 1
+    retries: int = 2
     timeout: float | None = 120.0
     part: bool = False
 
@@ -104,60 +105,15 @@ class ProgramCache:
         return program
 
 
-class _Abandoned(Exception):  # noqa: N818 - nothing went wrong
-    """The job of this task has failed already: its answer would help nobody."""
-
-
-@dataclass
-class _State:
-    """A job that is being evaluated."""
-
-    job: Job
-    program: Module
-    waiting: int
-    done: Done
-    outcome: Outcome = field(default_factory=lambda: Outcome(call_id=uuid.uuid4().hex))
-    first_error: Exception | None = None
-    lost: BaseException | None = None  # no answer came for an example: nothing more of the job is started
-    running: set[int] = field(default_factory=set)
-    start: float = field(default_factory=time.monotonic)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    over: bool = False
-
-
-class _Head:
-    """An evaluation that began before its job: keeps its end until the job takes it over."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._outcome: Outcome | None = None
-        self._heir: tuple[Job, Done] | None = None
-
-    def ended(self, _: Job, outcome: Outcome) -> None:
-        """The evaluation is over."""
-        with self._lock:
-            self._outcome = outcome
-            heir = self._heir
-        if heir is not None:
-            heir[1](heir[0], outcome)
-
-    def take_over(self, job: Job, done: Done) -> None:
-        """From now on it is this job's."""
-        with self._lock:
-            self._heir = (job, done)
-            outcome = self._outcome
-        if outcome is not None:
-            done(job, outcome)
-
-
 class ProgramEvaluator:
     """Evaluates jobs by running their programs, all examples of all running jobs in one pool.
 
     Failure is a state. An answer that cannot be read is a wrong answer and scores ``failure_score``. A language model
-    that cannot be reached (after ``retries``), a metric that returns no number, ``max_errors`` examples that raise, or
+    that gives no answer (after ``retries``), to the program or to the metric, ``max_errors`` examples that raise, or
     all of them: the job fails, with its first error. Fewer errors score ``failure_score`` each, as upstream has it.
-    An example for which no answer came, whatever the prompt, three times in a row is such an error: it would fail
-    every job it is in. A job that failed for want of an answer ends when its other examples have: they are kept.
+    An example that never gets an answer, whatever the prompt, in five jobs in a row while others do, is such an error:
+    it would fail every job it is in. A metric that returns no number ends the run. A job that failed for want of an
+    answer ends when its other examples have: they are kept.
 
     The callbacks of a job's modules have one parent, ``Outcome.call_id``; the callbacks of the evaluation itself are
     called when the job is told (:class:`dspy.promptune.compile.callbacks.EvaluationCallbacks`).
@@ -183,10 +139,11 @@ class ProgramEvaluator:
         self._keep = keep
         self.cut = self.late = 0
         self._rules, self._pool, self._n_jobs = rules, pool, n_jobs
-        self._states: dict[int, _State] = {}
-        self._heads: dict[Key, _Head] = {}
+        self._states: dict[int, State] = {}
+        self._heads: dict[Key, Head] = {}
         self._seconds: deque[float] = deque(maxlen=200)
         self._losses: dict[int, int] = {}
+        self._answered: set[int] = set()
 
     def room(self, running: int) -> bool:
         """While fewer than ``n_jobs`` are running, or a thread is idle."""
@@ -197,9 +154,9 @@ class ProgramEvaluator:
 
         The first job of ``key``, which must be for the same examples, takes it over as far as it has come.
         """
-        self._heads[key] = head = _Head()
+        self._heads[key] = head = Head()
         kind: JobKind = "full" if len(examples) == len(self._rules.valset) else "block"
-        state = _State(Job(HEAD, key, tuple(examples), kind), self.programs[key], len(examples), head.ended)
+        state = State(Job(HEAD, key, tuple(examples), kind), self.programs[key], len(examples), head.ended)
         self._begin(state, examples, filler=True)
 
     def start(self, job: Job, missing: Sequence[int], done: Done) -> None:
@@ -209,7 +166,7 @@ class ProgramEvaluator:
             self._pool.promote()
             head.take_over(job, done)
         else:
-            state = _State(job, self.programs[job.key], len(missing), done)
+            state = State(job, self.programs[job.key], len(missing), done)
             self._begin(state, missing)
 
     def tend(self, *, ending: bool) -> None:
@@ -224,7 +181,7 @@ class ProgramEvaluator:
         """Median time of the latest examples."""
         return median(self._seconds) if self._seconds else math.inf
 
-    def _cut(self, state: _State) -> None:
+    def _cut(self, state: State) -> None:
         """End a job without the examples that nobody wants to wait for; evaluations in full are waited for."""
         with state.lock:
             if state.over or state.job.kind == "full" or not state.outcome.scores:
@@ -241,28 +198,28 @@ class ProgramEvaluator:
 
     # ------------------------------------------------------------------ one job
 
-    def _begin(self, state: _State, examples: Sequence[int], filler: bool = False) -> None:
+    def _begin(self, state: State, examples: Sequence[int], filler: bool = False) -> None:
         self._states[id(state)] = state
         contextvars.copy_context().run(self._submit, state, list(examples), filler)
 
-    def _submit(self, state: _State, examples: list[int], filler: bool) -> None:
+    def _submit(self, state: State, examples: list[int], filler: bool) -> None:
         callback_context.ACTIVE_CALL_ID.set(state.outcome.call_id)  # type: ignore[arg-type]
         for example in examples:
             limit = self._rules.timeout
             future = self._pool.submit_limited(limit, self._run_example, state, example, filler=filler)
             future.add_done_callback(partial(self._returned, state, example))
 
-    def _returned(self, state: _State, index: int, future: Future[None]) -> None:
+    def _returned(self, state: State, index: int, future: Future[None]) -> None:
         """A task has ended; only a time-out, or what no program should raise, is an error here."""
         if future.cancelled() or (error := future.exception()) is None:
             return
         if not isinstance(error, TimeoutError):
             self._fail(state, error)
         elif self._lose(state, index, error):
-            self._note_error(state, index, self._rules.valset[index], error)
+            self._note_error(state, index, error)
         self._left(state, index)
 
-    def _run_example(self, state: _State, index: int) -> None:
+    def _run_example(self, state: State, index: int) -> None:
         """One task."""
         with state.lock:
             if state.over or state.lost is not None or self._pool.stopped.is_set():
@@ -271,57 +228,72 @@ class ProgramEvaluator:
         self._score_example(state, index)
         self._left(state, index)
 
-    def _score_example(self, state: _State, index: int) -> None:
+    def _score_example(self, state: State, index: int) -> None:
         """Whatever an ordinary error does to the job is written down, not raised."""
-        example = self._rules.valset[index]
         start = time.monotonic()
-        prediction: Any = dspy.Prediction()
         try:
-            prediction = self._predict(state, index)
-            self._losses.pop(index, None)
-            score = number(self._rules.metric(example, prediction))
-        except _Abandoned:
+            self._score(state, index)
+        except Abandoned:
             return
-        except AdapterParseError as error:
-            logger.debug("Unreadable answer: %s", said(error))
-            self._keep(state.job, {index: self._rules.failure_score})
-            state.outcome.unread[index] = error
-            self._note(state, index, prediction, self._rules.failure_score, unreadable=True)
-        except EvaluationError as error:
+        except MetricError as error:
             self._fail(state, error)
-        except Exception as error:
-            self._note_error(state, index, example, error)
-        else:
-            with waiting():
-                self._keep(state.job, {index: score})
-            self._note(state, index, prediction, score)
+        except Lost as lost:
+            self._note_error(state, index, lost.error)
+        except Stopped:
+            raise
+        except BaseException as error:
+            self._note_error(state, index, error)
         self._seconds.append(time.monotonic() - start)
 
-    def _predict(self, state: _State, index: int) -> Any:
+    def _score(self, state: State, index: int) -> None:
+        rules, example = self._rules, self._rules.valset[index]
+        try:
+            prediction = self._tried(state, index, lambda: state.program(**example.inputs()), unanswered)
+        except AdapterParseError as error:
+            logger.debug("Unreadable answer: %s", said(error))
+            self._answered.add(index)
+            self._keep(state.job, {index: rules.failure_score})
+            state.outcome.unread[index] = error
+            self._note(state, index, dspy.Prediction(), rules.failure_score, unreadable=True)
+            return
+        self._answered.add(index)
+        score = self._tried(state, index, lambda: score_of(rules.metric, example, prediction), _no_verdict)
+        self._losses.pop(index, None)
+        with waiting():
+            self._keep(state.job, {index: score})
+        self._note(state, index, prediction, score)
+
+    def _tried(
+        self, state: State, index: int, call: Callable[[], Any], lost: Callable[[BaseException], bool]
+    ) -> Any:
+        """What a program or a metric returns, tried again where a language model gave it no answer.
+
+        Raises:
+            Abandoned: Nobody waits for it, or no answer came.
+            Lost: None ever does.
+        """
         for attempt in range(self._rules.retries + 1):
             if state.over or self._pool.stopped.is_set():
-                raise _Abandoned
+                raise Abandoned
             try:
-                return state.program(**self._rules.valset[index].inputs())
+                return call()
             except Exception as error:
-                if not unanswered(error):
+                if not lost(error):
                     raise
                 if attempt == self._rules.retries:
-                    if self._lose(state, index, error):
-                        raise
-                    raise _Abandoned from error
-        raise _Abandoned
+                    raise Lost(error) if self._lose(state, index, error) else Abandoned from error
+        raise Abandoned
 
-    def _lose(self, state: _State, index: int, error: BaseException) -> bool:
-        """No answer came for an example. True where it never does: then that is an error, and the job goes on."""
+    def _lose(self, state: State, index: int, error: BaseException) -> bool:
+        """No answer came for an example. True where it never does, and others are answered: then the job goes on."""
         self._losses[index] = losses = self._losses.get(index, 0) + 1
-        if losses > LOSSES:
+        if losses > LOSSES and self._answered and index not in self._answered:
             return True
         with state.lock:
             state.lost = state.lost or error
         return False
 
-    def _left(self, state: _State, index: int) -> None:
+    def _left(self, state: State, index: int) -> None:
         """An example is no longer running; the last one of a job without an answer ends it."""
         with state.lock:
             state.running.discard(index)
@@ -329,7 +301,7 @@ class ProgramEvaluator:
         if lost is not None:
             self._fail(state, lost, transient=True)
 
-    def _note(self, state: _State, index: int, prediction: Any, score: float, *, unreadable: bool = False) -> None:
+    def _note(self, state: State, index: int, prediction: Any, score: float, *, unreadable: bool = False) -> None:
         with state.lock:
             if state.over:
                 return
@@ -343,27 +315,25 @@ class ProgramEvaluator:
             all_failed = not self._rules.part and 0 < state.outcome.errors == len(state.outcome.scores)
             self._finish(state, state.first_error if all_failed else None)
 
-    def _note_error(self, state: _State, index: int, example: Any, error: Exception) -> None:
+    def _note_error(self, state: State, index: int, error: BaseException) -> None:
         with state.lock:
             state.first_error = state.first_error or error
             state.outcome.errors += 1
             state.outcome.raised[index] = error
             too_many = state.outcome.errors >= self._rules.max_errors
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("Example %d of trial %d raised:\n%s", index, state.job.number, traced(error))
         if too_many:
             self._fail(state, state.first_error)
         else:
             self._note(state, index, dspy.Prediction(), self._rules.failure_score)
 
-    def _fail(self, state: _State, error: BaseException, *, transient: bool = False) -> None:
+    def _fail(self, state: State, error: BaseException, *, transient: bool = False) -> None:
         with state.lock:
             if state.over:
                 return
             state.over = True
         self._finish(state, error, transient)
 
-    def _finish(self, state: _State, error: BaseException | None, transient: bool = False) -> None:
+    def _finish(self, state: State, error: BaseException | None, transient: bool = False) -> None:
         outcome = state.outcome
         outcome.seconds = time.monotonic() - state.start
         outcome.error, outcome.transient = error, transient
@@ -371,3 +341,8 @@ class ProgramEvaluator:
             outcome.scores = {}  # examples that raised are among them, and no number stands for those
         self._states.pop(id(state), None)
         state.done(state.job, outcome)
+
+
+def _no_verdict(error: BaseException) -> bool:
+    """Whether a judge gave no answer, or none that can be read: the program's answer was not judged."""
+    return isinstance(error, AdapterParseError) or unanswered(error)

@@ -10,14 +10,15 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
+from typing import Any
 
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.payload import JobPayload, PayloadBuilder, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache
 from dspy.promptune.distributed.worker import evaluate_block
-from dspy.promptune.errors import EvaluationError
+from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.allowance import WorkerAllowances
 from dspy.promptune.limits.budgets import BudgetLimits
 from dspy.promptune.limits.gateway import LMGateway, Stopped
@@ -71,7 +72,8 @@ class RemoteEvaluator:
     any case, and a record that comes twice, or after its block was given up, changes nothing.
 
     Attributes:
-        cut: Examples that were given up on workers.
+        cut: Examples that were not waited for at the end: none.
+        late: Examples that were given up on workers.
 
     Args:
         programs: What is run.
@@ -234,7 +236,7 @@ class RemoteEvaluator:
     def _returned(self, block: _Block, future: Future[Record]) -> None:
         """In a thread of the executor, which must not be held up."""
         try:
-            self._pool.submit(self._landed, block, _record_of(future))
+            self._pool.submit(self._landed, block, _record_of(future, len(block.examples)))
         except RuntimeError:
             logger.debug("A block came back after the run: it counts for nothing.")
 
@@ -248,8 +250,11 @@ class RemoteEvaluator:
             again = self._left_over(block, record)
         self._send()
         scores = {block.examples[i]: score for i, score in record.scores.items()}
-        if scores:
-            self._keep(block.going.job, scores)
+        try:
+            if scores:
+                self._keep(block.going.job, scores)
+        except Exception as error:
+            scores, record = {}, Record(error=f"Its scores could not be kept ({said(error, 300)})")
         with self._lock:
             self._note(block, record, scores)
             again = [] if block.going.outcome.error else again
@@ -261,10 +266,11 @@ class RemoteEvaluator:
     def _settle(self, block: _Block, record: Record) -> None:
         """Places, money and counts."""
         counts = record.counts
-        refused = counts.get("refused", 0)
+        refused, slow = counts.get("refused", 0), counts.get("slow", 0)
         for i, taken_in in enumerate(block.rounds):
             told = record.retry_after if i == 0 else None
-            self._limiter.release(taken_in, refused=i == 0 and refused > 0, retry_after=told)
+            first = i == 0
+            self._limiter.release(taken_in, refused=first and refused > 0, late=first and slow > 0, retry_after=told)
         if counts.get("lost"):
             self._allowances.lose(block.allowance)
         else:
@@ -298,7 +304,8 @@ class RemoteEvaluator:
         if outcome.errors >= self._rules.max_errors:
             self._fail(going, EvaluationError(next(iter(going.raised.values()))))
         elif record.error is not None and not record.short:
-            self._fail(going, EvaluationError(record.error), transient=record.transient)
+            kind = MetricError if record.broken else EvaluationError
+            self._fail(going, kind(record.error), transient=record.transient)
 
     def _fail(self, going: _Going, error: BaseException, *, transient: bool = False) -> None:
         """The rest of a job would help nobody."""
@@ -335,13 +342,28 @@ class RemoteEvaluator:
         return math.inf if limit is None else max(PATIENCE, (ROUNDS + 1) * (self._rules.retries + 1) * limit)
 
 
-def _record_of(future: Future[Record]) -> Record:
+def _record_of(future: Future[Record], examples: int) -> Record:
+    """What a block brought; that of a lost block where it brought nothing that can be used."""
     try:
-        return future.result()
+        return _checked(future.result(), examples)
     except CancelledError:
         return _lost(RuntimeError("It was cancelled."))
     except BaseException as error:
         return _lost(error)
+
+
+def _checked(record: Any, examples: int) -> Record:
+    """A record of this version, about these examples; a worker may run another, and an executor may be any."""
+    if not isinstance(record, Record):
+        raise TypeError(f"the executor returned a {type(record).__name__} instead of a record")
+    strange = [i for i in (*record.scores, *record.raised) if not 0 <= i < examples]
+    numbers = [*record.scores.values(), *record.counts.values(), *record.spent.values()]
+    if strange or not all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers):
+        raise ValueError("its record is about other examples, or holds what is no number")
+    return Record(**{each.name: getattr(record, each.name, getattr(_EMPTY, each.name)) for each in fields(Record)})
+
+
+_EMPTY = Record()
 
 
 def _lost(error: BaseException, *, sent: bool = True) -> Record:

@@ -17,8 +17,10 @@ from dspy.clients.base_lm import BaseLM
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.payload import Frame, JobPayload, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
+from dspy.promptune.errors import MetricError
 from dspy.promptune.limits.budgets import SEARCH, BudgetMeter
-from dspy.promptune.limits.gateway import LMGateway, Stopped, through_gateway
+from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.run.loop import interrupts
 from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.pool import Pool
@@ -64,7 +66,8 @@ def _evaluated(
     kept: dict[int, float] = {}
     ended: list[Outcome] = []
     meter, over = BudgetMeter(payload.allowance, warn=False), threading.Event()
-    gateway, pool = LMGateway(payload.threads, meter), Pool(payload.threads, name="promptune-block")
+    gateway = LMGateway(payload.threads, meter, view=through_gateway)
+    pool = Pool(payload.threads, name="promptune-block")
 
     def done(_: Job, outcome: Outcome) -> None:
         ended.append(outcome)
@@ -92,11 +95,12 @@ def _fields(outcome: Outcome, kept: dict[int, float], gateway: LMGateway, pool: 
         "unreadable": outcome.unreadable,
         "error": None if outcome.error is None else said(outcome.error),
         "transient": outcome.transient,
+        "broken": isinstance(outcome.error, MetricError),
         "short": isinstance(outcome.error, Stopped) and not limiter.stopped,
         "spent": {name: spent[name] for name in ("calls", "tokens", "cost") if name in spent},
         "counts": {
             "calls": gateway.calls, "shared": gateway.shared, "retried": gateway.retried, "refused": limiter.refused,
-            "late": pool.given_up,
+            "late": pool.given_up, "slow": limiter.late,
         },
         "retry_after": limiter.retry_after,
         "unpriced": sorted(gateway.meter.unpriced),

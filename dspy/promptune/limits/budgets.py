@@ -22,7 +22,9 @@ __all__ = [
     "BudgetLimits",
     "BudgetMeter",
     "SearchAllowance",
+    "amount",
     "answered_by_cache",
+    "tokens_of",
     "total",
 ]
 
@@ -121,18 +123,16 @@ class BudgetMeter:
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """A call's entry in DSPy's history: its tokens and its cost."""
-        if answered_by_cache(entry):
-            return
-        usage = entry.get("usage") or {}
-        total = usage.get("total_tokens")
-        if total is None:
-            total = sum(usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens"))
-        self._add("tokens", int(total))
-        cost = entry.get("cost")
+        if not answered_by_cache(entry):
+            self.took(str(entry.get("model")), tokens_of(entry.get("usage") or {}), amount(entry.get("cost")))
+
+    def took(self, model: str, tokens: int, cost: float | None) -> None:
+        """What a provider's answer took; ``cost`` in dollars, ``None`` where no price is known."""
+        self._add("tokens", tokens)
         if cost is not None:
-            self._add("cost", float(cost))
+            self._add("cost", cost)
         elif self.caps.max_cost is not None:
-            self.price_unknown(str(entry.get("model")))
+            self.price_unknown(model)
 
     def scored(self, count: int) -> None:
         """So many more examples have been scored."""
@@ -253,6 +253,22 @@ def total(*several: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, fl
             for kind, amount in row.items():
                 mine[kind] = mine.get(kind, 0) + amount
     return found
+
+
+def amount(value: Any) -> float | None:
+    """A number of tokens or dollars; ``None`` for what is no such number (a text, a negative one, NaN)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        return None
+    return float(value)
+
+
+def tokens_of(usage: Any) -> int:
+    """Tokens of a provider's ``usage``, as far as it says them."""
+    if not isinstance(usage, Mapping):
+        return 0
+    total = amount(usage.get("total_tokens"))
+    parts = sum(amount(usage.get(name)) or 0 for name in ("prompt_tokens", "completion_tokens"))
+    return int(parts if total is None else total)
 
 
 def answered_by_cache(entry: Mapping[str, Any]) -> bool:

@@ -23,14 +23,15 @@ class ConcurrencyLimit:
     Attributes:
         limit: What the user allows.
         peak: Highest number in flight so far.
-        refused: Calls that were refused or timed out.
+        refused: Calls that the provider refused because they were too many.
+        late: Calls that were out of time.
         retry_after: Longest pause that a refusal asked for, in seconds.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.peak = 0
-        self.refused = 0
+        self.refused = self.late = 0
         self.retry_after: float | None = None
         self._allowed = float(limit)
         self._in_flight = 0
@@ -72,12 +73,16 @@ class ConcurrencyLimit:
                 return None
             return self.acquire(block=False)  # under the same lock, so that nobody takes the place in between
 
-    def release(self, taken_in: int, *, refused: bool = False, retry_after: float | None = None) -> None:
-        """Give a place back, and say how the provider took the call."""
+    def release(
+        self, taken_in: int, *, refused: bool = False, late: bool = False, retry_after: float | None = None
+    ) -> None:
+        """Give a place back, and say how the provider took the call: ``refused``, or ``late``, without an answer."""
         with self._free:
             self._in_flight -= 1
-            if refused:
-                self._shrink(taken_in, retry_after)
+            self.refused += refused
+            self.late += late
+            if refused or late:
+                self._shrink(taken_in, retry_after, "refused" if refused else "out of time")
             elif self._allowed < self.limit:
                 self._grow()
             self._free.notify()
@@ -102,19 +107,20 @@ class ConcurrencyLimit:
     def _open(self) -> bool:
         return self._in_flight < int(self._allowed) and time.monotonic() >= self._resume_at
 
-    def _shrink(self, taken_in: int, retry_after: float | None) -> None:
-        self.refused += 1
+    def _shrink(self, taken_in: int, retry_after: float | None, why: str) -> None:
+        pause = min(retry_after or 0.0, MAX_PAUSE)
         if retry_after:
             self.retry_after = max(self.retry_after or 0.0, retry_after)
-            self._resume_at = max(self._resume_at, time.monotonic() + min(retry_after, MAX_PAUSE))
+            self._resume_at = max(self._resume_at, time.monotonic() + pause)
         if taken_in < self._round:
             return  # it was let in before the last decrease: that has answered it already
         self._round += 1
         before = int(self._allowed)
         self._allowed = max(1.0, min(self._allowed, self._in_flight + 1) * SHRINK)
-        pause = f", nothing for {retry_after:g} s" if retry_after else ""
         if self.allowed < before or retry_after:
-            logger.warning("Calls refused or out of time: %d at once instead of %d%s.", self.allowed, before, pause)
+            asked = f" of the {retry_after:g} s asked for" if retry_after and retry_after > pause else ""
+            told = f", none for {pause:g} s{asked}" if retry_after else ""
+            logger.warning("Calls are %s: %d at once instead of %d%s.", why, self.allowed, before, told)
 
     def _grow(self) -> None:
         before = int(self._allowed)

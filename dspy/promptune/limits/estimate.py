@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import BudgetError
 from dspy.promptune.limits.budgets import BudgetLimits
-from dspy.promptune.secrets import said
+from dspy.promptune.limits.prices import price_of
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
 __all__ = ["Estimate", "estimate"]
-
-logger = logging.getLogger(__name__)
 
 CHARACTERS = 4  # of a token, in ordinary English
 FRAME = 150  # tokens that an adapter writes around the fields of a call
@@ -100,25 +97,6 @@ def _tokens(program: Module, examples: Sequence[Any], demos: int) -> int:
 
 
 def _cost(lm: Any, tokens: int) -> float | None:
-    """Nine tenths of the tokens in prompts, by the price list that DSPy has."""
-    try:
-        price = _price(str(lm.model))
-        return float(tokens * (0.9 * price["input_cost_per_token"] + 0.1 * price["output_cost_per_token"]))
-    except Exception as error:
-        logger.debug("No price of %s: %s", getattr(lm, "model", lm), said(error))
-        return None
-
-
-def _price(model: str) -> Mapping[str, float]:
-    """Dollars of a token, from DSPy's own price list or, in its older versions, from litellm's."""
-    try:
-        from dspy.clients.model_metadata import model_info
-    except ImportError:
-        from litellm import get_model_info
-
-        known: Any = get_model_info(model)
-    else:
-        provider, _, name = model.partition("/")
-        known = model_info(provider, name)
-    found: Mapping[str, float] = known
-    return found
+    """Nine tenths of the tokens in prompts."""
+    price = price_of(str(getattr(lm, "model", lm)))
+    return None if price is None else tokens * (0.9 * price[0] + 0.1 * price[1])

@@ -7,45 +7,31 @@ import contextlib
 import contextvars
 import logging
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dspy
-from dspy.clients.base_lm import BaseLM
-from dspy.promptune.limits.budgets import BudgetMeter, answered_by_cache
+from dspy.dsp.utils.settings import dotdict, thread_local_overrides
+from dspy.promptune.limits import tally as tallies
+from dspy.promptune.limits.answers import of_call
+from dspy.promptune.limits.budgets import BudgetMeter
 from dspy.promptune.limits.concurrency import ConcurrencyLimit
+from dspy.promptune.limits.tally import Tally
 from dspy.promptune.limits.task import given_up, hold, waiting
 from dspy.promptune.secrets import know, secrets_of
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import (
-    LMInvalidRequestError,
-    LMProviderError,
-    LMRateLimitError,
-    LMTimeoutError,
-    is_retryable_lm_error,
-)
+from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
-__all__ = ["GATEWAY", "LMGateway", "Stopped", "through_gateway", "unanswered", "without_gateway"]
+__all__ = ["GATEWAY", "LMGateway", "Stopped", "expect", "inside", "request_key"]
 
 logger = logging.getLogger(__name__)
 
-REFUSALS = (LMRateLimitError, LMTimeoutError)
-MAX_DELAY = 60.0  # seconds between two tries, as upstream's
+BUSY = (429, 503, 529)  # statuses with which a provider asks for fewer calls
 POLL_SECONDS = 0.02  # how often a call in an event loop looks whether it may go
 GATEWAY = "promptune_guard"  # the setting of DSPy that holds the guard: it travels to a program's own threads
-
-
-def unanswered(error: BaseException) -> bool:
-    """Whether it is not the prompt's fault that a call brought no answer: it says nothing about the prompt.
-
-    The provider could not be reached or refused, its reply was no reply (half of one, a gateway's page), or it does
-    not know the key. What it says of the request itself, such as that the prompt is too long, is the prompt's fault.
-    """
-    at_provider = isinstance(error, LMProviderError) and not isinstance(error, LMInvalidRequestError)
-    return at_provider or (isinstance(error, Exception) and is_retryable_lm_error(error))
 
 
 class Stopped(BaseException):
@@ -59,6 +45,9 @@ class _Call:
     round: int | None  # None: inside another call of the same thread, which holds the place of both
     flight: _Flight | None = None
     key: int = 0
+    tally: Tally | None = None
+    instance: Any = None
+    counted: bool = True  # False: inside a call of the same model, which is counted
 
 
 class _Flight(threading.Event):
@@ -80,14 +69,25 @@ class LMGateway(BaseCallback):
         calls: Calls started, those that the cache answered included.
         shared: Calls that waited for an identical one in flight.
         retried: Calls made again after the provider could not be reached or refused.
+
+    Args:
+        limit: Calls in flight at most.
+        meter: Counts what is spent, and has the limits.
+        view: Makes a view of a language model that a module brings along, as ``through_gateway`` does.
     """
 
-    def __init__(self, limit: int, meter: BudgetMeter | None = None) -> None:
+    def __init__(
+        self, limit: int, meter: BudgetMeter | None = None, *, view: Callable[[Any], Any] = lambda lm: lm
+    ) -> None:
         self.limiter = ConcurrencyLimit(limit)
         self.meter = meter or BudgetMeter()
         self.calls = self.shared = self.retried = 0
         self._open: dict[str, _Call] = {}
         self._flights: dict[int, _Flight] = {}
+        self._view = view
+        self._adopted: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+        self._contexts: dict[str, Any] = {}
+        self._read: dict[int, int] = {}
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -95,7 +95,10 @@ class LMGateway(BaseCallback):
         """Guard every call made in this block and in copies of its context; ``settings`` as for ``dspy.context``."""
         callbacks = [*(dspy.settings.get("callbacks") or []), self]
         with dspy.context(**settings, callbacks=callbacks, **{GATEWAY: self}):
-            yield
+            try:
+                yield
+            finally:
+                self.release_modules()
 
     def stop(self) -> None:
         """Let no more calls through: those that wait, and those to come, raise :class:`Stopped`."""
@@ -105,41 +108,93 @@ class LMGateway(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Wait for a place."""
+        self.begin(call_id, instance, inputs)
+
+    def begin(self, call_id: str, instance: Any, inputs: dict[str, Any], *, alone: bool = False) -> None:
+        """The same; ``alone``: of a model that calls no callbacks itself, unless it goes on to DSPy's own way."""
         know(secrets_of(instance) | secrets_of(inputs.get("kwargs")))
         call = self._start(instance, inputs)
         if call.round is None and self.limiter.stopped:
             self._land(call)
             raise Stopped("the run was stopped")
-        if not self.meter.admit():
+        if call.counted and not self.meter.admit():
             self._land(call)
             if call.round is not None:
-                self.limiter.release(call.round)
+                self.limiter.give_back()
             raise Stopped(self.meter.reached() or "the calls left are in flight")
-        _cached.set(False)
-        _within.set((*_within.get(), self))
+        call.instance, call.tally = instance, tallies.begin()
+        _within.set((*_within.get(), (self, _state(instance) if alone else 0)))
         with self._lock:
-            self.calls += 1
+            self.calls += call.counted
             self._open[call_id] = call
-        hold(call_id, partial(self._end, call_id, LMTimeoutError("Given up.")))
+        hold(call_id, partial(self._end, call_id))
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """Give the place back, and learn how the provider took the call."""
         hold(call_id, None)
         _within.set(_within.get()[:-1])
+        if exception is not None:
+            of_call(exception)
+        with self._lock:
+            call = self._open.get(call_id)
+        if call is not None and call.tally is not None:
+            tallies.end(call.tally)
         self._end(call_id, exception)
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """The language models of a module, wherever it came from (a judge in the metric), are the run's views of them.
+
+        Those that it holds are until the run ends, that of ``dspy.settings`` while the module is called.
+        """
+        self._adopt(instance)
+        before, lm = thread_local_overrides.get(), dspy.settings.get("lm")
+        view = self._view(lm)
+        if view is not lm:
+            self._contexts[call_id] = before
+            thread_local_overrides.set(dotdict({**before, "lm": view}))
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """The settings are again what they were."""
+        before = self._contexts.pop(call_id, None)
+        if before is not None:
+            thread_local_overrides.set(before)
+
+    def _adopt(self, module: Any) -> None:
+        for name, lm in list(getattr(module, "__dict__", {}).items()):
+            view = self._view(lm)
+            if view is not lm:
+                with self._lock, contextlib.suppress(TypeError, AttributeError):
+                    self._adopted.setdefault(module, {}).setdefault(name, lm)
+                    setattr(module, name, view)
+
+    def release_modules(self) -> None:
+        """Modules have their own language models again."""
+        with self._lock:
+            for module, models in list(self._adopted.items()):
+                for name, lm in models.items():
+                    setattr(module, name, lm)
+            self._adopted.clear()
+
+    def read_history(self, tally: Tally, history: list[dict[str, Any]], known: int) -> None:
+        """A model that writes its history by hand: what is new since the last look, or since ``known`` entries."""
+        with self._lock:
+            new = history[self._read.get(id(history), known) :]
+            self._read[id(history)] = len(history)
+        for entry in new:
+            tally.by_hand(entry)
 
     def _start(self, instance: Any, inputs: dict[str, Any]) -> _Call:
         if given_up():
             raise Stopped("nobody waits for this answer any more")
-        if self in _within.get():
-            return _Call(None)
+        if inside(self):
+            return _Call(None, counted=_within.get()[-1] != (self, _state(instance)))
         call = _admitted.get()
         if call is not None:
             _admitted.set(None)
             return call
         if _in_event_loop():
             return _Call(self.limiter.acquire(block=False))
-        return self._admit(_request_key(instance, inputs))
+        return self._admit(request_key(instance, inputs))
 
     def _end(self, call_id: str, exception: BaseException | None) -> None:
         """A call has ended, or was given up; the first of the two counts."""
@@ -147,11 +202,22 @@ class LMGateway(BaseCallback):
             call = self._open.pop(call_id, None)
         if call is None:
             return
-        self.meter.ended(reached=not _cached.get())
+        self._charge(call, exception)
         self._land(call, answered=exception is None)
         if call.round is not None:
-            refused = isinstance(exception, REFUSALS) or getattr(exception, "status", None) in (429, 503, 529)
-            self.limiter.release(call.round, refused=refused, retry_after=getattr(exception, "retry_after", None))
+            late = isinstance(exception, (LMTimeoutError, TimeoutError))
+            refused = isinstance(exception, LMRateLimitError) or getattr(exception, "status", None) in BUSY
+            told = getattr(exception, "retry_after", None)
+            self.limiter.release(call.round, refused=refused, late=late, retry_after=told)
+
+    def _charge(self, call: _Call, exception: BaseException | None) -> None:
+        """What the call took."""
+        tally = call.tally
+        assert tally is not None
+        if call.counted:
+            self.meter.ended(reached=tally.reached(call.instance, exception))
+        if tally.told:
+            self.meter.took(str(getattr(call.instance, "model", "?")), tally.tokens, tally.cost)
 
     # ------------------------------------------------------------------
 
@@ -219,125 +285,25 @@ class LMGateway(BaseCallback):
             call.flight.set()
 
 
-_cached: contextvars.ContextVar[bool] = contextvars.ContextVar("promptune_cached", default=False)
 _admitted: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("promptune_admitted", default=None)
-_within: contextvars.ContextVar[tuple[LMGateway, ...]] = contextvars.ContextVar("promptune_within", default=())
+_within: contextvars.ContextVar[tuple[tuple[LMGateway, int], ...]] = contextvars.ContextVar(
+    "promptune_within", default=()
+)
 
 
-def through_gateway(lm: Any) -> Any:
-    """A view of a language model whose calls are retried by the run, with no place taken while it waits.
-
-    The view is another object with the same state: what either changes, both see. Inside a run every try is a call
-    of its own under the run's limit, and a refusal slows the run down; upstream would sleep in the midst of the
-    call. Outside a run it behaves as the model itself. Models of other kinds are returned as they are.
-    """
-    if not isinstance(lm, BaseLM) or isinstance(lm, _GatewayLM):
-        return lm
-    try:
-        view: Any = object.__new__(_view_class(type(lm)))
-        view.__dict__ = lm.__dict__
-    except (TypeError, AttributeError):  # slots, or a metaclass of its own
-        return lm
-    return view
+def inside(gateway: LMGateway) -> bool:
+    """Whether this context is in a call to a language model already."""
+    return any(each is gateway for each, _ in _within.get())
 
 
-def without_gateway(lm: Any) -> Any:
-    """The language model behind a view that :func:`through_gateway` made; anything else as it is."""
-    if not isinstance(lm, _GatewayLM):
-        return lm
-    model: Any = object.__new__(type(lm).__mro__[2])
-    model.__dict__ = lm.__dict__
-    return model
+def expect(call: _Call) -> None:
+    """The next call of this context was admitted already."""
+    _admitted.set(call)
 
 
-class _GatewayLM:
-    """The part of a view that differs from its model."""
-
-    @property
-    def num_retries(self) -> int:
-        """None inside a run, which retries by itself."""
-        return 0 if dspy.settings.get(GATEWAY) is not None else self._own_retries()
-
-    @num_retries.setter
-    def num_retries(self, value: int) -> None:
-        self.__dict__["num_retries"] = value
-
-    def update_history(self, entry: dict[str, Any]) -> None:
-        """What the call took, for the run; then as the model itself."""
-        gateway: LMGateway | None = dspy.settings.get(GATEWAY)
-        if gateway is not None:
-            gateway.meter.add(entry)
-            _cached.set(answered_by_cache(entry))
-        super().update_history(entry)  # type: ignore[misc]
-
-    def _own_retries(self) -> int:
-        return int(self.__dict__.get("num_retries", 0) or 0)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        gateway: LMGateway | None = dspy.settings.get(GATEWAY)
-        if gateway is None:
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        for attempt in range(self._own_retries() + 1):
-            try:
-                with _among_callbacks(gateway):
-                    return super().__call__(*args, **kwargs)  # type: ignore[misc]
-            except Exception as error:
-                if attempt == self._own_retries() or not is_retryable_lm_error(error):
-                    raise
-                gateway.retried += 1
-                _sleep(gateway, _delay(error, attempt))
-        raise AssertionError("unreachable")
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        gateway: LMGateway | None = dspy.settings.get(GATEWAY)
-        if gateway is None:
-            return await super().acall(*args, **kwargs)  # type: ignore[misc]
-        key = _request_key(self, {**dict(zip(("prompt",), args, strict=False)), "kwargs": kwargs})
-        for attempt in range(self._own_retries() + 1):
-            if gateway not in _within.get():
-                _admitted.set(await gateway.admit(key))
-            try:
-                with _among_callbacks(gateway):
-                    return await super().acall(*args, **kwargs)  # type: ignore[misc]
-            except Exception as error:
-                gateway.take_back()
-                if attempt == self._own_retries() or not is_retryable_lm_error(error):
-                    raise
-                gateway.retried += 1
-                with waiting():
-                    await asyncio.sleep(_delay(error, attempt))
-        raise AssertionError("unreachable")
-
-
-def _among_callbacks(gateway: LMGateway) -> contextlib.AbstractContextManager[None]:
-    """Whatever callbacks a program has set, the guard is one of them in this block."""
-    callbacks = dspy.settings.get("callbacks") or []
-    return contextlib.nullcontext() if gateway in callbacks else dspy.context(callbacks=[*callbacks, gateway])
-
-
-_views: dict[type, type] = {}
-
-
-def _view_class(kind: type) -> type:
-    if kind not in _views:
-        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-        _views[kind] = type(kind.__name__, (_GatewayLM, kind), names)
-    return _views[kind]
-
-
-def _delay(error: BaseException, attempt: int) -> float:
-    """Seconds until the next try: what the provider says, or upstream's exponential rule."""
-    told = getattr(error, "retry_after", None)
-    return min(float(told), MAX_DELAY) if told is not None else min(2.0**attempt, MAX_DELAY)
-
-
-def _sleep(gateway: LMGateway, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    with waiting():
-        while (left := end - time.monotonic()) > 0:
-            if gateway.limiter.stopped:
-                raise Stopped
-            time.sleep(min(left, 0.5))
+def _state(instance: Any) -> int:
+    """What a language model and its views have in common."""
+    return id(getattr(instance, "__dict__", instance))
 
 
 def _in_event_loop() -> bool:
@@ -348,7 +314,7 @@ def _in_event_loop() -> bool:
     return True
 
 
-def _request_key(lm: Any, inputs: dict[str, Any]) -> int | None:
+def request_key(lm: Any, inputs: dict[str, Any]) -> int | None:
     """What makes two calls the same; ``None`` where the cache does not keep the answer."""
     asked = {**inputs, **(inputs.get("kwargs") or {})}
     asked.pop("kwargs", None)

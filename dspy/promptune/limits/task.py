@@ -33,7 +33,7 @@ class Task:
     started: float = 0.0
     limit: float | None = None
     abandoned: bool = False
-    _held: dict[str, Callable[[], None]] = field(default_factory=dict)
+    _held: dict[str, Callable[[BaseException], None]] = field(default_factory=dict)
     _waiting: int = 0
     _idle: float = 0.0
     _idle_since: float | None = None
@@ -51,7 +51,7 @@ class Task:
             self._waiting += change
             self._set_clock()
 
-    def hold(self, name: str, let_go: Callable[[], None] | None) -> None:
+    def hold(self, name: str, let_go: Callable[[BaseException], None] | None) -> None:
         """It holds something under this name, until ``let_go`` is ``None``."""
         with self._lock:
             if let_go is None:
@@ -63,7 +63,7 @@ class Task:
     def fail(self, error: BaseException) -> None:
         """It was given up: let go of what it holds, and settle it."""
         for let_go in list(self._held.values()):
-            let_go()
+            let_go(error)
         self.future.set_exception(error)
 
     def _set_clock(self) -> None:
@@ -74,8 +74,8 @@ class Task:
             self._idle_since = None
 
 
-def hold(name: str, let_go: Callable[[], None] | None) -> None:
-    """The running task holds something: ``let_go`` is called where the task is given up. ``None``: it does no more."""
+def hold(name: str, let_go: Callable[[BaseException], None] | None) -> None:
+    """The running task holds something, until ``None``; ``let_go(error)`` is called where the task is given up."""
     task: Task | None = dspy.settings.get(TASK)
     if task is not None:
         task.hold(name, let_go)

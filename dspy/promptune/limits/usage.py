@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from dspy.promptune.limits.budgets import amount, tokens_of
+
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
@@ -42,11 +44,8 @@ class Usage:
         if getattr(entry.get("response"), "cache_hit", False):
             return
         usage = entry.get("usage") or {}
-        total = usage.get("total_tokens")
-        if total is None:
-            counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-            total = sum(count for count in counts if count is not None) if any(counts) else None
-        if total is not None:
-            self.tokens = (self.tokens or 0) + int(total)
-        if entry.get("cost") is not None:
-            self.cost = (self.cost or 0.0) + float(entry["cost"])
+        if isinstance(usage, Mapping) and any(amount(value) is not None for value in usage.values()):
+            self.tokens = (self.tokens or 0) + tokens_of(usage)
+        cost = amount(entry.get("cost"))
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from dspy.promptune.allocation.records import Assignment, Job
-from dspy.promptune.errors import EvaluationError
+from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.run.evaluators import Evaluator
 from dspy.promptune.run.jobs import RunJobs
 from dspy.promptune.run.outcome import Outcome
@@ -124,6 +124,7 @@ class SearchLoop:
         self._streak = 0
         self._over = False
         self._last_error: BaseException | None = None
+        self._broken: MetricError | None = None
         self._stopping: str | None = None
 
     @property
@@ -145,6 +146,7 @@ class SearchLoop:
 
         Raises:
             EvaluationError: Every job failed so far, too many in a row to go on.
+            MetricError: The metric returned what is no number, whatever else was scored.
             KeyboardInterrupt: Interrupted twice, or before anything was scored.
         """
         try:
@@ -366,6 +368,9 @@ class SearchLoop:
             return
         self._streak += 1
         self._last_error = error
+        if isinstance(error, MetricError):
+            self._broken = error
+            self.stop("the metric is broken")
         limit = self._limits.streak or max(MIN_STREAK, 2 * self._schedule.n_jobs)
         if self._streak >= limit:
             self.stop(f"{self._streak} evaluations failed in a row, the last with {said(error)}")
@@ -401,6 +406,8 @@ class SearchLoop:
         self._note_best()
 
     def _end(self) -> str:
+        if self._broken is not None:
+            raise self._broken
         if self._table.calls:
             return self._stopping or "the budget is spent, or nothing is left to evaluate"
         if self._stopping == "interrupted":

@@ -11,6 +11,8 @@ from dspy.promptune.errors import EvaluationError
 
 __all__ = ["Outcome", "added", "number", "numbers"]
 
+LARGEST = 1e150  # of a score's size: its square, which models of scores take, is a float still
+
 
 @dataclass
 class Outcome:
@@ -60,20 +62,24 @@ def added(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, 
 
 
 def number(score: Any, what: str = "The metric") -> float:
-    """A score as a float. Booleans, numbers of any size and whatever has a float value are scores.
+    """A score as a float. Booleans, numbers up to 1e150 and whatever has a float value are scores.
 
     Raises:
-        EvaluationError: It is ``None``, text, or not finite.
+        EvaluationError: It is ``None``, text, not finite, or too large to be reckoned with.
     """
     if score is None or isinstance(score, (str, bytes)):
         raise EvaluationError(f"{what} returned {score!r}: it must return a number or a bool for every example.")
     try:
         value = float(score)
-    except (TypeError, ValueError) as error:
+    except OverflowError:
+        value = math.inf
+    except Exception as error:
         kind = type(score).__name__
         raise EvaluationError(f"{what} returned a {kind}: it must return a number or a bool.") from error
     if not math.isfinite(value):
         raise EvaluationError(f"{what} returned {value}: it must return a finite number for every example.")
+    if abs(value) > LARGEST:
+        raise EvaluationError(f"{what} returned {value}: a score must lie between -{LARGEST:g} and {LARGEST:g}.")
     return value
 
 

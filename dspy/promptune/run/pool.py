@@ -158,7 +158,7 @@ class Pool:
             self.given_up += len(late)
             self._abandoned(late)
         for task in late:
-            task.fail(TimeoutError(f"No answer within {task.limit:g} seconds."))
+            task.fail(TimeoutError(f"No answer within example_timeout={task.limit:g} seconds."))
 
     def _abandoned(self, tasks: list[Task]) -> None:
         """Under the lock: nobody waits for these tasks any more, and others take the places of their threads."""

@@ -1,0 +1,85 @@
+"""What counts as an answer of a language model, and what does not."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from dspy.utils.exceptions import (
+    AdapterParseError,
+    LMError,
+    LMInvalidRequestError,
+    LMProviderError,
+    LMServerError,
+    LMUnexpectedError,
+    is_retryable_lm_error,
+)
+
+__all__ = ["NoAnswerError", "blank", "may_repeat", "of_call", "unanswered", "whole"]
+
+DEPTH = 8  # links of a chain of errors that are looked at
+NOT_AN_ANSWER = {"reasoning_content", "logprobs", "citations"}  # parts of an output that come beside an answer
+MARK = "_promptune_call"  # attribute of an error that a call to a language model ended with
+BLANK_REPLY = "The LM returned an empty or null response."  # how DSPy's adapters begin to say so
+NO_TEXT = "not valid Unicode"  # how DSPy says that a prompt holds half a character, before it calls anything
+
+
+class NoAnswerError(LMServerError):
+    """The reply holds neither text nor a tool call: no choices, no content, or white space alone."""
+
+
+def blank(outputs: Any) -> bool:
+    """Whether what a language model returned (a list of texts or of dictionaries) holds nothing that could be read."""
+    return isinstance(outputs, list) and all(map(_blank, outputs))
+
+
+def _blank(output: Any) -> bool:
+    if output is None or isinstance(output, str):
+        return not (output or "").strip()
+    if not isinstance(output, dict):
+        return False
+    beside = {name for name, value in output.items() if value} - NOT_AN_ANSWER - {"text"}
+    return not beside and _blank(output.get("text"))
+
+
+def of_call(error: BaseException) -> None:
+    """Remember that it was a call to a language model that ended with this error."""
+    if isinstance(error, Exception) and NO_TEXT not in str(error):
+        with contextlib.suppress(AttributeError, TypeError):
+            setattr(error, MARK, True)
+
+
+def may_repeat(error: BaseException) -> bool:
+    """Whether the same call may be answered a moment later.
+
+    So it is where the provider is busy or out of reach, and where its reply was none: half of one, a gateway's page,
+    another shape, nothing in it. A refused key or request stays refused.
+    """
+    unclassified = type(error) is LMProviderError or isinstance(error, LMUnexpectedError)
+    return unclassified or (isinstance(error, Exception) and is_retryable_lm_error(error))
+
+
+def unanswered(error: BaseException) -> bool:
+    """Whether an error means that a language model gave no answer, which says nothing about the prompt.
+
+    The provider could not be reached or refused, its reply was no reply, it does not know the key, or the call raised
+    whatever else. What it says of the request itself, such as that the prompt is too long, is the prompt's fault. The
+    first error of the chain of causes that tells is the one that counts.
+    """
+    link: BaseException | None = error
+    for _ in range(DEPTH):
+        if link is None:
+            break
+        if isinstance(link, AdapterParseError):
+            return BLANK_REPLY in str(link)
+        if isinstance(link, LMInvalidRequestError):
+            return False
+        if isinstance(link, LMError) or getattr(link, MARK, False):
+            return True
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return False
+
+
+def whole(text: str) -> str:
+    """A text without halves of characters: two halves that stand together are one, another becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
