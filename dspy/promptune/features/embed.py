@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
 from dspy.promptune.errors import EmbeddingError
@@ -121,7 +121,7 @@ class _Store:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._kept: OrderedDict[str, Vectors] = OrderedDict()
+        self._kept: LRUCache[str, Vectors] = LRUCache(KEPT_TEXTS)
 
     def vectors(self, texts: list[str], function: Callable[[list[str]], Any]) -> dict[str, Vectors]:
         """The vector of each of the distinct ``texts``, those of unknown ones from ``function``."""
@@ -131,16 +131,13 @@ class _Store:
             for start in range(0, len(missing), BATCH):
                 batch = missing[start : start + BATCH]
                 found.update(zip(batch, _checked(batch, function), strict=True))
-            for text in texts:
-                self._kept[text] = found[text]
-                self._kept.move_to_end(text)
-            while len(self._kept) > KEPT_TEXTS:
-                self._kept.popitem(last=False)
+            self._kept.update(found)
             return found
 
 
-_STORES: OrderedDict[Hashable, _Store] = OrderedDict()
-_STORES_LOCK = threading.Lock()
+@cached(LRUCache(KEPT_EMBEDDERS), lock=threading.Lock())
+def _shared_store(embedder: Hashable) -> _Store:
+    return _Store()
 
 
 def _store(embedder: EmbedderLike) -> _Store:
@@ -149,12 +146,8 @@ def _store(embedder: EmbedderLike) -> _Store:
         hash(embedder)
     except TypeError:
         return _Store()
-    with _STORES_LOCK:
-        store = _STORES.setdefault(embedder, _Store())
-        _STORES.move_to_end(embedder)
-        while len(_STORES) > KEPT_EMBEDDERS:
-            _STORES.popitem(last=False)
-        return store
+    store: _Store = _shared_store(embedder)
+    return store
 
 
 def _checked(texts: list[str], function: Callable[[list[str]], Any]) -> Vectors:
