@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
 
+    from dspy.clients.base_lm import BaseLM
     from dspy.primitives.example import Example
     from dspy.primitives.module import Module
     from dspy.promptune.compile.result import OptimizedModule
@@ -97,6 +98,9 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         # candidates
         instructions: Sequence[str] | Mapping[str | int, Sequence[str]] | None = None,
         demo_sets: Sequence[Sequence[Example]] | Mapping[str | int, Sequence[Sequence[Example]]] | None = None,
+        # instructions written during the search
+        reflect: bool = False,
+        reflection_lm: BaseLM | None = None,
         # parallelism
         n_jobs: int = 1,
         schedule: ScheduleName | None = None,
@@ -122,7 +126,8 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         The options up to ``provide_traceback`` are upstream's. With none of the others given (or ``sampler="tpe"``
         alone), upstream's own code runs, trial for trial. Otherwise the candidates are the same, the budget is the
         number of evaluations that upstream would make, and the search is this fork's. Its options come in groups:
-        the search (``sampler`` to ``min_cold_start``), candidates (``instructions``, ``demo_sets``), parallelism
+        the search (``sampler`` to ``min_cold_start``), candidates (``instructions`` to
+        ``reflection_lm``), parallelism
         (``n_jobs`` to ``executor_keys``), storage (``storage`` to ``share``) and budgets (``max_lm_calls`` to
         ``timeout``).
 
@@ -140,6 +145,9 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
                 predictor, or ``{predictor: [...]}`` by the predictor's name or number.
             demo_sets: Demo sets of your own, candidates beside the bootstrapped ones: a list of lists of
                 ``dspy.Example``, or ``{predictor: [...]}``.
+            reflect: ``True`` writes new instructions during the search, from failures on training examples. What that
+                takes counts against the budgets. It needs a sampler of ours without ``minibatch_size``.
+            reflection_lm: Writes them; default ``prompt_model``.
             n_jobs: Prompts evaluated at once, each with up to ``num_threads`` examples at once.
             schedule: ``"async"`` (a prompt is proposed whenever there is room) or ``"batch"`` (``batch_size`` prompts
                 at a time; the same seed gives the same trials). Default: ``"async"`` with several jobs.

@@ -53,6 +53,13 @@ class Beliefs:
         """Whether there are beliefs; without, :meth:`rebuild` is due."""
         return self._posterior is not None
 
+    @property
+    def posterior(self) -> PoolPosterior:
+        """What is believed of the pool, running jobs aside; there must be beliefs."""
+        assert self._posterior is not None
+        self._settle()
+        return self._posterior
+
     def forget(self) -> None:
         """Be rebuilt from all scores before the next use."""
         self._posterior = None

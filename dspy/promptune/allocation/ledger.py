@@ -79,12 +79,16 @@ class CallLedger(RunningJobs):
     Args:
         table: Scores already paid for.
         max_calls: Examples to score at most.
+
+    Attributes:
+        beside: Calls that were spent on writing instructions.
     """
 
     def __init__(self, table: ScoreTable, max_calls: int) -> None:
         super().__init__(table)
         self.max_calls = max_calls
+        self.beside = 0.0
 
     def left(self, affordable: float = math.inf) -> int:
         """Calls that nobody has claimed yet, of at most ``affordable`` that can still be paid for."""
-        return int(min(self.max_calls - self.table.calls, affordable)) - self.claimed()
+        return int(min(self.max_calls - self.table.calls - self.beside, affordable)) - self.claimed()

@@ -12,6 +12,7 @@ from dspy.promptune.allocation.ledger import RunningJobs
 from dspy.promptune.allocation.policy import Budget, whole
 from dspy.promptune.allocation.records import Assignment, Job, ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
+from dspy.promptune.gp.posterior import PoolPosterior
 from dspy.promptune.samplers.qei import STRIDE, QEISampler
 from dspy.promptune.space import Key, PromptSpace
 
@@ -108,6 +109,25 @@ class RacingPolicy:
             return self._beliefs.best()
         keys = [key for key in sorted(self._known) if self._row(key)]
         return max(keys, key=self._average) if keys else next(iter(self._space.keys()))
+
+    def grown(self) -> None:
+        """Candidates were appended to the space."""
+        self._beliefs.forget()
+        self._planned.clear()
+
+    def beliefs(self) -> tuple[list[Key], PoolPosterior] | None:
+        """The prompts about which something is believed, and what; ``None`` where nothing is yet."""
+        if len(self._table) < min(self._cold, self._space.size) or not self._known or not self._believing():
+            return None
+        return self._beliefs.pool, self._beliefs.posterior
+
+    def belief(self, key: Key) -> tuple[float, float]:
+        """Posterior mean and standard deviation of a prompt's true score; NaN where nothing is believed of it."""
+        found = self.beliefs()
+        if found is None or key not in found[0]:
+            return math.nan, math.nan
+        j = found[0].index(key)
+        return float(found[1].mean[j]), math.sqrt(float(found[1].variance[j]))
 
     # ------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ class BootstrapOptions:
     teacher: Any = None
     teacher_settings: Mapping[str, Any] = field(default_factory=dict)
     max_errors: int | None = None
+    found: Callable[..., None] | None = None  # called with every attempt: example, prediction, trace, score, numbers
 
 
 def bootstrap_demo_sets(
@@ -85,6 +86,7 @@ class DemoSet(BootstrapFewShot):
     """
 
     number = 0
+    found: Callable[..., None] | None = None
 
     def begin(self, student: Module, teacher: Any, trainset: list[Any]) -> DemoSet:
         """Make the student's and the teacher's copies."""
@@ -161,7 +163,22 @@ class DemoSet(BootstrapFewShot):
         lane.error_count = 0
         lane._prepare_predictor_mappings()
         lane.name2traces = {name: [] for name in self.name2predictor}
+        if self.found is not None and self.metric is not None:
+            lane.metric = _Telling(self.metric, self.found, lane.teacher)
         return lane
+
+
+class _Telling:
+    """A metric that tells of every attempt."""
+
+    def __init__(self, metric: Callable[..., Any], found: Callable[..., None], teacher: Any) -> None:
+        self._metric, self._found = metric, found
+        self._numbers = {id(predictor): i for i, predictor in enumerate(teacher.predictors())}
+
+    def __call__(self, example: Any, prediction: Any, trace: Any = None) -> Any:
+        score = self._metric(example, prediction, trace)
+        self._found(example, prediction, trace, score, self._numbers)
+        return score
 
 
 def _draw(student: Module, trainset: list[Any], options: BootstrapOptions, rng: random.Random) -> Iterator[Any]:
@@ -184,7 +201,7 @@ def _draw(student: Module, trainset: list[Any], options: BootstrapOptions, rng: 
                 max_labeled_demos=options.max_labeled_demos,
                 max_errors=dspy.settings.max_errors if options.max_errors is None else options.max_errors,
             )
-            demo_set.number = number
+            demo_set.number, demo_set.found = number, options.found
             yield demo_set.begin(student, options.teacher, examples)
 
 

@@ -19,19 +19,20 @@ from dspy.promptune.compile.recorder import Recorder
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
-from dspy.promptune.limits.budgets import SearchAllowance
+from dspy.promptune.limits.budgets import REFLECT, SearchAllowance
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import embedder_of
 from dspy.promptune.run.loop import Limits, SearchLoop, interrupts
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.run.progress import Progress, Standing
-from dspy.promptune.run.search import Run, SearchRun, shown
+from dspy.promptune.run.search import Run, SearchRun, Writer, shown
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
+    from dspy.promptune.run.writing import Propose
 
 __all__ = ["Engine", "Task", "by_blocks", "check_embedder", "optimize", "upstream_budget"]
 
@@ -208,6 +209,7 @@ class Task:
     seed: int | None
     log_dir: str | None = None
     track_stats: bool = True
+    reflector: Callable[[ProgramCache, PromptSpace], Propose] | None = None
 
 
 def upstream_budget(n_examples: int, num_trials: int, minibatch_size: int | None, full_eval_steps: int) -> int:
@@ -237,7 +239,7 @@ def optimize(task: Task, engine: Engine) -> Module:
     if over is not None and not run.table.calls:
         raise Stopped(over)
     programs = engine.work.programs
-    programs.space = space
+    programs.space = space = run.space
     recorder = Recorder(run, programs, engine, task.max_calls)
     driver = SearchLoop(
         run.jobs,
@@ -252,6 +254,8 @@ def optimize(task: Task, engine: Engine) -> Module:
     recorder.driver = driver
     recorder.begin()
     engine.pool.on_idle = driver.wake
+    if run.writing is not None:
+        run.writing.wake = driver.wake
     if over is not None:
         driver.stop(over)
     if engine.books.store is not None:
@@ -310,11 +314,26 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
         "full_every": task.full_eval_steps if task.minibatch else 0,
     }
     of_sampler = dict(options.sampler_options)
-    run = Run(space, options.sampler or "tpe", budget, seed=task.seed, options=of_sampler, store=books.store)
+    writer = None
+    if task.reflector is not None:
+        space = space.open()
+        writer = _writer(task.reflector, engine, space)
+    run = Run(
+        space, options.sampler or "tpe", budget, seed=task.seed, options=of_sampler, store=books.store, writer=writer
+    )  # fmt: skip
     if books.meter.caps.given():
         calls = len(task.program.predictors())
         run.jobs.allowance = SearchAllowance(books.meter, n_examples=task.n_examples, calls_per_example=calls)
     return run
+
+
+def _writer(reflector: Callable[[ProgramCache, PromptSpace], Propose], engine: Engine, space: PromptSpace) -> Writer:
+    """The writer of a compile, in the threads of its pool; with batches in the loop's own."""
+    assert engine.work is not None
+    propose = engine.books.meter.of_step(REFLECT, reflector(engine.work.programs, space))
+    if engine.options.schedule == "batch":
+        return Writer(propose)
+    return Writer(propose, engine.pool.submit, places=max(1, engine.options.n_jobs // 4))
 
 
 def _finished(task: Task, run: Run, programs: ProgramCache, recorder: Recorder, found: SearchRun) -> Module:

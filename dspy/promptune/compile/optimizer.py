@@ -27,6 +27,7 @@ from dspy.promptune.compile.engine import (
 )
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.own import extended, own_candidates
+from dspy.promptune.compile.reflection import Attempts, Reflector
 from dspy.promptune.compile.step_report import StepReport
 from dspy.promptune.compile.steps import (
     BootstrapOptions,
@@ -36,7 +37,7 @@ from dspy.promptune.compile.steps import (
     start_summary,
 )
 from dspy.promptune.distributed.programs import EvaluationRules
-from dspy.promptune.errors import SpaceError, StorageError
+from dspy.promptune.errors import OptionError, SpaceError, StorageError
 from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE
 from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from dspy.evaluate.evaluate import Evaluate
     from dspy.primitives.example import Example
     from dspy.primitives.module import Module
+    from dspy.promptune.distributed.programs import ProgramCache
+    from dspy.promptune.space import PromptSpace
 
 __all__ = ["CompileRun", "compile_program"]
 
@@ -111,6 +114,7 @@ class CompileRun(_upstream.MIPROv2):
     _given: dict[str, Any]
     _expected: Estimate
     _budget: int
+    _attempts: Attempts | None  # at training examples, where instructions are written during the search
     _own: dict[str, dict[int, list[Any]]]  # the user's candidates, by option and predictor
 
     @classmethod
@@ -126,12 +130,14 @@ class CompileRun(_upstream.MIPROv2):
                 f"{type(student).__name__} has no predictors: nothing can be optimized. Give a program with at least "
                 "one dspy.Predict."
             )
+        if options.reflect and not given["minibatch"]:
+            raise OptionError("reflect=True does not go with minibatch=False: leave that out, and prompts are raced.")
         check_embedder(options, student)
         run = cls.__new__(cls)
         run.__dict__.update(optimizer.__dict__)
         run.seed, run._options, run._given = seed, options, given
         run._own = {name: own_candidates(name, getattr(options, name), student) for name in _OWN}
-        lms = [run.task_model, run.prompt_model, *run.teacher_settings.values(), *_lms(student)]
+        lms = [run.task_model, run.prompt_model, options.reflection_lm, *run.teacher_settings.values(), *_lms(student)]
         books = open_run_store(
             options.caps(),
             options.storage,
@@ -144,6 +150,7 @@ class CompileRun(_upstream.MIPROv2):
         run._engine = Engine(options, run.num_threads or dspy.settings.num_threads, books)
         run._report = StepReport(memory=books.memory)
         run._summary = None
+        run._attempts = None
         run.task_model, run.prompt_model = through_gateway(run.task_model), through_gateway(run.prompt_model)
         run.teacher_settings = {name: through_gateway(value) for name, value in run.teacher_settings.items()}
         return run
@@ -167,6 +174,7 @@ class CompileRun(_upstream.MIPROv2):
         zero_shot = bootstrapped == 0 and labeled == 0
         self._zero_shot = zero_shot
         rules = self._rules(options["max_errors"])
+        self._attempts = Attempts(trainset, self.metric) if self._options.reflect else None
         self._engine.check(program, rules)
         books, check = self._engine.books, self._estimate(program, options)
         if self._options.resume is False and not self._options.share:
@@ -186,6 +194,7 @@ class CompileRun(_upstream.MIPROv2):
             teacher=teacher,
             teacher_settings=self.teacher_settings,
             max_errors=options["max_errors"],
+            found=None if self._attempts is None else self._attempts.found,
         )
         logger.info("Step 1: bootstrapping %d sets of demonstrations.", chosen.num_sets)
         self._engine.show_calls("Step 1 of 3, demo sets", BOOTSTRAP, self._expected.bootstrap)
@@ -341,9 +350,17 @@ class CompileRun(_upstream.MIPROv2):
             seed=self.seed,
             log_dir=self.log_dir,
             track_stats=self.track_stats,
+            reflector=self._reflector if self._options.reflect else None,
         )
         logger.info("Step 3: searching the combinations.")
         return optimize(task, self._engine)
+
+
+    def _reflector(self, programs: ProgramCache, space: PromptSpace) -> Reflector:
+        """Who writes instructions during the search."""
+        assert self._attempts is not None
+        lm = through_gateway(self._options.reflection_lm) or self.prompt_model
+        return Reflector(self._attempts, lambda params: programs[space.key(params)], lm, seed=self.seed)
 
 
 def _lms(program: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from dspy.promptune.options import (
     check_integer,
     check_jobs,
     check_sampler,
+    embedder_of,
     with_batch_size,
 )
 from dspy.promptune.run.loop import Schedule
@@ -38,6 +39,9 @@ class CompileOptions:
     # candidates of the user's, by predictor or for the only one
     instructions: Any = None
     demo_sets: Any = None
+    # instructions written during the search
+    reflect: bool = False
+    reflection_lm: Any = None
     # parallelism
     n_jobs: int = 1
     schedule: ScheduleName | None = None
@@ -80,6 +84,18 @@ class CompileOptions:
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise OptionError(f"example_timeout={limit!r}: it must be a number of seconds above 0, or None.")
         check_executor(self.executor, self.executor_keys)
+        self._check_reflect()
+
+    def _check_reflect(self) -> None:
+        if self.reflect not in (False, True):
+            raise OptionError(f"reflect={self.reflect!r}: it must be True or False.")
+        if self.reflection_lm is not None and not self.reflect:
+            raise OptionError(f"reflection_lm={self.reflection_lm!r} acts with reflect=True only.")
+        if self.reflect and (embedder_of(self.sampler, self.sampler_options) is None or self.minibatch_size):
+            raise OptionError(
+                f"reflect=True needs beliefs about prompts: use sampler='qei' without minibatch_size, not "
+                f"sampler={self.sampler!r} with minibatch_size={self.minibatch_size!r}."
+            )
 
     def caps(self) -> BudgetLimits:
         """What the run may spend beside its evaluations."""

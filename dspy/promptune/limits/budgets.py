@@ -7,9 +7,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 from dspy.promptune.errors import OptionError
@@ -17,6 +17,7 @@ from dspy.promptune.errors import OptionError
 __all__ = [
     "BOOTSTRAP",
     "PROPOSE",
+    "REFLECT",
     "SEARCH",
     "STEP",
     "BudgetLimits",
@@ -28,9 +29,11 @@ __all__ = [
     "total",
 ]
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
-BOOTSTRAP, PROPOSE, SEARCH = "bootstrap", "propose", "search"
+BOOTSTRAP, PROPOSE, SEARCH, REFLECT = "bootstrap", "propose", "search", "reflect"
 KINDS = {"max_lm_calls": "calls", "max_tokens_spent": "tokens", "max_cost": "cost"}  # what a limit is on
 SETTLED = 5  # examples, from which on the mean of what one takes is trusted
 
@@ -100,6 +103,15 @@ class BudgetMeter:
                 yield
         finally:
             self._add("seconds", round(time.monotonic() - began, 3), name)
+
+    def of_step(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        """The function, whose calls belong to this step wherever it is called."""
+
+        def within(*args: Any) -> T:
+            with self.step(name):
+                return function(*args)
+
+        return within
 
     def search_begins(self) -> None:
         """From now on the time counts as the search's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from dspy.promptune.storage.sharing import Sharing, TakenError
 
 if TYPE_CHECKING:
     from dspy.promptune.run.trials import Proposals, StudyTrials
+    from dspy.promptune.run.writing import Writing
 
 __all__ = ["RunJobs"]
 
@@ -45,6 +47,7 @@ class RunJobs:
     ) -> None:
         self.policy, self.trials, self.ledger, self.sharing = policy, trials, ledger, sharing
         self.allowance: SearchAllowance | None = None
+        self.writing: Writing | None = None
         self._proposals, self._broken = proposals, broken
         if sharing is not None:
             sharing.jobs = self
@@ -53,12 +56,19 @@ class RunJobs:
         """The next job, with its trial; ``None`` where nothing is to be started now."""
         while not self._broken():
             with self._unless_broken():
+                if self.writing is not None:
+                    self.writing.look(self._left())
                 one = self._decide()
                 if one is None:
                     return None
                 if (job := self._open(one)) is not None:
                     return job
         return None
+
+    @property
+    def writes(self) -> bool:
+        """Whether a text is being written with which there may be more to evaluate."""
+        return self.writing is not None and self.writing.in_flight > 0 and self._left() > 0
 
     @property
     def limited(self) -> str | None:
@@ -111,11 +121,23 @@ class RunJobs:
         """What the policy decides within the calls left; when a limit has ended the search, its last evaluation."""
         limits = self.allowance
         if limits is None:
-            return self.policy.next_job(self.ledger.left())
+            return self._or_write(self.policy.next_job(self.ledger.left()))
         one = None if limits.over() else self.policy.next_job(self.ledger.left(limits.left()))
-        if one is None and not self.ledger.jobs and limits.release() and self.ledger.table.calls:
+        one = one if limits.over() else self._or_write(one)
+        if one is None and not self.ledger.jobs and not self.writes and limits.release() and self.ledger.table.calls:
             one = self.policy.confirm(self.ledger.left(limits.left()))
         return one
+
+    def _or_write(self, one: Assignment | None) -> Assignment | None:
+        """The decision; where there is nothing to evaluate, what there is once a text has been written."""
+        if one is not None or self.ledger.jobs or self.writing is None:
+            return one
+        changed = self.writing.look(self._left(), blocked=True)
+        return self.policy.next_job(self._left()) if changed else None
+
+    def _left(self) -> int:
+        """Calls that nobody has claimed."""
+        return self.ledger.left(math.inf if self.allowance is None else self.allowance.left())
 
     def _open(self, one: Assignment) -> Job | None:
         """A job for a decision, unless another driver was first; of a block, what nobody else evaluates."""

@@ -216,7 +216,7 @@ class SearchLoop:
 
     def _others_go_on(self) -> bool:
         """With nothing to do here: whether others may still leave something. Then it returns a while later."""
-        if self._sharing is None or self._sharing.over():
+        if not self._jobs.writes and (self._sharing is None or self._sharing.over()):
             return False
         with contextlib.suppress(Empty):
             self._events.get(timeout=TICK_SECONDS)  # nothing is running: only somebody who stops the run wakes it
@@ -302,7 +302,8 @@ class SearchLoop:
         limit = self._limits.max_calls
         if limit is None or self._ready or self._schedule.batch is not None:
             return False
-        return self._over or self._table.calls + len(self._flying) >= limit
+        spent = self._table.calls + self._jobs.ledger.beside
+        return self._over or spent + len(self._flying) >= limit
 
     def _arrived(self, job: Job, outcome: Outcome) -> list[tuple[Job, Outcome]]:
         self._land(job, outcome)

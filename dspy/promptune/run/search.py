@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from dspy.promptune.allocation.policy import Budget
+    from dspy.promptune.allocation.writing import Text
     from dspy.promptune.run.trials import Proposals, StudyTrials
+    from dspy.promptune.run.writing import Propose, Submit, Writing
 
 __all__ = ["Run", "SearchRun", "search"]
 
@@ -58,6 +60,9 @@ class SearchRun:
             starts of the run.
         space: The combinations searched.
         facts: How the run was made: metric, settings, options, versions and the like, as a stored run has them.
+        lineage: The instructions written during the search, in their order: ``part`` and ``index`` (the candidate),
+            ``predictor``, ``parent`` (parameters of the prompt it was written from), ``cost`` (calls that writing
+            took, examples run for evidence included), and ``at`` (calls that were spent when it came).
     """
 
     best_params: dict[str, int]
@@ -71,6 +76,7 @@ class SearchRun:
     spent: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     space: PromptSpace | None = field(default=None, repr=False)
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    lineage: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     @property
     def failures(self) -> ExampleFailures:
@@ -114,6 +120,15 @@ class SearchRun:
         return self
 
 
+@dataclass(frozen=True)
+class Writer:
+    """How instructions are written during a search; see :class:`dspy.promptune.run.writing.Writing`."""
+
+    propose: Propose
+    submit: Submit | None = None
+    places: int = 1
+
+
 class Run:
     """The parts of one search, put together: study, sampler, scores, policy and jobs.
 
@@ -129,6 +144,7 @@ class Run:
         seed: int | None,
         options: dict[str, Any],
         store: StudyStore | None = None,
+        writer: Writer | None = None,
     ) -> None:
         import optuna
 
@@ -139,7 +155,9 @@ class Run:
         from dspy.promptune.samplers import make_sampler
 
         limits = Budget(**budget)
+        space = space if writer is None or space.is_open else space.open()
         self.space = space
+        texts = [] if store is None else _known_texts(space, store)
         self.n_examples = limits.n_examples
         self.past = RunHistory() if store is None else store.past(space, limits.n_examples)
         salt = 0 if store is None or store.leads else store.drivers.salt
@@ -172,9 +190,28 @@ class Run:
             sharing=self.sharing,
             broken=lambda: store is not None and store.broken is not None,
         )
+        self.writing: Writing | None = None
+        if writer is not None:
+            self._write(writer, texts, rng)
         self.notes = TrialNotes(trials)
         self._record = JobRecord(self.table)
         self.listeners: list[LoopListener] = [self._record]
+
+    def _write(self, writer: Writer, texts: Sequence[Text], rng: random.Random) -> None:
+        """Instructions are written during the search, and those of earlier starts are known."""
+        from dspy.promptune.run.writing import Writing, check_sampler
+
+        check_sampler(self.sampler, self.policy)
+        policy: Any = self.policy
+        sampler: Any = self.sampler
+        self.writing = self.jobs.writing = Writing(
+            self.study, self.space, sampler, policy, self.jobs.ledger, writer.propose,
+            rng=rng, submit=writer.submit, places=writer.places, past=texts,
+        )  # fmt: skip
+        self.jobs.ledger.beside = sum(text.calls for text in texts)
+        if self.sharing is not None:
+            self.sharing.arrived = self.writing.arrived
+            self.writing.shared = self.sharing
 
     def whole_or_block(self, key: Key, examples: Sequence[int]) -> Assignment:
         """An evaluation that is decided on outside."""
@@ -204,6 +241,7 @@ class Run:
             spent=spent or {},
             space=self.space,
             facts={**(facts or {}), "embedder": embedder_known(self.sampler, {})},
+            lineage=() if self.writing is None else self.writing.lineage(),
         )
 
     def _trials(self) -> list[FrozenTrial]:
@@ -252,6 +290,7 @@ def search(
     study_name: str | None = None,
     resume: bool | str = False,
     share: bool = False,
+    propose: Propose | None = None,
     **sampler_options: Any,
 ) -> SearchRun:
     """Search ``space`` for the combination with the highest mean score, within ``max_calls`` scored examples.
@@ -281,6 +320,11 @@ def search(
         share: ``True`` lets other processes search the same study at the same time, each with this same call:
             ``max_calls`` is for all of them, no (combination, example) is scored by two, and all have the same winner.
             A study that is there is gone on with.
+        propose: Writes new instructions during the search: ``(request) -> texts``, with a
+            :class:`dspy.promptune.run.writing.WriteRequest`. It is called when a text is worth more than a
+            measurement, from a thread of its own, or with batches from this one. Each request counts as one of
+            ``max_calls``, or as what a returned ``Written(texts, calls)`` says. It needs our sampler without
+            ``minibatch_size``; ``space`` itself does not change, that of the result has grown.
         sampler_options: What the sampler takes, such as ``embedder`` or ``max_space_size``.
 
     Raises:
@@ -304,11 +348,15 @@ def search(
     if store is not None:
         store.begin(facts)
     try:
-        run = Run(space, sampler, budget, seed=seed, options=options, store=store)
+        plan = make_schedule(n_jobs, batch_size, schedule)
+        writer = None if propose is None else _writer(propose, plan)
+        run = Run(space, sampler, budget, seed=seed, options=options, store=store, writer=writer)
+        space = run.space
         keep = keep_nothing if store is None else store.keep_scores
         work: Evaluator = Inline(space, evaluate, keep) if n_jobs == 1 else Threaded(space, evaluate, n_jobs, keep)
-        plan = make_schedule(n_jobs, batch_size, schedule)
         driver = SearchLoop(run.jobs, work, plan, limits=Limits(retries=retries), listeners=[run.notes, *run.listeners])
+        if run.writing is not None:
+            run.writing.wake = driver.wake
         if store is not None:
             store.lost = driver.stop
         found = run.result(driver, driver.run(), facts)
@@ -318,6 +366,22 @@ def search(
     finally:
         if store is not None:
             store.close()
+
+
+def _writer(propose: Propose, plan: Schedule) -> Writer:
+    """A thread for the proposer, unless the same seed must give the same trials."""
+    from dspy.promptune.run.pool import Pool
+
+    return Writer(propose) if plan.batch is not None else Writer(propose, Pool(1, name="promptune-write").submit)
+
+
+def _known_texts(space: PromptSpace, store: StudyStore) -> list[Text]:
+    """The texts that the study has, appended to the space if it is open."""
+    from dspy.promptune.run.writing import check_distributions, restored
+
+    trials = store.study.get_trials(deepcopy=False)
+    check_distributions(space, trials, store.place)
+    return restored(space, trials) if space.is_open else []
 
 
 def shown(found: SearchRun) -> dict[str, Any]:

@@ -33,9 +33,13 @@ class StudyTrials:
     def __init__(self, study: Study, space: PromptSpace) -> None:
         self.study = study
         self._space = space
-        self._distributions: dict[str, BaseDistribution] = {**space.distributions()}
+        self._closed: dict[str, BaseDistribution] = {**space.distributions()}
         self._ids: dict[int, int] = {}
         self._asked: dict[Key, tuple[int, int]] = {}  # trials that a sampler made for its proposals: number and id
+
+    @property
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        return {**self._space.distributions()} if self._space.is_open else self._closed
 
     def ask(self) -> Key:
         """A combination that the study's sampler proposes, whose trial waits for :meth:`open`.

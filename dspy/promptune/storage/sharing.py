@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import Job
@@ -74,9 +74,11 @@ class Sharing:
 
     Attributes:
         jobs: Hears of the others' jobs.
+        arrived: Called with every instruction that was written, here or by another driver, in the order of all.
     """
 
     jobs: JobEvents
+    arrived: Callable[[Mapping[str, Any]], None] = staticmethod(lambda noted: None)
 
     def __init__(
         self, store: StudyStore, space: PromptSpace, ledger: CallLedger, *, n_examples: int, past: RunHistory
@@ -196,7 +198,10 @@ class Sharing:
         for trial in self._store.changed_trials({*ids, *unclaimed}, self._last):
             number = trial.number
             self._next, self._last = max(self._next, number + 1), max(self._last, trial._trial_id)
-            if number in self._mine or number in self._past:
+            if trial.user_attrs.get("kind") == "write":
+                if number not in self._past:
+                    self.arrived(trial.user_attrs)
+            elif number in self._mine or number in self._past:
                 self._mine.discard(number)
             elif trial.state.is_finished():
                 news = True

@@ -1,0 +1,196 @@
+"""When a new instruction is written, from which prompt, and for which predictor: a decision like any other."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dspy.promptune.gp.improvement import log_improvement
+from dspy.promptune.gp.joint import Joint, promising
+from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.space import Key, PromptSpace
+
+__all__ = ["Text", "WriteDecision", "WritingPolicy", "WritingState"]
+
+CONSIDERED = 200  # prompts among which the parent is drawn
+UNPROVEN = 0.05  # share of all calls that writing may take before a text has proved better than what was there
+PROOF = 1.0  # standard deviations of the difference, from which on it has
+LAST = 0.25  # of the calls: what is left at the end belongs to measuring what there is
+SPACING = 8.0  # calls of measuring between two texts at least, so that each is looked at
+PRIOR = (0.06, 3.0)  # sd of a child about its parent, in ranges of the metric, and how many texts' record it is worth
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that was written.
+
+    Attributes:
+        part: Name of the part it belongs to, such as ``"0_predictor_instruction"``.
+        index: Its index in the part.
+        parent: The prompt it was written from.
+        calls: Calls that writing it took, those for evidence included.
+        at: Calls that the run had spent when it came.
+        text: The text.
+    """
+
+    part: str
+    index: int
+    parent: Key
+    calls: float = 1.0
+    at: int = 0
+    text: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class WriteDecision:
+    """Write for this part, from this prompt."""
+
+    part: str
+    parent: Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingState:
+    """How the run stands.
+
+    Attributes:
+        max_calls: Calls that the run may take.
+        left: Of them, those that nobody has claimed.
+        spent: Calls that are spent, on measuring and writing.
+        written: Of them, calls for writing.
+        in_flight: Texts that are being written.
+        places: Texts that may be written at once.
+        expected: Calls that the next text is expected to take.
+        blocked: Whether nothing can be measured until there is another text.
+    """
+
+    max_calls: int
+    left: float
+    spent: int
+    written: float
+    in_flight: int
+    places: int = 1
+    expected: float = 1.0
+    blocked: bool = False
+
+
+class WritingPolicy:
+    """Writes where one more text is worth more per call than one more measurement.
+
+    What a text is worth is learned from the record: children less parents, by their posterior means and what is still
+    uncertain of them. Until a text has proved better than all that was not written, writing takes at most
+    ``UNPROVEN`` of the calls: where texts bring nothing, a run soon stops to write. The parent is the best prompt of a
+    joint draw from the posterior (Thompson), the parts take turns.
+
+    Args:
+        space: The prompts; it is open.
+        rng: Draws parents.
+        block: Examples of one measurement.
+    """
+
+    def __init__(self, space: PromptSpace, rng: random.Random, block: int = 5) -> None:
+        self._space, self._block = space, block
+        self._random = np.random.default_rng(rng.getrandbits(32))
+        self._closed_sizes = dict(zip(space.names, space.sizes, strict=True))
+        self._parts = [part.name for part in space.parts if part.kind == "instruction"]
+        self._turn = rng.randrange(len(self._parts))
+        self.texts: list[Text] = []
+
+    def wrote(self, text: Text) -> None:
+        """A text is in the space."""
+        self.texts.append(text)
+        base = self._closed_sizes
+        base[text.part] = min(base[text.part], text.index)
+
+    def failed(self) -> None:
+        """A text could not be written, or was refused."""
+
+    def next(self, state: WritingState, pool: Sequence[Key], posterior: PoolPosterior) -> WriteDecision | None:
+        """What to write now; ``None`` where measuring is worth more.
+
+        Args:
+            state: How the run stands.
+            pool: The prompts about which something is believed.
+            posterior: These beliefs.
+        """
+        if not self._may(state):
+            return None
+        proven = self.proven(pool, posterior)
+        if not proven and state.written + state.expected > UNPROVEN * state.max_calls:
+            return None
+        if not state.blocked and not self._worth_it(state, pool, posterior):
+            return None
+        self._turn = (self._turn + 1) % len(self._parts)
+        return WriteDecision(self._parts[self._turn], self._parent(pool, posterior))
+
+    def proven(self, pool: Sequence[Key], posterior: PoolPosterior) -> bool:
+        """Whether the best prompt with a written text is better than the best without, by ``PROOF``."""
+        written = np.array([self._is_written(key) for key in pool])
+        if not written.any():
+            return False
+        if written.all():
+            return True
+        mean = posterior.mean
+        new, old = (int(np.argmax(np.where(each, mean, -np.inf))) for each in (written, ~written))
+        covariance = posterior.covariance(np.array([new, old]))
+        spread = math.sqrt(max(0.0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
+        return bool(mean[new] - mean[old] > PROOF * spread)
+
+    # ------------------------------------------------------------------
+
+    def _may(self, state: WritingState) -> bool:
+        if state.in_flight >= state.places:
+            return False
+        if state.left - state.expected < LAST * state.max_calls:
+            return False
+        since = state.spent - max((text.at for text in self.texts), default=-math.inf)
+        return state.blocked or since >= SPACING * (1 + state.in_flight)
+
+    def _is_written(self, key: Key) -> bool:
+        named = zip(self._space.names, key, strict=True)
+        return any(index >= self._closed_sizes[name] for name, index in named)
+
+    def _parent(self, pool: Sequence[Key], posterior: PoolPosterior) -> Key:
+        places = promising(posterior, CONSIDERED)
+        joint = Joint(posterior, places)
+        draw = self._random.multivariate_normal(joint.mean, joint.covariance, check_valid="ignore", method="eigh")
+        return pool[int(places[int(np.argmax(draw))])]
+
+    def _worth_it(self, state: WritingState, pool: Sequence[Key], posterior: PoolPosterior) -> bool:
+        """Whether the gain to be expected of a text is more per call than that of a measurement."""
+        from dspy.promptune.gp.allocation import log_worth
+
+        mean, spread = self.record(pool, posterior)
+        gain = float(np.exp(log_improvement(np.array([mean]), np.array([spread]), 0.0)[0]))
+        cost = state.expected + 2 * self._block  # a text is worth nothing until it is measured
+        best = -math.inf
+        for blocks in (1, 2, 4, 8):
+            size = blocks * self._block
+            worth = log_worth(posterior, posterior.noise(size))
+            best = max(best, float(np.max(worth)) - math.log(size))
+        return math.log(max(gain, 1e-12)) - math.log(cost) > best
+
+    def record(self, pool: Sequence[Key], posterior: PoolPosterior) -> tuple[float, float]:
+        """Mean and standard deviation of the next child less its parent, by the children so far and the prior."""
+        spread, weight = PRIOR
+        place = {key: j for j, key in enumerate(pool)}
+        first, second, n = 0.0, weight * spread**2, weight
+        for text in self.texts:
+            i = self._space.names.index(text.part)
+            child = (*text.parent[:i], text.index, *text.parent[i + 1 :])
+            if child in place and text.parent in place:
+                pair = np.array([place[child], place[text.parent]])
+                difference = float(posterior.mean[pair[0]] - posterior.mean[pair[1]])
+                covariance = posterior.covariance(pair)
+                known = max(0.0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+                first += difference
+                second += difference**2 + known
+                n += 1
+        mean = first / n
+        return mean, math.sqrt(max(second / n - mean**2, 1e-8))
+
+

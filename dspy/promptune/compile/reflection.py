@@ -1,0 +1,277 @@
+"""The writer: a new instruction for one predictor, from what went wrong on training examples."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.promptune.compile.feedback import feedback_of
+from dspy.promptune.errors import EvaluationError
+from dspy.promptune.limits.answers import unanswered
+from dspy.promptune.run.metrics import score_of
+from dspy.promptune.run.outcome import number
+from dspy.promptune.run.writing import WriteRequest, Written
+from dspy.promptune.space import Key
+from dspy.utils.exceptions import AdapterParseError
+
+if TYPE_CHECKING:
+    from dspy.primitives.module import Module
+
+__all__ = ["Attempt", "Attempts", "Reflector"]
+
+SHOWN = 10  # attempts that a text is written from, at most
+FAILED = 3  # of them failures, so that nothing more has to be run
+PAID = 5  # training examples that the parent is run on for one text, at most
+CLIP = 1_500  # characters shown of one field
+FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
+
+
+class ReviseInstruction(dspy.Signature):  # type: ignore[misc]
+    """You maintain the instruction of one step in a program that calls language models.
+
+    You get the instruction in use, and attempts that the step made with it: its inputs, its outputs, what was
+    expected in the end, and how the result was judged. Find out what the failures have in common, and what somebody
+    would have to know in order to get them right; keep what works. Write the instruction that should be used instead.
+    State what you have learned as rules for inputs of that kind, with the facts of the task that are needed, and not
+    as answers to single inputs. Reply with the complete new instruction and nothing else.
+    """
+
+    step: str = dspy.InputField(desc="the fields that the step reads and writes")
+    current_instruction: str = dspy.InputField()
+    attempts: str = dspy.InputField()
+    new_instruction: str = dspy.OutputField()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run of a program on a training example.
+
+    Attributes:
+        example: Its number in the training set.
+        score: By the metric.
+        prediction: Of the whole program; empty where its answer could not be read.
+        steps: What each predictor read and wrote, by its number; the last time, where it was called several times.
+        trace: ``(predictor, inputs, outputs)`` of each call.
+        said: What went wrong, where that is known without the metric.
+    """
+
+    example: int
+    score: float
+    prediction: Any
+    steps: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]]
+    trace: Any = field(default=None, repr=False)
+    said: str = ""
+
+
+class Attempts:
+    """Attempts at training examples: those of step 1, which cost nothing more, and those of parents. Thread-safe.
+
+    Args:
+        trainset: The training examples.
+        metric: The user's.
+    """
+
+    def __init__(self, trainset: Sequence[Any], metric: Callable[..., Any]) -> None:
+        self.trainset, self.metric = list(trainset), metric
+        self._numbers = {id(example): i for i, example in enumerate(self.trainset)}
+        self._free: list[Attempt] = []
+        self._of: dict[Key, dict[int, Attempt]] = {}
+        self._shown: set[tuple[int, int]] = set()  # free attempts that a text was written from, and for which predictor
+        self._lock = threading.Lock()
+
+    def found(self, example: Any, prediction: Any, trace: Any, score: Any, numbers: Mapping[int, int]) -> None:
+        """Step 1 has run an example; ``numbers`` has the number of each predictor by its ``id``."""
+        i = self._numbers.get(id(example))
+        if i is None or trace is None:
+            return
+        try:
+            value = number(score)
+        except EvaluationError:
+            return
+        with self._lock:
+            self._free.append(Attempt(i, value, prediction, _steps(trace, numbers), trace))
+
+    def add(self, key: Key, attempt: Attempt) -> None:
+        """A parent was run on an example."""
+        with self._lock:
+            self._of.setdefault(key, {})[attempt.example] = attempt
+
+    def free(self, predictor: int) -> list[Attempt]:
+        """Attempts of step 1 from which nothing was written for a predictor, failures first; now they count as used.
+
+        None where there are too few failures among them.
+        """
+        with self._lock:
+            new = [one for j, one in enumerate(self._free) if (j, predictor) not in self._shown]
+            chosen = self._chosen(new)
+            if sum(self._is_failure(one) for one in chosen) < FAILED:
+                return []
+            self._shown.update((j, predictor) for j, one in enumerate(self._free) if one in chosen)
+            return chosen
+
+    def of(self, key: Key) -> dict[int, Attempt]:
+        """Attempts of one prompt, by example."""
+        with self._lock:
+            return dict(self._of.get(key, {}))
+
+    def _chosen(self, attempts: Iterable[Attempt]) -> list[Attempt]:
+        """At most ``SHOWN``, one an example, failures first."""
+        by_example = {one.example: one for one in attempts}
+        return sorted(by_example.values(), key=lambda one: not self._is_failure(one))[:SHOWN]
+
+    def _is_failure(self, attempt: Attempt) -> bool:
+        best = max(one.score for one in [*self._free, *(a for row in self._of.values() for a in row.values())])
+        return attempt.score < max(best, 1e-9)
+
+    def chosen(self, attempts: Iterable[Attempt]) -> list[Attempt]:
+        """Of a parent's attempts at most ``SHOWN``, failures first."""
+        with self._lock:
+            return self._chosen(attempts)
+
+
+class Reflector:
+    """Writes instructions: ``propose`` of a compile's search.
+
+    A text is written from attempts at training examples, never at validation examples: those of step 1 first, then of
+    the parent, which is run on a few more and counted. Each predictor is shown what it read and wrote itself.
+
+    Args:
+        attempts: What is known of training examples.
+        program: The program of a prompt.
+        lm: Writes.
+        seed: Of the examples drawn and of the rollouts.
+        failure_score: The score of an example whose answer cannot be read.
+    """
+
+    def __init__(
+        self,
+        attempts: Attempts,
+        program: Callable[[Mapping[str, int]], Module],
+        lm: Any,
+        *,
+        seed: int | None,
+        failure_score: float = 0.0,
+    ) -> None:
+        self._attempts, self._program, self._lm = attempts, program, lm
+        self._seed, self._failure_score = seed, failure_score
+
+    def __call__(self, request: WriteRequest) -> Written:
+        """One text, and the calls that it took.
+
+        Raises:
+            Exception: The language model could not be reached, or its answer not be read.
+        """
+        program = self._program(request.parent)
+        shown, paid = self._attempts.free(request.predictor), 0
+        if not shown:
+            shown, paid = self._of_parent(request, program)
+        text = self._revised(request, program, shown) if shown else ""
+        return Written([text] if text else [], calls=paid + bool(shown))
+
+    def _of_parent(self, request: WriteRequest, program: Module) -> tuple[list[Attempt], int]:
+        """The parent's attempts, at examples which it has not tried yet, and how many there are of these."""
+        key, rng = tuple(request.parent.values()), random.Random(f"{self._seed}/{request.number}")
+        known = self._attempts.of(key)
+        fresh = [i for i in range(len(self._attempts.trainset)) if i not in known]
+        new = rng.sample(fresh, min(PAID, len(fresh)))
+        for i in new:
+            self._attempts.add(key, self._tried(program, i))
+        latest = self._attempts.of(key)
+        return self._attempts.chosen(latest[i] for i in [*known, *new]), len(new)
+
+    def _tried(self, program: Module, i: int) -> Attempt:
+        example = self._attempts.trainset[i]
+        numbers = {id(each): j for j, each in enumerate(program.predictors())}
+        with dspy.context(trace=[]):
+            try:
+                prediction = program(**example.inputs())
+                trace = list(dspy.settings.trace)
+                score = score_of(self._attempts.metric, example, prediction)
+            except AdapterParseError as error:
+                steps = _steps(dspy.settings.trace or (), numbers)
+                said = f"An answer could not be read: {_clipped(error.lm_response)}"
+                return Attempt(i, self._failure_score, dspy.Prediction(), steps, None, said)
+            except Exception as error:
+                if unanswered(error):
+                    raise
+                steps = _steps(dspy.settings.trace or (), numbers)
+                return Attempt(i, self._failure_score, dspy.Prediction(), steps, None, f"The program raised: {error}")
+        return Attempt(i, score, prediction, _steps(trace, numbers), trace)
+
+    def _revised(self, request: WriteRequest, program: Module, shown: Sequence[Attempt]) -> str:
+        name, predictor = program.named_predictors()[request.predictor]
+        lm = self._rollout(request)
+        texts = [self._told(one, name, request.predictor) for one in shown]
+        fields = {
+            "step": f"{', '.join(predictor.signature.input_fields)} -> {', '.join(predictor.signature.output_fields)}",
+            "current_instruction": request.text,
+            "attempts": "\n\n".join(f"Attempt {i}\n{text}" for i, text in enumerate(texts, start=1)),
+        }
+        with dspy.context(lm=lm, trace=[]):
+            try:
+                text = str(dspy.Predict(ReviseInstruction)(**fields).new_instruction)
+            except AdapterParseError as error:
+                if (found := FENCE.search(str(error.lm_response))) is None:
+                    raise
+                text = found[1]
+        return "" if _cut_off(lm) else unfenced(text)
+
+    def _told(self, attempt: Attempt, name: str, predictor: int) -> str:
+        """One attempt in words."""
+        example = self._attempts.trainset[attempt.example]
+        inputs, outputs = attempt.steps.get(predictor, (dict(example.inputs()), {}))
+        labels = {field: value for field, value in example.items() if field not in example.inputs()}
+        said = attempt.said
+        if not said:
+            own = [step for step in attempt.trace or () if _same(step, inputs)]
+            said = feedback_of(self._attempts.metric, example, attempt.prediction, attempt.trace, (name, own))
+        lines = [
+            *(f"Input {field}: {_clipped(value)}" for field, value in inputs.items()),
+            *(f"Output {field}: {_clipped(value)}" for field, value in outputs.items()),
+            *(f"Expected in the end, {field}: {_clipped(value)}" for field, value in labels.items()),
+            f"Score: {attempt.score:g}",
+            *([f"Feedback: {_clipped(said)}"] if said else []),
+        ]
+        return "\n".join(lines)
+
+    def _rollout(self, request: WriteRequest) -> Any:
+        """A view of the language model that answers anew."""
+        lm = self._lm or dspy.settings.lm
+        told = f"{self._seed}/{request.number}/{request.text}"
+        return lm.copy(rollout_id=int(hashlib.sha256(told.encode()).hexdigest()[:8], 16), temperature=1.0)
+
+
+def unfenced(text: str) -> str:
+    """A text without the fence around it, if it is nothing but a fenced block."""
+    whole = FENCE.fullmatch(text.strip())
+    return (whole[1] if whole else text).strip()
+
+
+def _cut_off(lm: Any) -> bool:
+    """Whether the latest answer ended for want of room."""
+    history = getattr(lm, "history", None) or [{}]
+    choices = getattr(history[-1].get("response"), "choices", None) or [None]
+    return getattr(choices[0], "finish_reason", None) == "length"
+
+
+def _steps(trace: Any, numbers: Mapping[int, int]) -> dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return {
+        numbers[id(predictor)]: (inputs, dict(outputs.items()))
+        for predictor, inputs, outputs in trace
+        if id(predictor) in numbers
+    }
+
+
+def _same(step: Any, inputs: Mapping[str, Any]) -> bool:
+    return step[1] is inputs
+
+
+def _clipped(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= CLIP else f"{text[:CLIP]} [...]"

@@ -1,0 +1,148 @@
+"""Instructions written during a compile's search, in a world whose model writes better ones from failures."""
+
+import logging
+
+import pytest
+
+import dspy
+from benchmarks.warehouse import SortAndPlace, Warehouse, metric
+from dspy.promptune import OptionError
+from dspy.promptune.compile.reflection import Attempts, Reflector, unfenced
+from dspy.promptune.run.writing import WriteRequest
+
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:dspy.LM")]
+
+
+class Recorded(Warehouse):
+    """A warehouse that keeps what it was asked to write."""
+
+    def __init__(self, *args, fails=False, **options):
+        super().__init__(*args, **options)
+        self.requests, self.fails = [], fails
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        asked = str(messages[-1]["content"]) if messages else str(prompt)
+        if "[[ ## current_instruction ## ]]" in asked:
+            self.requests.append(asked)
+            if self.fails:
+                raise ValueError("the model is broken")
+        return super().forward(prompt, messages, **kwargs)
+
+
+def compiled(world, steps=1, **options):
+    options = {"sampler": "qei", "n_jobs": 4, "reflect": True, "disable_progress_bar": True, **options}
+    options = {"embedder": "ngram", "num_trials": 12, **options}
+    with dspy.context(lm=world):
+        optimizer = dspy.MIPROv2(metric=metric, auto=None, num_candidates=4, num_threads=4, seed=1)
+        return optimizer.compile(
+            SortAndPlace(steps), trainset=world.examples(0, 40), valset=world.examples(200, 240), **options
+        )
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_texts_written_from_failures_win(steps):
+    """With instructions written during the search the exact score is higher than without, at the same budget."""
+    score = {}
+    for reflect in (False, True):
+        world = Recorded(0, insight=0.9, error=0.0)
+        given = {"num_trials": 30} | ({"reflect": True} if reflect else {"reflect": False})
+        program = compiled(world, steps, **given)
+        score[reflect] = world.true_score(program)
+    assert score[True] > score[False] + 0.03
+    lineage = program.optimization_run.lineage
+    assert {text["predictor"] for text in lineage} == set(range(steps))
+
+
+def test_no_validation_example_is_shown_to_the_writer():
+    """What is written from are training examples, with their expected fields, and nothing else."""
+    world = Recorded(0)
+    compiled(world)
+    notes = [example.note for example in world.examples(200, 240)]
+    assert world.requests
+    assert not any(note in request for note in notes for request in world.requests)
+    assert all("Expected in the end, shelf: " in request for request in world.requests)
+
+
+def test_writing_is_counted_and_has_its_own_account():
+    """Calls for writing and evidence are under "reflect", and within the limit on all calls."""
+    world = Recorded(0)
+    run = compiled(world, max_lm_calls=300, num_trials=100).optimization_run
+    assert sum(world.calls.values()) <= 300
+    assert run.spent["reflect"]["calls"] >= len(world.requests) > 0
+    assert run.spent["reflect"]["calls"] == pytest.approx(sum(text["cost"] for text in run.lineage), abs=10)
+
+
+def test_a_writer_that_is_broken_costs_nothing_but_its_calls(caplog):
+    """The compile ends with a winner among the candidates of steps 1 and 2."""
+    caplog.set_level(logging.WARNING, logger="dspy")
+    run = compiled(Recorded(0, fails=True)).optimization_run
+    assert run.lineage == []
+    assert run.calls > 0
+    assert "Writing an instruction failed" in caplog.text
+
+
+def test_a_run_that_is_taken_up_again_pays_for_no_text_twice(tmp_path):
+    """The second start has the first's texts, at the same indices."""
+    file = str(tmp_path / "runs.db")
+    first = compiled(Recorded(0), storage=file).optimization_run
+    again = Recorded(0)
+    second = compiled(again, storage=file, resume=True).optimization_run
+    assert first.lineage
+    assert second.lineage[: len(first.lineage)] == first.lineage
+    assert not again.requests
+
+
+def test_each_predictor_is_shown_what_it_read_and_wrote():
+    """Of a program of two steps, the second step's request has the kind as its input."""
+    world = Recorded(0)
+    compiled(world, 2, num_trials=20)
+    sort, place = ([r for r in world.requests if f"{fields} ->" in r] for fields in ("note", "note, kind"))
+    assert sort and place
+    assert all("Output kind: " in request for request in sort)
+    assert all("Input kind: " in request for request in place)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "tpe"}, "sampler='qei'"),
+        ({"minibatch_size": 10}, "minibatch_size"),
+        ({"minibatch": False}, "minibatch=False"),
+        ({"reflect": False, "reflection_lm": "lm"}, "reflect=True only"),
+        ({"reflect": "yes"}, "True or False"),
+    ],
+)
+def test_where_it_cannot_act_it_is_refused(options, message):
+    """By name, and before anything is called."""
+    world = Recorded(0)
+    if options.get("sampler") == "tpe":
+        options["embedder"] = None
+    with pytest.raises(OptionError, match=message):
+        compiled(world, **options)
+    assert sum(world.calls.values()) == 0
+
+
+def request_for(program, number=0):
+    return WriteRequest(
+        part="0_predictor_instruction", predictor=0, parent={"0_predictor_instruction": 0},
+        candidates={"0_predictor_instruction": program.predictors()[0].signature.instructions}, scores={},
+        belief=(0.5, 0.1), known=(), number=number,
+    )  # fmt: skip
+
+
+def test_the_parent_is_run_on_a_few_examples_it_has_not_tried():
+    """Without attempts of step 1, each text takes five examples and one call, and no example twice."""
+    world, program = Recorded(0), SortAndPlace(1)
+    attempts = Attempts(world.examples(0, 12), metric)
+    reflector = Reflector(attempts, lambda params: program, world, seed=0)
+    with dspy.context(lm=world):
+        costs = [reflector(request_for(program, i)).calls for i in range(4)]
+    assert costs == [6, 6, 3, 1]
+    assert world.calls == {"task": 12, "write": 4, "other": 0}
+
+
+def test_fences_around_a_text_are_taken_off():
+    """A text in a fenced block, with or without a language, is the text; fences within one stay."""
+    assert unfenced("```\nDo it.\n```") == "Do it."
+    assert unfenced("```text\nDo it.\nWell.\n```") == "Do it.\nWell."
+    assert unfenced("Use\n```\ncode\n```\nhere") == "Use\n```\ncode\n```\nhere"

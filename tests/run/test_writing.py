@@ -1,0 +1,161 @@
+"""Texts written during a search: without programs, and with a proposer that is a function."""
+
+import re
+
+import pytest
+
+from dspy.promptune import OptionError, PromptSpace, search
+from dspy.promptune.errors import StorageError
+from dspy.promptune.run.writing import Written
+
+N = 40
+
+
+def quality(text):
+    """True score of a text: a tenth for each plus."""
+    return min(0.9, 0.2 + 0.1 * text.count("+"))
+
+
+class Task:
+    """Scores by a fixed rule of text and example, and proposers that improve, or do not."""
+
+    def __init__(self, texts=("say it", "tell it", "name it")):
+        self.space = PromptSpace({0: list(texts)})
+        self.requests = []
+        self.written = []
+
+    def evaluate(self, params, examples):
+        text = self.texts[params["0_predictor_instruction"]]
+        return [float((hash_of(text, example) % 1000) / 1000 < quality(text)) for example in examples]
+
+    @property
+    def texts(self):
+        return [*self.space.parts[0].candidates, *self.written]
+
+    def better(self, request):
+        self.requests.append(request)
+        text = f"{request.text} +{request.number}"
+        self.written = [*self.written, text] if text not in self.texts else self.written
+        return [text]
+
+
+def hash_of(text, example):
+    import zlib
+
+    return zlib.crc32(f"{text}|{example}".encode())
+
+
+def run(task, propose, **options):
+    options = {"n_examples": N, "max_calls": 400, "seed": 0, "embedder": "ngram", "propose": propose, **options}
+    return search(task.space, task.evaluate, **options)
+
+
+def test_better_texts_are_found_and_win():
+    """Where each text is better than its parent, the winner is a written one, and far better than what was given."""
+    task = Task()
+    found = run(task, task.better)
+    winner = found.space.parts[0].candidates[found.best_params["0_predictor_instruction"]]
+    assert quality(winner) >= 0.5
+    assert found.lineage[0]["cost"] == 1
+    assert found.calls + sum(text["cost"] for text in found.lineage) <= 400
+    assert len(task.space.parts[0]) == 3
+
+
+def test_the_same_seed_writes_the_same_texts():
+    """With batches, requests and trials of two runs are the same."""
+    runs = [run(task, task.better) for task in (Task(), Task())]
+    assert [t.params for t in runs[0].trials] == [t.params for t in runs[1].trials]
+    assert runs[0].lineage == runs[1].lineage
+
+
+def test_texts_that_bring_nothing_are_soon_not_written_any_more():
+    """Of a proposer that only makes things worse at most 5 % of the calls are spent on it."""
+    task = Task(("say it ++", "tell it +++", "name it ++"))
+
+    def worse(request):
+        text = f"{request.number} {re.sub('[+]', '', request.text)}"
+        task.written = [*task.written, text]
+        return [text]
+
+    found = run(task, worse)
+    assert 0 < sum(text["cost"] for text in found.lineage) <= 20
+
+
+def test_a_proposer_that_fails_costs_its_calls_and_nothing_else():
+    """The search ends as without it; after three failures in a row it is not asked again."""
+    asked = []
+
+    def broken(request):
+        asked.append(request)
+        raise ValueError("no answer")
+
+    task = Task()
+    found = run(task, broken)
+    assert len(asked) == 3
+    assert found.lineage == []
+    assert found.calls == min(3 * N, 397)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "say it", "x" * 30_000])
+def test_what_is_no_new_text_is_not_used(text):
+    """Empty, endless and known texts leave the space as it was."""
+    task = Task()
+    assert run(task, lambda request: [text]).space.sizes == (3,)
+
+
+def test_what_writing_took_is_counted():
+    """A proposer that says it took nine calls leaves as many fewer for measuring."""
+    task = Task()
+    found = run(task, lambda request: Written(task.better(request), calls=9))
+    assert {text["cost"] for text in found.lineage} == {9}
+    assert found.calls + 9 * len(found.lineage) <= 400
+
+
+def test_a_request_says_what_is_known():
+    """Parent, its text, its scores, what is believed of it, and all texts of the part."""
+    task = Task()
+    run(task, task.better)
+    first, last = task.requests[0], task.requests[-1]
+    assert (first.part, first.predictor, first.number) == ("0_predictor_instruction", 0, 0)
+    assert first.known == tuple(task.space.parts[0].candidates)
+    assert first.text == first.known[first.parent["0_predictor_instruction"]]
+    assert len(last.known) > 3
+    assert any(request.scores for request in task.requests)
+
+
+def test_a_run_that_is_taken_up_again_has_its_texts(tmp_path):
+    """The second start asks for no text of the first, and its indices are the same."""
+    task, file = Task(), str(tmp_path / "runs.db")
+    first = run(task, task.better, max_calls=200, storage=file)
+    asked = len(task.requests)
+    second = run(task, task.better, max_calls=400, storage=file, resume="force")
+    assert second.lineage[: len(first.lineage)] == first.lineage
+    assert second.space.parts[0].candidates[: len(first.space.parts[0])] == first.space.parts[0].candidates
+    assert task.requests[asked].number == asked
+
+
+def test_open_and_closed_runs_are_not_mixed(tmp_path):
+    """A study without written texts is not gone on with an open space, nor the other way round."""
+    task = Task()
+    for name, begun, now in (("a.db", None, task.better), ("b.db", task.better, None)):
+        run(task, begun, max_calls=60, storage=str(tmp_path / name))
+        with pytest.raises(StorageError, match="another study_name"):
+            run(task, now, max_calls=90, storage=str(tmp_path / name), resume="force")
+
+
+@pytest.mark.parametrize("options", [{"sampler": "tpe", "embedder": None}, {"minibatch_size": 5}])
+def test_writing_needs_beliefs(options):
+    """Other samplers, and minibatches, are refused by name."""
+    task = Task()
+    options = {"embedder": "ngram", **options}
+    options = {name: value for name, value in options.items() if value is not None}
+    with pytest.raises(OptionError, match="sampler='qei'"):
+        search(task.space, task.evaluate, n_examples=N, max_calls=50, propose=task.better, **options)
+
+
+def test_the_search_goes_on_with_texts_from_a_thread():
+    """With several jobs texts come from a thread of their own, and a space of one prompt waits for its first one."""
+    task = Task(("say it",))
+    found = run(task, task.better, n_jobs=3)
+    assert len(found.lineage) >= 1
+    assert found.calls > N
