@@ -1,5 +1,7 @@
 """What a stored run is: written at its beginning, and compared in words when it is taken up again."""
 
+import sqlite3
+
 import numpy as np
 import optuna
 import pytest
@@ -24,9 +26,10 @@ def lengths(texts):
     return np.array([[len(text), 1.0] for text in texts])
 
 
-def compiled(place, program=None, *, metric=exact, temperature=None, init=None, **options):
+def compiled(place, program=None, *, metric=exact, temperature=None, init=None, settings=None, adapter=None, **options):
     """A small compile in a storage."""
     lm = RuleLM(TaskRule(ANSWERS))
+    lm.kwargs |= settings or {}
     if temperature is not None:
         lm.kwargs["temperature"] = temperature
     given = {"auto": None, "num_candidates": 3, "num_threads": 2, "seed": 1, **(init or {})}
@@ -34,7 +37,7 @@ def compiled(place, program=None, *, metric=exact, temperature=None, init=None, 
         "trainset": DATA[:4], "valset": DATA[4:], "num_trials": 2, "minibatch_size": 4, "sampler": "random",
         "n_jobs": 2, "storage": place, "study_name": "one", "resume": True, **options,
     }  # fmt: skip
-    with dspy.context(lm=lm):
+    with dspy.context(lm=lm, adapter=adapter):
         program = program or dspy.Predict("question -> answer")
         return lm, dspy.MIPROv2(metric=metric, **given).compile(program, **chosen)
 
@@ -54,7 +57,31 @@ def with_demo():
     return program
 
 
+def with_model():
+    """The program with a language model of its own."""
+    program = dspy.Predict("question -> answer")
+    program.set_lm(RuleLM(TaskRule(ANSWERS)))
+    return program
+
+
+def mended(example, prediction, trace=None):
+    """Another metric that goes by the name of the first."""
+    return example.answer.strip() == prediction.answer
+
+
+mended.__qualname__ = exact.__qualname__
+
+
 CHANGES = {
+    "the metric's code": ({"metric": mended}, "metric has changed: the code, or what it uses"),
+    "the adapter": ({"adapter": dspy.JSONAdapter()}, 'adapter.name was "ChatAdapter", is "JSONAdapter"'),
+    "the adapter's settings": (
+        {"adapter": dspy.ChatAdapter(use_json_adapter_fallback=False)},
+        "adapter has changed: the code, or what it uses",
+    ),
+    "what is sent beside": ({"settings": {"extra_body": {"k": 5}}}, "model_settings.task_model.extra_body is new"),
+    "a model of the program's own": ({"program": with_model()}, "model_settings.program.self is new"),
+    "the teacher": ({"teacher": dspy.Predict("question -> answer")}, "code.teacher is new"),
     "an instruction": (
         {"program": dspy.Predict(dspy.Signature("question -> answer", "Answer."))},
         "program.predictors.self.instructions was .*Given the fields.*, is \"Answer.\"",
@@ -83,6 +110,30 @@ def test_a_change_is_refused_by_name(place, what):
     with pytest.raises(StorageError, match=named) as error:
         compiled(place, **change)
     assert 'accept it with resume="force"' in str(error.value) and len(str(error.value)) < 900
+
+
+def test_another_release_of_dspy_is_refused(place, monkeypatch):
+    """Scores of another release of DSPy, whose prompts may differ, are not compared with those of this one."""
+    study = optuna.load_study(study_name="one", storage=f"sqlite:///{place}")
+    assert differences(study.user_attrs, {"upstream": "9.9.9"}) == [
+        f'upstream was "{study.user_attrs["upstream"]}", is "9.9.9"'
+    ]
+
+
+def test_what_cannot_be_compared_needs_force(tmp_path, caplog):
+    """A metric that uses an object without a value is named when the run is resumed, and accepted by force."""
+    client = sqlite3.connect(":memory:", check_same_thread=False)
+
+    def metric(example, prediction, trace=None):
+        return exact(example, prediction) and not client.in_transaction
+
+    path = str(tmp_path / "runs.db")
+    compiled(path, metric=metric)
+    with pytest.raises(StorageError, match=r"metric's client \(_?sqlite3.Connection\) cannot be compared"):
+        compiled(path, metric=metric)
+    compiled(path, metric=metric, resume="force")
+    client.close()
+    assert "cannot be compared" in caplog.text
 
 
 def test_what_changes_no_score_may_change(place):

@@ -179,7 +179,7 @@ class CompileRun(_upstream.MIPROv2):
         books, check = self._engine.books, self._estimate(program, options)
         if self._options.resume is False and not self._options.share:
             check()
-        books.begin(lambda: self._manifest(program, trainset, options))
+        books.begin(lambda: self._manifest(program, trainset, options, teacher))
         if books.store is None or not books.store.resumed:
             check()
         self._begin(program, trainset, rules, 1 if zero_shot and not self._own["demo_sets"] else 2)
@@ -226,7 +226,9 @@ class CompileRun(_upstream.MIPROv2):
         logger.info("Estimate: %s.", found)
         return lambda: found.check(self._options.caps(), len(self._valset), len(program.predictors()))
 
-    def _manifest(self, program: Module, trainset: list[Example], step_1: dict[str, Any]) -> dict[str, Any]:
+    def _manifest(
+        self, program: Module, trainset: list[Example], step_1: dict[str, Any], teacher: Any
+    ) -> dict[str, Any]:
         """What this compile is; a study that is taken up again must be the same."""
         settings = {
             "seed": self.seed,
@@ -240,7 +242,12 @@ class CompileRun(_upstream.MIPROv2):
             program,
             {"trainset": trainset, "valset": self._valset},
             metric=self.metric,
-            lms={"task_model": self.task_model, "prompt_model": self.prompt_model},
+            lms={
+                "task_model": self.task_model,
+                "prompt_model": self.prompt_model,
+                **({"teacher": self.teacher_settings["lm"]} if "lm" in self.teacher_settings else {}),
+            },
+            teacher=teacher,
             settings=settings,
             options={**self._options.__dict__, "budget": self._budget},
         )

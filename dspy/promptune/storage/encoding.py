@@ -176,19 +176,24 @@ def _tagged(name: str, value: Mapping[str, Any]) -> Any:
 
 
 def _instance(name: str, kind: Any, content: Any) -> Any:
+    """A value of a type that is what it was said to be; of another, or none, its plain content."""
     found = decode(content)
-    if kind is None:
-        return found
-    if name == "enum":
+    if name == "enum" and _is(kind, enum.Enum):
         return kind[found]
-    if name == "model":
+    if name == "model" and _is(kind, pydantic.BaseModel):
         return kind.model_construct(**found)
-    if name == "namedtuple":
+    if name == "namedtuple" and _is(kind, tuple) and hasattr(kind, "_fields"):
         return kind._make(found)
-    made = object.__new__(kind)
-    for field, each in found.items():
-        object.__setattr__(made, field, each)
-    return made
+    if name == "dataclass" and kind is not None and dataclasses.is_dataclass(kind):
+        made = object.__new__(kind)
+        for field, each in found.items():
+            object.__setattr__(made, field, each)
+        return made
+    return found
+
+
+def _is(kind: Any, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
 
 
 def _type(name: str) -> Any:

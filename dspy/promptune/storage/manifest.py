@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import dspy
 from dspy.promptune.options import embedder_of
-from dspy.promptune.storage.encoding import as_json, digest, encode, restorable
+from dspy.promptune.storage.encoding import as_json, digest, encode, know_types, restorable
+from dspy.promptune.storage.fingerprint import fingerprint, lm_settings
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -34,11 +36,15 @@ __all__ = [
 ]
 
 FORMAT = 1
-COMPARED = ("format", "kind", "program", "metric", "language_model", "data", "settings")
+COMPARED = (
+    "format", "kind", "upstream", "program", "metric", "code", "language_model", "model_settings", "adapter", "data",
+    "settings",
+)  # fmt: skip
 DIGESTS = {
     "digest": ": other examples, or another order", "demos": "", "source": ": the code of the program's class",
-    "settings.candidates": "",
+    "settings.candidates": "", "code": ": the code, or what it uses",
 }  # fmt: skip
+SHOWN_MODELS = ("task_model", "prompt_model")
 SHOWN = 80  # characters of a text that has changed
 LM_SETTINGS = (
     "temperature", "max_tokens", "max_completion_tokens", "top_p", "top_k", "n", "stop", "seed", "reasoning_effort",
@@ -83,6 +89,26 @@ def lm_of(lm: Any) -> dict[str, Any] | None:
     return {"model": str(getattr(lm, "model", type(lm).__name__)), **chosen}
 
 
+def more_of(lm: Any) -> dict[str, Any] | None:
+    """The other settings of a language model that may change its answers."""
+    if lm is None:
+        return None
+    found = lm_settings(lm)
+    return {name: value for name, value in found.items() if name not in LM_SETTINGS}
+
+
+def adapter_of(adapter: Any) -> dict[str, Any]:
+    """Which adapter writes the prompts, and how it is set."""
+    adapter = dspy.ChatAdapter() if adapter is None else adapter
+    return {"name": type(adapter).__qualname__, **fingerprint(adapter, "adapter")}
+
+
+def _models(program: Module, lms: Mapping[str, Any]) -> dict[str, Any]:
+    """All language models of a run that it can know of, by name."""
+    own = {f"program.{name}": predictor.lm for name, predictor in program.named_predictors()}
+    return {**lms, **{name: lm for name, lm in own.items() if lm is not None}}
+
+
 def data_of(examples: Sequence[Any]) -> dict[str, Any]:
     """Number and digest of a data set, order included."""
     return {"examples": len(examples), "digest": digest(list(examples))}
@@ -114,7 +140,9 @@ def search_manifest(space: PromptSpace, evaluate: Any, n_examples: int, options:
         "format": FORMAT,
         "kind": "search",
         "versions": versions(),
+        "upstream": versions()["upstream"],
         "metric": name_of(evaluate),
+        "code": {"metric": fingerprint(evaluate, "metric")},
         "settings": {"n_examples": n_examples, "candidates": {name: digest(each) for name, each in candidates.items()}},
         "candidates": candidates,
         "options": options_of(options),
@@ -129,8 +157,12 @@ def compile_manifest(
     lms: Mapping[str, Any],
     settings: Mapping[str, Any],
     options: Mapping[str, Any],
+    teacher: Any = None,
 ) -> dict[str, Any]:
     """What a compile is, as attributes of its study: what is compared on resuming, and what is good to know."""
+    for predictor in program.predictors():
+        for field in predictor.signature.fields.values():
+            know_types(field.annotation)
     sampler_options = options.get("sampler_options") or {}
     hidden = ("sampler_options", "storage", "resume", "study_name", "share", "instructions", "demo_sets")
     return {
@@ -139,7 +171,15 @@ def compile_manifest(
         "versions": versions(),
         "program": program_of(program),
         "metric": name_of(metric),
-        "language_model": {name: lm_of(lm) for name, lm in lms.items()},
+        "upstream": versions()["upstream"],
+        "code": {
+            name: fingerprint(part, name)
+            for name, part in {"program": program, "metric": metric, "teacher": teacher}.items()
+            if part is not None
+        },
+        "language_model": {name: lm_of(lm) for name, lm in lms.items() if name in SHOWN_MODELS},
+        "model_settings": {name: more_of(lm) for name, lm in _models(program, lms).items()},
+        "adapter": adapter_of(dspy.settings.adapter),
         "data": {name: data_of(examples) for name, examples in data.items()},
         "settings": options_of(settings),
         "options": options_of({**{k: v for k, v in options.items() if k not in hidden}, **sampler_options}),
@@ -158,6 +198,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for part in COMPARED:
         if part in old and part in new:
             _compare(part, old[part], new[part], found)
+    for name, code in {**(new.get("code") or {}), "adapter": new.get("adapter") or {}}.items():
+        found += [f"{each} cannot be compared with what it was" for each in code.get("unknown", ()) if name]
     return found
 
 
@@ -165,6 +207,8 @@ def _compare(name: str, old: Any, new: Any, found: list[str]) -> None:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
             if key == "source" and (old.get(key) is None or new.get(key) is None or _python(old) != _python(new)):
+                continue
+            if key == "code" and (key not in old or key not in new or _python(old, key) != _python(new, key)):
                 continue
             if key == "digest" and old.get("examples") != new.get("examples"):
                 continue  # their numbers differ, which says it
@@ -180,15 +224,18 @@ def _compare(name: str, old: Any, new: Any, found: list[str]) -> None:
 def _changed(name: str, old: str, new: str) -> str:
     """One difference in words; of what is stored as a digest only that there is one."""
     whole, _, last = name.rpartition(".")
+    if last == "unknown":
+        return f"{whole.removeprefix('code.')} uses other things that cannot be compared"
     if last in DIGESTS or whole in DIGESTS:
-        return f"{whole if last == 'digest' else name} has changed{DIGESTS.get(last, '')}"
+        name, whole = name.removeprefix("code.").removesuffix(".code"), whole.removeprefix("code.")
+        return f"{whole if last in ('digest', 'code') else name} has changed{DIGESTS.get(last, '')}"
     pairs = enumerate(zip(old, new, strict=False))
     same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
     return f"{name} was {_short(old, same)}, is {_short(new, same)}"
 
 
-def _python(part: Mapping[str, Any]) -> Any:
-    return str(part.get("source") or "").partition(":")[0]
+def _python(part: Mapping[str, Any], key: str = "source") -> Any:
+    return str(part.get(key) or "").partition(":")[0]
 
 
 def _short(text: str, same: int) -> str:

@@ -128,6 +128,7 @@ class StudyStore:
         """
         try:
             if known := self._load_study():
+                self._refuse_if_held()
                 self._check(manifest)
             self._opened.prepare()
             known = known or self._create_study()
@@ -290,6 +291,12 @@ class StudyStore:
                 f"Study {self.name!r} in {self.place} was taken by another run at the same moment: that one goes on."
             )
         if self._resume != "force" and (held := self.drivers.who()) is not None:
+            raise self._held_by(held)
+
+    def _refuse_if_held(self) -> None:
+        """Refuse a study that is certainly being run, before anything else is said of it. Nothing is written."""
+        held = holder(self._read_notes().get(LEASE)) or self.drivers.who()
+        if held is not None and self._resume != "force" and not self.drivers.share:
             raise self._held_by(held)
 
     def _held_by(self, who: str) -> StorageError:
