@@ -43,7 +43,8 @@ class Block:
 
 def pages() -> list[Path]:
     """Written pages of the documentation, and the repository's own Markdown files."""
-    own = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+    names = ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "benchmarks/README", "benchmarks/RESULTS")
+    own = [ROOT / f"{name}.md" for name in names]
     return [*(page for page in sorted(DOCS.glob("*.md")) if page.name not in GENERATED), *own]
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import cost_table
 import dspy
 from dspy import promptune
 from dspy.promptune.cli import main
@@ -19,11 +20,12 @@ LEGS = {
     for spiders in range(2, 31)
     for hens in range(2, 31)
 }
+COSTS = (DOCS / "cost-and-resume.md").read_text(encoding="utf-8")
 LONG = ("live", "parallel")  # compiles that take some ten seconds and show what others show too
 WITH_PYTHON = [
     pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else [])
     for page in pages()
-    if page.parent == DOCS and python_blocks(page)
+    if (page.parent == DOCS or page.name == "README.md") and python_blocks(page)
 ]
 
 pytestmark = [
@@ -46,7 +48,8 @@ def loopback(server, monkeypatch, tmp_path):
 
     class LM(dspy.LM):
         def __init__(self, model, **options):
-            super().__init__(model, api_base=server.url, api_key="none", cache=False, **options)
+            options |= {"api_base": server.url, "api_key": "none", "cache": False}
+            super().__init__("openai/" + model.rpartition("/")[2], **options)
 
     monkeypatch.setattr(dspy, "LM", LM)
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # the price list in the package, not one of the network
@@ -104,6 +107,31 @@ def test_the_reference_has_every_public_name():
     assert "::: dspy.promptune.errors" in text
     named = set(re.findall(r"^::: [\w.]+\.(\w+)$", text, flags=re.M))
     assert set(promptune.__all__) <= named | set(promptune.errors.__all__)
+
+
+def test_the_map_of_the_wings_is_the_one_that_is_checked():
+    """CONTRIBUTING lists every wing of the import contract, in its order, and the files it points to exist."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    contract = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("layers = [")[2].partition("]")[0]
+    layers = re.findall(r'^    "(\w+)",$', contract, flags=re.M)
+    table = text.partition("## The map")[2].partition("### Where")[0]
+    listed = [name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for name in re.findall(r"`(\w+)", row)]
+    named = [name for name in listed if name in layers]
+    assert set(layers) - set(named) <= {"local"}
+    assert [name for name in named if name not in ("plots", "report", "cli")] == [
+        name for name in reversed(layers) if name in named and name not in ("plots", "report", "cli")
+    ]
+    for name in re.findall(r"`((?:compile|samplers|gp|features|allocation|limits|storage|run)/\w+\.py)`", text):
+        assert (ROOT / "dspy" / "promptune" / name).exists(), name
+
+
+def test_the_table_of_costs_is_what_a_compile_would_say():
+    """Examples scored and LM calls by `auto` are those of the estimate (dollars follow a price list)."""
+    rows = re.findall(r"^\| (light|medium|heavy) \| (\d+) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|", COSTS, flags=re.M)
+    assert len(rows) == 12
+    for auto, size, predictors, examples, calls in rows:
+        scored, found = cost_table.costs(auto, int(size), int(predictors), "openai/gpt-4o-mini")
+        assert (f"{scored:,}", f"{found.calls:,}") == (examples, calls)
 
 
 def test_the_changelog_can_be_made():
