@@ -1,19 +1,24 @@
 """What programs, metrics and judges do wrong, and what becomes of it in a compile."""
 
 import asyncio
+import logging
+import pkgutil
+import signal
 import threading
+import time
 
 import pytest
 from optuna.trial import TrialState
 
 import dspy
-from dspy.promptune import EvaluationError, OptionError
-from dspy.utils.exceptions import LMServerError
-from tests.server import Quality, RuleLM, TaskRule
+from dspy.promptune import EvaluationError
+from dspy.utils.exceptions import LMAuthError, LMServerError
+from tests.server import LMServer, Quality, RuleLM, TaskRule, max_in_flight
 
 ANSWERS = {f"question {i}": ["yes", "no", "maybe"][i % 3] for i in range(60)}
 EXAMPLES = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in ANSWERS.items()]
 TRAINSET, VALSET = EXAMPLES[:12], EXAMPLES[12:36]
+MODELS = ("gpt-4o-mini", "gpt-4o")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -129,14 +134,6 @@ def test_a_metric_of_five_arguments_and_an_asynchronous_one():
     assert scores[0] == scores[1] == scores[2] > 0
 
 
-def test_no_metric_is_refused_before_any_call():
-    """``metric=None`` cannot score a program."""
-    lm = rule_lm()
-    with pytest.raises(OptionError, match="metric=None"):
-        compiled(lm, metric=None)
-    assert not lm.calls
-
-
 # ---------------------------------------------------------------------- programs
 
 
@@ -161,3 +158,293 @@ def test_whatever_a_program_raises_is_a_failure_of_that_example(error):
     trials = found.optimization_run.trials
     assert found.score > 0 and all(trial.state == TrialState.COMPLETE for trial in trials)
     assert max(trial.user_attrs.get("errors", 0) for trial in trials) == 2
+
+
+# ---------------------------------------------------------------------- the door
+
+
+class Locked(dspy.Module):
+    """A program that cannot be copied, with one predictor under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+        self.again = [self.answer]
+        self.lock = threading.Lock()
+
+    def forward(self, question):
+        return self.answer(question=question)
+
+
+class Nested(dspy.Module):
+    """A program with a predictor where DSPy does not look."""
+
+    def __init__(self, seen=True):
+        super().__init__()
+        if seen:
+            self.answer = dspy.Predict("question -> answer")
+        self.steps = {"first": [dspy.Predict("question -> plan")]}
+
+    def forward(self, question):
+        self.steps["first"][0](question=question)
+        return self.answer(question=question)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": None}, "metric=None"),
+        ({"minibatch_full_eval_steps": 0}, "minibatch_full_eval_steps=0"),
+        ({"trainset": [dspy.Example(question="q", answer="a")] * 3}, "Example 0 of trainset.*with_inputs"),
+        ({"valset": [*VALSET, {"question": "q"}]}, "Example 24 of valset is a dict"),
+        ({"valset": "question"}, "list of dspy.Example"),
+        ({"program": Locked()}, "2 predictors instead of 1"),
+        ({"program": Nested(seen=False)}, "steps"),
+    ],
+)
+def test_what_cannot_be_optimized_is_refused_before_any_call(options, message):
+    """The message names the option or the part of the program, and nothing was called by then."""
+    lm = rule_lm()
+    with pytest.raises(ValueError, match=message):
+        compiled(lm, **options)
+    assert not lm.calls
+
+
+def test_hidden_predictors_are_said(caplog):
+    """A program that is optimized in part only says which predictors are not seen."""
+    with caplog.at_level(logging.WARNING, logger="dspy.promptune"):
+        compiled(program=Nested())
+    assert "in part only" in caplog.text and "steps['first'][0]" in caplog.text
+
+
+def test_generators_are_data_sets():
+    """A data set may be anything that can be read once."""
+    found = compiled(trainset=(each for each in TRAINSET), valset=iter(VALSET), schedule="batch")
+    assert found.score == compiled(schedule="batch").score > 0
+
+
+# ---------------------------------------------------------------------- steps 1 and 2
+
+
+def failing(label, error, times=10**6):
+    """A fault of calls that ask for one thing."""
+    left = [times]
+
+    def fault(call):
+        if call.label == label and left[0] > 0:
+            left[0] -= 1
+            raise error
+
+    return fault
+
+
+def test_a_run_without_one_proposal_stops_before_it_searches():
+    """Where every proposal fails the run says why, and evaluates nothing but what ran meanwhile."""
+    lm = rule_lm(fault=failing("proposed_instruction", LMAuthError("no such key")))
+    with pytest.raises(EvaluationError, match=r"Not one of 2 instructions could be proposed.*no such key") as caught:
+        compiled(lm)
+    assert isinstance(caught.value.__cause__, LMAuthError)
+    assert len([call for call in lm.calls if call.label == "answer"]) < 24 + 12 + 10
+
+
+def test_a_run_with_one_proposal_goes_on():
+    """One instruction that came is enough to search with."""
+    lm = rule_lm(fault=failing("proposed_instruction", LMAuthError("no such key"), times=3))
+    found = compiled(lm, init={"num_candidates": 4})
+    assert found.score > 0
+
+
+def test_a_trainset_on_which_everything_fails_stops_the_run():
+    """A teacher that fails on every example, few as they are, is no basis for demos."""
+    with pytest.raises(EvaluationError, match=r"of the trainset.* failed"):
+        compiled(program=Stubborn(ValueError), trainset=[EXAMPLES[7]] * 3)
+
+
+def test_a_trainset_without_one_right_answer_is_said(caplog):
+    """Demos were asked for and none could be made: the run goes on, and says so."""
+    with caplog.at_level(logging.WARNING, logger="dspy.promptune"):
+        compiled(metric=lambda example, prediction, trace=None: 0.0)
+    assert "there are no bootstrapped demos" in caplog.text
+
+
+def test_labeled_demos_are_shown_to_the_proposer():
+    """In a run with labeled demos only, the proposer sees them."""
+    lm = rule_lm()
+    compiled(lm, init={"max_bootstrapped_demos": 0, "max_labeled_demos": 3})
+    asked = [str(call.messages) for call in lm.calls if call.label == "proposed_instruction"]
+    assert asked and not any("No task demos provided" in text for text in asked)
+
+
+def test_a_call_that_hangs_in_steps_1_and_2_is_given_up():
+    """A call that never answers costs its example or its proposal, and ends after ``example_timeout``."""
+    gate, hung = threading.Event(), set()
+
+    def fault(call):
+        if call.label in ("answer", "observations", "proposed_instruction") and call.label not in hung:
+            hung.add(call.label)
+            gate.wait(60)
+
+    lm, begin = rule_lm(fault=fault), time.monotonic()
+    try:
+        found = compiled(lm, example_timeout=0.3)
+    finally:
+        gate.set()
+    assert hung == {"answer", "observations", "proposed_instruction"}
+    assert found.score > 0 and time.monotonic() - begin < 30
+
+
+def test_half_a_character_is_no_fault():
+    """A model that cuts characters in halves makes instructions, demos and answers that can be sent and stored."""
+    rule = TaskRule(ANSWERS, quality=Quality(0.9))
+
+    def halves(messages):
+        text = rule(messages)
+        return text.replace("The ", "The \ud83d ").replace("Read ", "Read \udc00 ").replace("maybe", "may\ud83dbe")
+
+    found = compiled(RuleLM(halves), storage=None)
+    assert found.score > 50
+    texts = [str(part.candidates) for part in found.optimization_run.space.parts]
+    assert any("\ufffd" in text for text in texts) and all(text.encode() for text in texts)
+
+
+# ---------------------------------------------------------------------- Ctrl-C
+
+
+PHASES = [
+    "dspy.promptune.storage.run_store.RunStore.begin",
+    "dspy.promptune.compile.engine.Engine.begin",
+    "dspy.promptune.compile.engine.Engine.await_loaded",
+    "dspy.promptune.compile.engine._run",
+    "dspy.promptune.compile.recorder.Recorder.begin",
+    "dspy.promptune.compile.engine._finished",
+    "dspy.promptune.compile.engine.Engine.stop",
+    "dspy.promptune.storage.run_store.RunStore.close",
+]
+
+
+def pressing(monkeypatch, phase, times):
+    """Ctrl-C as this function begins."""
+    where, _, name = phase.rpartition(".")
+    owner = pkgutil.resolve_name(where)
+    original, left = getattr(owner, name), [times]
+
+    def pressed(*args, **options):
+        while left[0]:
+            left[0] -= 1
+            signal.raise_signal(signal.SIGINT)
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, pressed)
+    return left
+
+
+@pytest.fixture
+def python_hears_interrupts():
+    """A background job of a shell ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_an_interrupt_gives_the_best_so_far_in_every_phase(monkeypatch, python_hears_interrupts, phase):
+    """Once, whatever the run is doing: a program comes back, and the handler of before is there again."""
+    left = pressing(monkeypatch, phase, 1)
+    found = compiled()
+    assert left == [0] and isinstance(found, dspy.Predict)
+    assert found.optimization_run.ended
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_second_interrupt_stops_in_every_phase(monkeypatch, python_hears_interrupts, phase):
+    """Twice is KeyboardInterrupt."""
+    left = pressing(monkeypatch, phase, 2)
+    with pytest.raises(KeyboardInterrupt):
+        compiled()
+    assert left == [0]
+
+
+# ---------------------------------------------------------------------- every model counts
+
+
+class OwnCall(RuleLM):
+    """A model class with a ``__call__`` of its own, as users write them: no callbacks, a history by hand."""
+
+    def __call__(self, prompt=None, messages=None, **kwargs):
+        reply = self.forward(prompt=prompt, messages=messages, **kwargs)
+        usage, text = {"total_tokens": 5}, reply.choices[0].message.content
+        self.history.append({"messages": messages, "outputs": [text], "usage": usage, "cost": 0.01, "model": "own"})
+        return [text]
+
+
+def spent(found, kind):
+    return sum(amounts.get(kind, 0) for amounts in found.optimization_run.spent.values())
+
+
+def test_a_model_with_its_own_call_keeps_to_the_limits():
+    """Calls in flight, calls, tokens and dollars of a model that calls no callbacks are held and counted."""
+    lm = OwnCall(TaskRule(ANSWERS, quality=Quality(0.5)), seconds=0.005)
+    found = compiled(lm, max_concurrency=3, max_lm_calls=90)
+    assert lm.level.most == 3 and len(lm.calls) <= 90
+    assert spent(found, "calls") == len(lm.calls)
+    assert spent(found, "tokens") == 5 * len(lm.calls) and spent(found, "cost") == pytest.approx(0.01 * len(lm.calls))
+
+
+class Holds(dspy.Module):
+    """A program that holds a model itself."""
+
+    def __init__(self, lm, way):
+        super().__init__()
+        self.big, self.way = lm, way
+        self.answer = dspy.Predict("question -> answer")
+
+    def forward(self, question):
+        if self.way == "raw":
+            self.big("say hello")
+            return self.answer(question=question)
+        with dspy.context(lm=self.big):
+            return self.answer(question=question)
+
+
+@pytest.mark.parametrize("way", ["raw", "context", "judge", "asynchronous judge"])
+@pytest.mark.parametrize("history", [True, False])
+def test_what_another_model_takes_is_counted(way, history):
+    """A model of the program's or the metric's own: its requests, tokens and dollars are in the run's sums."""
+    rule = TaskRule(ANSWERS, quality=Quality(1.0))
+    with LMServer(rule) as server:
+        small, big = (dspy.LM(f"openai/{name}", api_base=server.url, api_key="none", cache=False) for name in MODELS)
+
+        def judged(example, prediction, trace=None):
+            judge = dspy.Predict("question -> answer")
+            judge.set_lm(big)
+            return judge(question=example.question).answer == prediction.answer
+
+        async def awaited(example, prediction, trace=None):
+            judge = dspy.Predict("question -> answer")
+            judge.set_lm(big)
+            several = await asyncio.gather(*(judge.acall(question=example.question) for _ in range(3)))
+            return several[0].answer == prediction.answer
+
+        program = Holds(big, way) if way in ("raw", "context") else None
+        metric = {"judge": judged, "asynchronous judge": awaited}.get(way, exact)
+        with dspy.context(disable_history=not history):
+            found = compiled(small, program, metric=metric, num_trials=2, max_concurrency=3)
+        records = server.records()
+    assert spent(found, "calls") == len(records) and max_in_flight(records) <= 3
+    assert spent(found, "tokens") > 0 and spent(found, "cost") > len(records) * 1e-6
+    assert not hasattr(getattr(found, "big", None), "_own_retries")
+
+
+def test_answers_of_the_cache_are_no_calls(monkeypatch):
+    """A judge whose answers DSPy's cache has takes no call, no token and no dollar."""
+    monkeypatch.setattr(dspy, "cache", dspy.clients.Cache(False, True, None))
+    with LMServer(TaskRule(ANSWERS, quality=Quality(1.0))) as server:
+        small, big = (dspy.LM(f"openai/{name}", api_base=server.url, api_key="none") for name in MODELS)
+
+        def judged(example, prediction, trace=None):
+            judge = dspy.Predict("question -> answer")
+            judge.set_lm(big)
+            return judge(question=example.question).answer == prediction.answer
+
+        found = compiled(small, metric=judged)
+        assert spent(found, "calls") == server.requests < found.optimization_run.calls * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
 __all__ = ["BootstrapOptions", "bootstrap_demo_sets"]
+
+logger = logging.getLogger(__name__)
 
 RETRIES = 1  # tries of one example after the first, when the language model could not be reached
 
@@ -66,8 +69,9 @@ def bootstrap_demo_sets(
     ``report`` names it.
 
     Raises:
-        EvaluationError: ``max_errors`` examples failed before the first one succeeded in any set: then it is the
-            program, the metric or the language model that is broken.
+        EvaluationError: ``max_errors`` examples, or all that were tried, failed before the first one succeeded in any
+            set: then it is the program, the metric or the language model that is broken.
+        MetricError: The metric returned what is no number.
     """
     report = report or StepReport()
     sets = list(_draw(student, list(trainset), options, rng))
@@ -216,17 +220,38 @@ def _run(sets: list[DemoSet], pool: Submitter, report: StepReport) -> None:
         return start(demo_set)
 
     as_they_end({future: tag for demo_set in sets for future, tag in start(demo_set).items()}, ended)
+    _check_all(sets, report)
 
 
 def _check(sets: list[DemoSet], demo_set: DemoSet, report: StepReport) -> None:
     """Nothing has worked yet and as many examples failed as one set may have: no set will fare better."""
     failed = sum(each.failed for each in sets)
     if failed and failed >= demo_set.max_errors and not any(each.sound for each in sets):
-        error = report.failures[-1].error
-        raise EvaluationError(
-            f"The first {failed} examples of the trainset all failed, the last with {said(error)}. "
-            "Correct the program, the metric or the language model; max_errors allows more."
-        ) from cause(error)
+        raise _failed(f"The first {failed} examples", report, "; max_errors allows more")
+
+
+def _check_all(sets: list[DemoSet], report: StepReport) -> None:
+    """Demos were asked for, and none came: an error where every example failed, a warning where all were wrong."""
+    tried = [each for each in sets if each.outcomes]
+    if any(each.successes for each in tried) or not tried:
+        return
+    if not any(each.sound for each in tried):
+        raise _failed("All examples that were tried", report)
+    logger.warning(
+        "The program answered no example of the trainset rightly: there are no bootstrapped demos. "
+        "If that is a surprise, look at the metric%s.",
+        "" if tried[0].metric_threshold is None else f" and at metric_threshold={tried[0].metric_threshold:g}",
+    )
+
+
+def _failed(what: str, report: StepReport, more: str = "") -> EvaluationError:
+    last = report.failures[-1].error
+    error = EvaluationError(
+        f"{what} of the trainset failed, the last with {said(last).rstrip('.')}. "
+        f"Correct the program, the metric or the language model{more}."
+    )
+    error.__cause__ = cause(last)
+    return error
 
 
 def _unreachable(error: Exception) -> bool:

@@ -9,13 +9,13 @@ import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.compile.attributes import Ledger, attach
 from dspy.promptune.compile.callbacks import EvaluationCallbacks
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.recorder import Recorder
+from dspy.promptune.compile.step_report import Limited
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
@@ -23,7 +23,7 @@ from dspy.promptune.limits.budgets import REFLECT, SearchAllowance
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import embedder_of
-from dspy.promptune.run.loop import Limits, SearchLoop, interrupts
+from dspy.promptune.run.loop import Interrupted, Limits, SearchLoop
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.run.progress import Progress, Standing
 from dspy.promptune.run.search import Run, SearchRun, Writer, shown
@@ -60,12 +60,14 @@ class Engine:
         self.books = books
         self.gateway = LMGateway(limit, books.meter, view=through_gateway)
         self.pool = Pool(min(threads, limit + spare))
+        self.pool.patience = self.gateway.patience
         self.work: ProgramEvaluator | RemoteEvaluator | None = None
         self.callbacks: EvaluationCallbacks | None = None
         self._builder: PayloadBuilder | None = None
         self._threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
         self.over: str | None = None
+        self._searching: Callable[[str], None] | None = None
         self.tracebacks = False
         self.progress = Progress(disable=options.disable_progress_bar)
         self._timer: threading.Timer | None = None
@@ -168,21 +170,38 @@ class Engine:
     def candidates(
         self, name: str, step: str, rng: random.Random, produce: Callable[[], Mapping[int, Sequence[Any]]]
     ) -> dict[int, list[Any]]:
-        """The candidates of step 1 or 2; an interrupt ends the compile as a limit would, a second one raises."""
-        with interrupts(partial(self.expire, "interrupted")):
-            return self.books.candidates(name, step, rng, produce)
+        """The candidates of step 1 or 2."""
+        return self.books.candidates(name, step, rng, produce)
 
     def expire(self, why: str) -> None:
         """The run is over in the midst of step 1 or 2: nothing more is called, and nothing is waited for."""
         self.over = self.over or why
+        if self._searching is not None:
+            self._searching(why)
+            return
         self.gateway.stop()
         self.pool.give_up(Stopped(why))
 
+    def interrupted(self) -> None:
+        """Ctrl-C, once."""
+        logger.warning("Interrupted: nothing more is started. Interrupt again to stop at once.")
+        self.expire("interrupted")
+
     def search_begins(self) -> str | None:
-        """From now on the search looks after its end by itself; why it has come already, if it has."""
+        """From now on the search looks after its time by itself; why its end has come already, if it has."""
         if self._timer is not None:
             self._timer.cancel()
         return self.over
+
+    def searching(self, stop: Callable[[str], None]) -> None:
+        """The search is about to run: ``stop`` ends it."""
+        self._searching = stop
+        if self.over is not None:
+            stop(self.over)
+
+    def patient(self, *, per_call: bool) -> Limited:
+        """The pool for steps 1 and 2, where an example or a call may take as long as an example in step 3."""
+        return Limited(self.pool, self.options.example_timeout, per_call)
 
     def stop(self) -> None:
         """Nothing more is started."""
@@ -256,13 +275,12 @@ def optimize(task: Task, engine: Engine) -> Module:
     engine.pool.on_idle = driver.wake
     if run.writing is not None:
         run.writing.wake = driver.wake
-    if over is not None:
-        driver.stop(over)
+    engine.searching(driver.stop)
     if engine.books.store is not None:
         engine.books.store.lost = driver.stop
     logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)
     try:
-        ended = driver.run()
+        ended = _searched(driver)
         found = run.result(driver, ended, engine.books.facts, engine.books.meter.spent())
     finally:
         programs.release()
@@ -271,6 +289,14 @@ def optimize(task: Task, engine: Engine) -> Module:
     best = _finished(task, run, programs, recorder, found)
     engine.books.end(best, found.ended, **shown(found))
     return best
+
+
+def _searched(driver: SearchLoop) -> str:
+    """Why the search ended; interrupted before anything was scored, it is as if it had not begun."""
+    try:
+        return driver.run()
+    except Interrupted as interrupt:
+        raise Stopped("interrupted") from interrupt
 
 
 def by_blocks(options: CompileOptions) -> bool:

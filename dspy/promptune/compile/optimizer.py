@@ -15,6 +15,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
     logger,
 )
 from dspy.promptune.compile.attributes import attach_unsearched
+from dspy.promptune.compile.door import check_program, checked_options
 from dspy.promptune.compile.engine import (
     FIRST_BLOCK,
     FIRST_SHARE,
@@ -37,13 +38,13 @@ from dspy.promptune.compile.steps import (
     start_summary,
 )
 from dspy.promptune.distributed.programs import EvaluationRules
-from dspy.promptune.errors import OptionError, SpaceError, StorageError
+from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE
 from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import check_seed
-from dspy.promptune.run.metrics import check_metric
+from dspy.promptune.run.loop import interrupts
 from dspy.promptune.storage.manifest import compile_manifest
 from dspy.promptune.storage.run_store import open_run_store
 
@@ -74,7 +75,7 @@ def compile_program(
         OptionError: An option that cannot be; nothing is called by then.
         PromptuneError: What else ``MIPROv2.compile`` names.
     """
-    given = dict(upstream)
+    given = checked_options(upstream, optimizer.metric)
     if "minibatch_size" not in added:
         valset = given["valset"]
         size = _split_size(given["trainset"]) if valset is None else len(valset)
@@ -83,6 +84,12 @@ def compile_program(
     run = CompileRun.of(optimizer, student, options, given)
     traceback = given["provide_traceback"]
     run._engine.tracebacks = bool(dspy.settings.provide_traceback if traceback is None else traceback)
+    with interrupts(run._engine.interrupted):
+        return _compiled(run, student, given)
+
+
+def _compiled(run: CompileRun, student: Module, given: Mapping[str, Any]) -> Any:
+    """The three steps; a run that is over before the search gives the program back."""
     try:
         with run._engine.gateway.active():
             return inspect.unwrap(_upstream.MIPROv2.compile)(run, student, **{**given, "seed": None})
@@ -124,12 +131,7 @@ class CompileRun(_upstream.MIPROv2):
         """An optimizer as it is for one compile: nothing of it stays behind."""
         seed = optimizer.seed if given["seed"] is None else given["seed"]
         check_seed(seed)
-        check_metric(optimizer.metric)
-        if not student.predictors():
-            raise SpaceError(
-                f"{type(student).__name__} has no predictors: nothing can be optimized. Give a program with at least "
-                "one dspy.Predict."
-            )
+        check_program(student)
         if options.reflect and not given["minibatch"]:
             raise OptionError("reflect=True does not go with minibatch=False: leave that out, and prompts are raced.")
         check_embedder(options, student)
@@ -203,7 +205,8 @@ class CompileRun(_upstream.MIPROv2):
             BOOTSTRAP,
             self.rng,
             lambda: bootstrap_demo_sets(
-                program, trainset, options=chosen, rng=self.rng, pool=self._engine.pool, report=self._report
+                program, trainset, options=chosen, rng=self.rng,
+                pool=self._engine.patient(per_call=False), report=self._report,
             ),
         )
 
@@ -272,7 +275,7 @@ class CompileRun(_upstream.MIPROv2):
             with self._engine.books.meter.step(PROPOSE):
                 self._summary = start_summary(
                     trainset,
-                    pool=self._engine.pool,
+                    pool=self._engine.patient(per_call=True),
                     prompt_model=self.prompt_model,
                     view_data_batch_size=self._given["view_data_batch_size"],
                     report=self._report,
@@ -324,7 +327,7 @@ class CompileRun(_upstream.MIPROv2):
                 demo_candidates,
                 options=options,
                 rng=self.rng,
-                pool=self._engine.pool,
+                pool=self._engine.patient(per_call=True),
                 summary=self._summary,
                 report=self._report,
             ),

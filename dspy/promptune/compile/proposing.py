@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
+from dspy.promptune.errors import EvaluationError
+from dspy.promptune.limits.gateway import Stopped
+from dspy.promptune.secrets import cause, said
 from dspy.propose.dataset_summary_generator import create_dataset_summary
 from dspy.propose.grounded_proposer import TIPS, GenerateModuleInstruction, generate_instruction_class
 from dspy.propose.utils import get_dspy_source_code, strip_prefix
@@ -101,6 +104,9 @@ def propose_instructions(
         pool: Runs the calls.
         summary: What ``start_summary`` returned; without it, it is started here (``data_aware``).
         report: What has to be done without is written here.
+
+    Raises:
+        EvaluationError: Not one instruction could be proposed.
     """
     report = report or StepReport()
     if options.data_aware and summary is None:
@@ -109,9 +115,11 @@ def propose_instructions(
             trainset, pool=pool, prompt_model=options.prompt_model, view_data_batch_size=size, report=report
         )
     code = _source(program, report) if options.program_aware else None
-    run = _Step(program, demo_candidates, replace(options, program_aware=code is not None), code, report)
+    run = _Step(program, _shown(demo_candidates), replace(options, program_aware=code is not None), code, report)
     proposals = _draw(program, demo_candidates, options, rng)
     found = run.propose(proposals, pool, summary if options.data_aware else None)
+    if proposals and not found:
+        raise _nothing(len(proposals), options, report)
     return {
         i: [predictor.signature.instructions, *(found[p] for p in proposals if p.predictor == i and p in found)]
         for i, predictor in enumerate(program.predictors())
@@ -147,7 +155,7 @@ class _Step:
                 self._take(tag, future, found)
             if summary is not None and not summary.done():
                 return {}
-            text = None if summary is None else summary.result()
+            text = self._text_of(summary)
             ready = {pool.submit(self._generate, full, text): (proposal, text) for proposal, full in described}
             described.clear()
             return dict(ready)
@@ -155,11 +163,18 @@ class _Step:
         as_they_end(waiting, ended)
         return found
 
+    def _text_of(self, summary: Future[str | None] | None) -> str | None:
+        """The summary; none where it could not be made, or was out of time."""
+        error = None if summary is None else summary.exception()
+        if isinstance(error, Stopped):
+            raise error
+        return None if summary is None or error is not None else summary.result()
+
     def _take(self, proposal: Proposal, future: Future[str], found: dict[Proposal, str]) -> None:
         error = future.exception()
         if error is None:
             found[proposal] = future.result()
-        elif isinstance(error, Exception):
+        elif not isinstance(error, Stopped):
             what = f"instruction {proposal.demo_set} of predictor {proposal.predictor}"
             self.report.give_up("proposal", what, error)
         else:
@@ -229,6 +244,32 @@ class _Step:
 
     def _rollout(self, number: int) -> Any:
         return self.options.prompt_model.copy(rollout_id=number, temperature=self.options.init_temperature)
+
+
+def _shown(
+    demo_candidates: Mapping[int, Sequence[Sequence[Any]]] | None,
+) -> Mapping[int, Sequence[Sequence[Any]]] | None:
+    """The demo sets as the proposer sees them: it looks at bootstrapped demos only, so labeled ones pass for such
+    where there are no others."""
+    every = [demo for sets in (demo_candidates or {}).values() for demos in sets for demo in demos]
+    if demo_candidates is None or any("augmented" in demo for demo in every):
+        return demo_candidates
+    return {
+        i: [[dspy.Example(**{**demo, "augmented": True}) for demo in demos] for demos in sets]
+        for i, sets in demo_candidates.items()
+    }
+
+
+def _nothing(proposals: int, options: ProposeOptions, report: StepReport) -> EvaluationError:
+    """Not one instruction came: what the first one failed with, and what may be wrong."""
+    first = next(each.error for each in report.failures if each.step == "proposal")
+    error = EvaluationError(
+        f"Not one of {proposals} instructions could be proposed, the first for this reason: {said(first).rstrip('.')}. "
+        f"Check prompt_model={getattr(options.prompt_model, 'model', options.prompt_model)!r}, its key and "
+        f"init_temperature={options.init_temperature:g}."
+    )
+    error.__cause__ = cause(first)
+    return error
 
 
 def _draw(

@@ -7,8 +7,9 @@ import contextlib
 import contextvars
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ from dspy.promptune.limits.answers import of_call
 from dspy.promptune.limits.budgets import BudgetMeter
 from dspy.promptune.limits.concurrency import ConcurrencyLimit
 from dspy.promptune.limits.tally import Tally
-from dspy.promptune.limits.task import given_up, hold, waiting
+from dspy.promptune.limits.task import TASK, Task, given_up, hold, waiting
 from dspy.promptune.secrets import know, secrets_of
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 BUSY = (429, 503, 529)  # statuses with which a provider asks for fewer calls
 POLL_SECONDS = 0.02  # how often a call in an event loop looks whether it may go
+LOADING = 5.0  # times its usual time that an example may take before the first answer of a run
 GATEWAY = "promptune_guard"  # the setting of DSPy that holds the guard: it travels to a program's own threads
 
 
@@ -47,6 +49,8 @@ class _Call:
     key: int = 0
     tally: Tally | None = None
     instance: Any = None
+    task: Task | None = None
+    began: float = field(default_factory=time.monotonic)
     counted: bool = True  # False: inside a call of the same model, which is counted
 
 
@@ -68,6 +72,7 @@ class LMGateway(BaseCallback):
         limiter: The limit and the state of it.
         calls: Calls started, those that the cache answered included.
         shared: Calls that waited for an identical one in flight.
+        answered: Whether any call was answered yet.
         retried: Calls made again after the provider could not be reached or refused.
 
     Args:
@@ -82,6 +87,7 @@ class LMGateway(BaseCallback):
         self.limiter = ConcurrencyLimit(limit)
         self.meter = meter or BudgetMeter()
         self.calls = self.shared = self.retried = 0
+        self.answered = False
         self._open: dict[str, _Call] = {}
         self._flights: dict[int, _Flight] = {}
         self._view = view
@@ -123,6 +129,7 @@ class LMGateway(BaseCallback):
                 self.limiter.give_back()
             raise Stopped(self.meter.reached() or "the calls left are in flight")
         call.instance, call.tally = instance, tallies.begin()
+        call.task, call.began = dspy.settings.get(TASK), time.monotonic()
         _within.set((*_within.get(), (self, _state(instance) if alone else 0)))
         with self._lock:
             self.calls += call.counted
@@ -203,12 +210,28 @@ class LMGateway(BaseCallback):
         if call is None:
             return
         self._charge(call, exception)
+        if exception is None:
+            self._excuse(call)
         self._land(call, answered=exception is None)
         if call.round is not None:
             late = isinstance(exception, (LMTimeoutError, TimeoutError))
             refused = isinstance(exception, LMRateLimitError) or getattr(exception, "status", None) in BUSY
             told = getattr(exception, "retry_after", None)
             self.limiter.release(call.round, refused=refused, late=late, retry_after=told)
+
+    def _excuse(self, answered: _Call) -> None:
+        """A call was answered: those that began later may have waited for it inside the server, as a local one lets
+        them. After the first answer of all, every call may have: the model was being loaded."""
+        with self._lock:
+            first, self.answered = not self.answered, True
+            behind = [call for call in self._open.values() if first or call.began > answered.began]
+        for call in behind:
+            if call.task is not None:
+                call.task.excuse(call.began)
+
+    def patience(self) -> float:
+        """How many times as long an answer is waited for: until the first one a server may be loading its model."""
+        return 1.0 if self.answered else LOADING
 
     def _charge(self, call: _Call, exception: BaseException | None) -> None:
         """What the call took."""

@@ -12,7 +12,9 @@ from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 from dspy.promptune.limits.budgets import amount, answered_by_cache, tokens_of
 from dspy.promptune.limits.prices import price_of
 
-__all__ = ["Tally", "begin", "end"]
+__all__ = ["MODEL_CLASS", "Tally", "begin", "end"]
+
+MODEL_CLASS = "promptune_model_class"  # attribute of a view: the class of its model
 
 
 class Tally:
@@ -23,14 +25,14 @@ class Tally:
 
     Attributes:
         told: A provider's usage was told.
-        cached: Whether the cache answered; ``None`` where nothing says so.
+        cached: The history says that the cache answered.
         tokens: Of prompts and answers.
     """
 
     def __init__(self, before: dict[str, Any]) -> None:
         self.before = before
         self.told = False
-        self.cached: bool | None = None
+        self.cached = False
         self.tokens = 0
         self._known_cost: float | None = None
         self._usages: list[tuple[str, Mapping[str, Any]]] = []
@@ -50,9 +52,9 @@ class Tally:
         self.tokens += tokens_of(usage)
         self._usages.append((model, usage))
 
-    def entry(self, entry: Mapping[str, Any]) -> None:
-        """The call's entry in DSPy's history."""
-        self.cached = answered_by_cache(entry)
+    def entry(self, entry: Mapping[str, Any], instance: Any) -> None:
+        """The call's entry in DSPy's history: it comes after the usage, and has a cost for answers of the cache too."""
+        self.cached = answered_by_cache(entry) or (not self.told and _tells(instance))
         cost = amount(entry.get("cost"))
         if self.cached or cost is None:
             return
@@ -73,7 +75,7 @@ class Tally:
         """Whether the call came to a provider; in doubt it did."""
         if exception is not None or self.told:
             return True
-        return not (self.cached if self.cached is not None else _tells(type(instance)))
+        return not (self.cached or _tells(instance))
 
     @property
     def cost(self) -> float | None:
@@ -97,8 +99,9 @@ def end(tally: Tally) -> None:
     thread_local_overrides.set(tally.before)
 
 
-def _tells(kind: type) -> bool:
-    """Whether a model of this class tells trackers of each answer, as DSPy's own ones do."""
+def _tells(instance: Any) -> bool:
+    """Whether a model tells trackers of each answer of a provider, as DSPy's own ones do."""
+    kind = getattr(instance, MODEL_CLASS, type(instance))
     own = ("__call__", "acall", "_process_lm_response", "_record_response")
     return all(getattr(kind, name, None) is getattr(BaseLM, name, None) for name in own)
 

@@ -33,10 +33,12 @@ class Task:
     started: float = 0.0
     limit: float | None = None
     abandoned: bool = False
+    per_call: bool = False
     _held: dict[str, Callable[[BaseException], None]] = field(default_factory=dict)
     _waiting: int = 0
     _idle: float = 0.0
     _idle_since: float | None = None
+    _excused: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def seconds(self) -> float:
@@ -58,7 +60,16 @@ class Task:
                 self._held.pop(name, None)
             else:
                 self._held[name] = let_go
+                if self.per_call:
+                    self.started, self._idle = time.monotonic(), 0.0
             self._set_clock()
+
+    def excuse(self, since: float) -> None:
+        """The time from ``since`` until now was not its own: a server answered others first."""
+        with self._lock:
+            now = time.monotonic()
+            self._idle += max(0.0, now - max(since, self._excused, self.started))
+            self._excused = now
 
     def fail(self, error: BaseException) -> None:
         """It was given up: let go of what it holds, and settle it."""

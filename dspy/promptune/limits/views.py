@@ -11,9 +11,9 @@ from typing import Any
 
 import dspy
 from dspy.clients.base_lm import BaseLM
-from dspy.promptune.limits.answers import NoAnswerError, blank, may_repeat
+from dspy.promptune.limits.answers import NoAnswerError, blank, may_repeat, whole
 from dspy.promptune.limits.gateway import GATEWAY, LMGateway, Stopped, expect, inside, request_key
-from dspy.promptune.limits.tally import Tally
+from dspy.promptune.limits.tally import MODEL_CLASS, Tally
 from dspy.promptune.limits.task import waiting
 from dspy.utils.exceptions import is_retryable_lm_error
 
@@ -66,7 +66,7 @@ class _GatewayLM:
         """What the call took, for the run; then as the model itself."""
         tally = dspy.settings.get("usage_tracker")
         if isinstance(tally, Tally):
-            tally.entry(entry)
+            tally.entry(entry, self)
         super().update_history(entry)  # type: ignore[misc]
 
     def _own_retries(self) -> int:
@@ -115,7 +115,16 @@ def _answer(lm: Any, outputs: Any) -> Any:
     """What came back, if it is an answer."""
     if blank(outputs):
         raise NoAnswerError("The reply holds no answer: neither text nor a tool call.", model=str(lm.model))
-    return outputs
+    return [_whole(output) for output in outputs] if isinstance(outputs, list) else outputs
+
+
+def _whole(output: Any) -> Any:
+    """An output without halves of characters, which could neither be sent on nor stored."""
+    if isinstance(output, str):
+        return output if output.isascii() else whole(output)
+    if isinstance(output, dict):
+        return {name: _whole(value) if isinstance(value, str) else value for name, value in output.items()}
+    return output
 
 
 def _past_cache(lm: Any, kwargs: dict[str, Any], error: Exception) -> dict[str, Any]:
@@ -159,14 +168,14 @@ _views: dict[type, type] = {}
 
 def _kind(view: Any) -> type:
     """The class of a view's model."""
-    kind: type = type(view).__mro__[2]
+    kind: type = getattr(view, MODEL_CLASS)
     return kind
 
 
 def _view_class(kind: type) -> type:
     if kind not in _views:
-        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-        _views[kind] = type(kind.__name__, (_GatewayLM, kind), names)
+        of_model = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        _views[kind] = type(kind.__name__, (_GatewayLM, kind), {MODEL_CLASS: kind, **of_model})
     return _views[kind]
 
 

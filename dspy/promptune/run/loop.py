@@ -22,13 +22,17 @@ from dspy.promptune.secrets import cause, said
 from dspy.promptune.space import Key
 from dspy.promptune.storage.sharing import Sharing
 
-__all__ = ["Limits", "LoopListener", "Schedule", "SearchLoop", "interrupts"]
+__all__ = ["Interrupted", "Limits", "LoopListener", "Schedule", "SearchLoop", "interrupts"]
 
 logger = logging.getLogger(__name__)
 
 MIN_STREAK = 5  # jobs that fail one after another, with none between them scored, before a run gives up
 TICK_SECONDS = 0.5  # how often a run looks after its work while nothing ends
 GRACE_SECONDS = 2.0  # for calls in flight to end after an interrupt
+
+
+class Interrupted(KeyboardInterrupt):
+    """Interrupted once, before there was anything to return."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,7 +416,7 @@ class SearchLoop:
         if self._table.calls:
             return self._stopping or "the budget is spent, or nothing is left to evaluate"
         if self._stopping == "interrupted":
-            raise KeyboardInterrupt
+            raise Interrupted
         if self._last_error is not None:
             last = said(self._last_error).rstrip(".")
             raise EvaluationError(
@@ -424,7 +428,10 @@ class SearchLoop:
 
 @contextlib.contextmanager
 def interrupts(first: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C once calls ``first``, twice raises. Only the main thread can say so; elsewhere nothing changes."""
+    """Ctrl-C once calls ``first``, twice raises. Only the main thread can say so; elsewhere nothing changes.
+
+    Inside another such block the first one calls this ``first`` alone, and the second raises wherever it comes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -432,13 +439,18 @@ def interrupts(first: Callable[[], None]) -> Iterator[None]:
     if before is None:  # not set from Python, so it could not be restored
         yield
         return
+    default = getattr(before, "default", before)  # what was there before the outermost of these blocks
+    pressed = False
 
     def handler(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, default)
         first()
 
+    handler.default = default  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, default if pressed else before)

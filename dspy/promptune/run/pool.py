@@ -32,6 +32,7 @@ class Pool:
     Attributes:
         stopped: Set by :meth:`stop`.
         given_up: Tasks that took longer than their limit.
+        patience: Says by how much the limits of tasks are stretched now.
         on_idle: Called when a thread finds no task, from that thread and under the pool's lock: it must only take note.
     """
 
@@ -47,6 +48,7 @@ class Pool:
         self._watched = False
         self.given_up = 0
         self.on_idle: Callable[[], None] = lambda: None
+        self.patience: Callable[[], float] = lambda: 1.0
 
     def __enter__(self) -> Pool:
         return self
@@ -74,7 +76,12 @@ class Pool:
         return self._submit(0, function, args)
 
     def submit_limited(
-        self, seconds: float | None, function: Callable[..., T], *args: Any, filler: bool = False
+        self,
+        seconds: float | None,
+        function: Callable[..., T],
+        *args: Any,
+        filler: bool = False,
+        per_call: bool = False,
     ) -> Future[T]:
         """The same with a limit: a task that is at work for longer is given up, its future fails with TimeoutError.
 
@@ -85,10 +92,11 @@ class Pool:
             function: What to call.
             args: With what.
             filler: Start only when no other work waits for a thread.
+            per_call: The limit is on the time since the last call to a language model began.
         """
         if seconds is not None:
             self._watch()
-        return self._submit(int(filler), function, args, seconds)
+        return self._submit(int(filler), function, args, seconds, per_call)
 
     def promote(self) -> None:
         """Fillers that still wait become work like any other, behind what waits already."""
@@ -129,10 +137,15 @@ class Pool:
             future.cancel()
 
     def _submit(
-        self, rank: int, function: Callable[..., T], args: tuple[Any, ...], limit: float | None = None
+        self,
+        rank: int,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        limit: float | None = None,
+        per_call: bool = False,
     ) -> Future[T]:
         future: Future[T] = Future()
-        task = Task(future, contextvars.copy_context(), function, args, limit=limit)
+        task = Task(future, contextvars.copy_context(), function, args, limit=limit, per_call=per_call)
         with self._ready:
             if self.stopped.is_set():
                 raise RuntimeError("The pool was stopped: it takes no more work.")
@@ -154,11 +167,13 @@ class Pool:
 
     def _abandon(self) -> None:
         with self._ready:
-            late = [task for task in self._running if task.limit is not None and task.seconds() > task.limit]
+            times = self.patience()
+            late = [task for task in self._running if task.limit is not None and task.seconds() > times * task.limit]
             self.given_up += len(late)
             self._abandoned(late)
         for task in late:
-            task.fail(TimeoutError(f"No answer within example_timeout={task.limit:g} seconds."))
+            waited = "" if times == 1 else f", {times:g} times as long before the first answer of all"
+            task.fail(TimeoutError(f"No answer within example_timeout={task.limit:g} seconds{waited}."))
 
     def _abandoned(self, tasks: list[Task]) -> None:
         """Under the lock: nobody waits for these tasks any more, and others take the places of their threads."""
