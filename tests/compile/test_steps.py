@@ -16,7 +16,7 @@ from dspy.promptune.compile.steps import (
     start_summary,
 )
 from dspy.promptune.errors import EvaluationError
-from dspy.promptune.limits.gateway import LMGateway
+from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.run.pool import Pool
 from dspy.propose import GroundedProposer
 from dspy.teleprompt.utils import create_n_fewshot_demo_sets
@@ -257,13 +257,13 @@ def test_sets_and_proposals_really_overlap(capfd):
 
 
 def test_an_interrupt_cancels_what_has_not_begun():
-    """A KeyboardInterrupt leaves the step at once; tasks not yet begun are never made."""
+    """What stops a run leaves the step at once; tasks not yet begun are never made."""
 
     def interrupt(example, prediction, trace=None):
-        raise KeyboardInterrupt
+        raise Stopped("interrupted")
 
     lm = model(seconds=0.01)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         our_sets(Chain(1), lm, random.Random(0), True, metric=interrupt, workers=1)
     assert len(lm.calls) <= 2
 

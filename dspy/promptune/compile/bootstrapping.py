@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.errors import EvaluationError, MetricError
-from dspy.promptune.limits.answers import unanswered
+from dspy.promptune.limits.answers import may_repeat
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.run.metrics import Metric
 from dspy.promptune.secrets import cause, said
@@ -255,4 +255,4 @@ def _failed(what: str, report: StepReport, more: str = "") -> EvaluationError:
 
 
 def _unreachable(error: Exception) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or unanswered(error)
+    return isinstance(error, (ConnectionError, TimeoutError)) or may_repeat(error)
