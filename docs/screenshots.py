@@ -101,7 +101,7 @@ def main(storage: str | None = None) -> None:
             page = shown(browser, address, width=1200, height=820, scheme=scheme)
             page.screenshot(path=IMAGES / f"report-{scheme}.png")
             if scheme == "light":
-                for name in ("best-calls", "timeline", "map", "effects", "spending"):
+                for name in ("best", "estimates", "effects", "spending", "timeline"):
                     page.locator(f"section:has(#{name})").screenshot(path=IMAGES / f"report-{name}.png")
         page = shown(browser, address, width=390, height=844, scheme="light")
         page.screenshot(path=IMAGES / "report-phone.png")
@@ -114,7 +114,8 @@ def shown(browser: Any, address: str, *, width: int, height: int, scheme: str) -
     """The report in a window, all figures drawn."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.goto(address)
-    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 6")
+    page.evaluate("document.querySelectorAll('details.plots').forEach(each => { each.open = true; })")
+    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 5")
     return page
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["best_so_far", "effects", "prompt_map", "spending", "timeline"]
+__all__ = ["best_so_far", "effects", "estimates", "spending", "timeline"]
 
 
 def best_so_far(run: Any, against: str = "calls") -> Figure:
@@ -40,20 +40,21 @@ def timeline(run: Any) -> Figure:
     return draw_timeline(record_of(run))
 
 
-def prompt_map(run: Any) -> Figure:
-    """The prompts laid out by what their texts say (the two principal directions of their embeddings).
+def estimates(run: Any) -> Figure:
+    """What every prompt is expected to score on new data: the posterior means of the model of the prompts.
 
-    The colour is the posterior mean, the size the certainty of it, and the texts show on hovering. Where the run's own
+    With two parts to choose, such as instruction and demo set, a matrix of all combinations, each cell with the number
+    of examples it was scored on; otherwise a list of the 30 best that were tried, with intervals. Where the run's own
     embedder cannot be had (of a stored run, one that was a callable), hashed n-grams stand in for it.
     """
-    from dspy.promptune.report.prompts import draw_prompt_map
+    from dspy.promptune.report.prompts import draw_estimates
     from dspy.promptune.report.record import record_of
 
-    return draw_prompt_map(record_of(run))
+    return draw_estimates(record_of(run))
 
 
 def effects(run: Any) -> Figure:
-    """What each instruction and each demo set brings by itself, and the strongest interaction of two of them.
+    """What each instruction and each demo set brings by itself, the best ones first.
 
     An effect is the mean of the posterior means over everything it can be combined with; its bar is their spread.
     """

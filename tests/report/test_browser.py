@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from dspy.promptune.report.record import record_of
+from dspy.promptune.run.naming import prompt_name
 from tests.report.conftest import MARKUP
 
-FIGURES = ["best-calls", "best-seconds", "timeline", "map", "effects", "spending"]
+FIGURES = ["best", "estimates", "effects", "spending", "timeline"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def opened(browser, address):
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
         page.on("request", lambda request: None if request.url == address else said.append(request.url))
         page.goto(address)
-        page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 6")
+        page.evaluate("document.querySelectorAll('details.plots').forEach(each => { each.open = true; })")
+        page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 5")
         return page, said
 
     yield open_page
@@ -45,13 +47,14 @@ def opened(browser, address):
 
 def hovered(page, figure, curve, point):
     """What the label of a figure's point shows, as text."""
+    cell = "([f, c, p]) => Plotly.Fx.hover(document.getElementById(f), {xval: p[1], yval: p[0]})"
     show = "([f, c, p]) => Plotly.Fx.hover(document.getElementById(f), [{curveNumber: c, pointNumber: p}])"
-    page.evaluate(show, [figure, curve, point])
+    page.evaluate(cell if isinstance(point, list) else show, [figure, curve, point])
     return page.locator(f"#{figure} .hoverlayer .hovertext").first.text_content()
 
 
 def test_all_figures_are_drawn_and_the_console_is_silent(opened):
-    """A laptop shows six figures with marks in each, and no message, error or request comes of it."""
+    """A laptop shows five figures with marks in each, and no message, error or request comes of it."""
     page, said = opened()
     assert said == []
     marks = "f => document.querySelectorAll(`#${f} .main-svg :is(.point, .js-line, .hm image)`).length"
@@ -59,12 +62,13 @@ def test_all_figures_are_drawn_and_the_console_is_silent(opened):
 
 
 def test_hovering_shows_the_prompt(opened, stored):
-    """The label of the winner on the map has its score and its texts as they are."""
+    """The label of the winner's cell has its estimate and its texts as they are."""
     page, _ = opened()
     record = record_of(stored[1].optimization_run)
-    names = page.evaluate("document.getElementById('map').data.map(t => t.name)")
-    shown = hovered(page, "map", names.index("winner"), 0)
-    assert shown.startswith(record.codes(record.best)) and "believed" in shown
+    cells = page.evaluate("document.getElementById('estimates').data[0].text")
+    place = next([i, j] for i, row in enumerate(cells) for j, cell in enumerate(row) if "★" in cell)
+    shown = hovered(page, "estimates", 0, place)
+    assert shown.startswith(prompt_name(record.space, record.best)) and "expected" in shown
     text = record.space.texts(0)[record.best[0]]
     assert text[:40] in shown
 
@@ -72,11 +76,12 @@ def test_hovering_shows_the_prompt(opened, stored):
 def test_markup_in_a_prompt_stays_text(opened):
     """Tags of a prompt are shown on the page and in labels, make no element, and nothing of them runs."""
     page, said = opened()
-    shown = hovered(page, "effects", 0, 0)
+    place = page.evaluate("document.getElementById('effects').data[0].hovertext.findIndex(t => t.includes('I0'))")
+    shown = hovered(page, "effects", 0, place)
     assert "<b>the</b>" in shown and "&amp;" in shown and "<script>" in shown
     assert MARKUP in page.locator("main").text_content()
     assert page.locator("img, main script:not([type='application/json'])").count() == 0
-    assert page.title() == "Predict: optimisation report" and said == []
+    assert page.title() == "Predict: optimization report" and said == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -87,6 +92,17 @@ def test_a_phone_needs_no_sideways_scrolling(opened, scheme):
     assert all(page.locator(f"#{figure}").bounding_box()["width"] <= 360 for figure in FIGURES)
 
 
+def test_the_curve_is_shown_against_time_as_well(opened, stored):
+    """A button changes the axis of "best so far" from examples to seconds and back."""
+    page, _ = opened()
+    record = record_of(stored[1].optimization_run)
+    ends = "document.getElementById('best').data.map(trace => trace.x[trace.x.length - 1])"
+    for label, end in (("by time", record.seconds), ("by examples", record.calls)):
+        page.get_by_role("button", name=label).click()
+        page.wait_for_timeout(200)
+        assert page.evaluate(ends) == [pytest.approx(end)] * 4
+
+
 def test_dark_mode_can_be_read(opened):
     """In both modes, and after a change, texts of page and figures stand out from the card (WCAG: 4.5 to 1)."""
     page, _ = opened(color_scheme="light")
@@ -95,7 +111,7 @@ def test_dark_mode_can_be_read(opened):
         page.wait_for_timeout(300)
         card = luminance(page, "section", "backgroundColor")
         assert (card < 0.1) == (scheme == "dark")
-        for text, what in (("h2", "color"), (".subtitle", "color"), ("#map .g-ytitle text", "fill")):
+        for text, what in (("h2", "color"), (".subtitle", "color"), ("#best .g-ytitle text", "fill")):
             ratio = contrast(card, luminance(page, text, what))
             assert ratio >= 4.5, (scheme, text, ratio)
 

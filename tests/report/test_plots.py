@@ -4,7 +4,8 @@ import numpy as np
 import optuna
 import pytest
 
-from dspy.promptune import OptionError, plots
+from dspy.promptune import OptionError, PromptSpace, plots, search
+from dspy.promptune.report.beliefs import effects_of
 from dspy.promptune.report.record import record_of
 from tests.report.conftest import Table
 
@@ -53,21 +54,42 @@ def test_the_timeline_has_every_trial(run):
     assert set(bars["proposal"].y) == {-1} and len(bars["proposal"].x) > 0
 
 
-def test_the_map_shows_what_is_believed(run):
-    """Colours are posterior means, the winner is marked, the most certain prompt is the largest."""
+def test_the_matrix_shows_what_is_expected(run):
+    """Cells are posterior means with the number of examples behind them, the best row and column first."""
     record = record_of(run)
-    traces = {trace.name: trace for trace in plots.prompt_map(run).data}
-    tried = traces["tried"]
-    assert len(tried.x) == len(record.rows) and len(traces["winner"].x) == 1
-    colours = dict(zip(record.beliefs.keys, record.beliefs.mean, strict=True))
-    assert sorted(tried.marker.color) == pytest.approx(sorted(100 * colours[key] for key in record.rows))
-    sds = [record.beliefs.sd[record.beliefs.keys.index(key)] for key in record.rows]
-    assert int(np.argmin(sds)) == int(np.argmax(tried.marker.size))
+    (matrix,) = plots.estimates(run).data
+    assert np.shape(matrix.z) == record.space.sizes
+    means = 100 * record.beliefs.mean
+    assert np.max(np.array(matrix.z)) == pytest.approx(means.max()) and matrix.zmax - matrix.zmin >= 10
+    assert sum(int(cell.split()[0]) for row in matrix.text for cell in row if cell) == record.calls
+    assert [cell for row in matrix.text for cell in row if "★" in cell] == [f"{len(record.rows[record.best])} ★"]
+    rows = np.array(matrix.z, dtype=float).mean(axis=1)
+    assert list(rows) == sorted(rows, reverse=True)
+
+
+def test_several_predictors_are_a_list():
+    """With more than two parts to choose, the prompts that were tried are listed with the interval of each."""
+    space = PromptSpace({i: ["a", "b", "c"] for i in range(2)}, {i: [[], [{"q": "1"}]] for i in range(2)})
+    run = search(
+        space, lambda params, examples: [float(sum(params.values()) > 2)] * len(examples),
+        n_examples=10, max_calls=120, sampler="onehot", seed=1,
+    )  # fmt: skip
+    (points,) = plots.estimates(run).data
+    record = record_of(run)
+    assert len(points.x) == min(30, len(record.rows)) and list(points.x) == sorted(points.x, reverse=True)
+    assert all(width > 0 for width in points.error_x.array)
+
+
+def test_who_is_best_is_a_probability(run):
+    """The probabilities of being best are shares of joint draws: they sum to 1, and the highest mean stands out."""
+    beliefs = record_of(run).beliefs
+    assert beliefs.p_best.sum() == pytest.approx(1.0) and beliefs.p_best.min() >= 0
+    assert beliefs.p_best[beliefs.mean.argmax()] > 1 / len(beliefs.keys)
 
 
 def test_hover_texts_are_escaped(stored):
     """Markup in a prompt reaches plotly as text, and an axis never shows a prompt."""
-    for figure in (plots.prompt_map, plots.spending, plots.effects):
+    for figure in (plots.estimates, plots.spending, plots.effects):
         said = figure(stored[1].optimization_run).to_json()
         assert "&lt;b&gt;the&lt;/b&gt;" in said.encode().decode("unicode_escape") and "<script" not in said
 
@@ -85,16 +107,13 @@ def test_an_embedder_that_cannot_be_rebuilt_is_replaced(tmp_path):
     assert beliefs.embedder == "ngram" and "lengths" in beliefs.substitute
 
 
-def test_effects_add_up():
-    """The effects of a part average to the mean belief, and the interaction has none of either part's."""
-    from dspy.promptune.report.beliefs import effects_of
-
-    record = record_of(Table().search(sampler="qei", embedder="ngram", minibatch_size=None))
-    effects, interaction = effects_of(record.beliefs, record.space.sizes)
+def test_effects_average_to_the_mean_belief(run):
+    """The effects of a part average to the mean of all that is believed, where every combination is."""
+    record = record_of(run)
+    effects = effects_of(record.beliefs, record.space.sizes)
     assert [effect.part for effect in effects] == [0, 1]
     for effect in effects:
         assert effect.mean.mean() == pytest.approx(record.beliefs.mean.mean())
-    assert np.abs(interaction.excess.sum(axis=0)).max() < 1e-9 and np.abs(interaction.excess.sum(axis=1)).max() < 1e-9
 
 
 def test_the_spending_is_all_that_was_paid(run):

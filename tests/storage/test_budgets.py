@@ -240,4 +240,4 @@ def test_the_run_as_a_table(server):
     assert list(frame["number"]) == [trial.number for trial in run.trials]
     assert {"0_predictor_instruction", "score", "seconds", "tokens", "examples"} <= set(frame.columns)
     assert frame["paid"].sum() == run.calls
-    assert set(run.spent) == {"bootstrap", "propose", "search"} and run.ended
+    assert set(run.spent) == {"bootstrap", "propose", "load", "search"} and run.ended

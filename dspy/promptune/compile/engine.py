@@ -8,7 +8,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.compile.attributes import Ledger, attach
@@ -19,14 +19,15 @@ from dspy.promptune.compile.step_report import Limited
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
-from dspy.promptune.limits.budgets import REFLECT, SearchAllowance
+from dspy.promptune.limits.budgets import LOAD, REFLECT, SearchAllowance
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import embedder_of
 from dspy.promptune.run.loop import Interrupted, Limits, SearchLoop
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.run.progress import Progress, Standing
-from dspy.promptune.run.search import Run, SearchRun, Writer, shown
+from dspy.promptune.run.search import Compared, Run, SearchRun, Writer, shown
+from dspy.promptune.secrets import said
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.run_store import RunStore
 
@@ -63,8 +64,9 @@ class Engine:
         self.pool.patience = self.gateway.patience
         self.work: ProgramEvaluator | RemoteEvaluator | None = None
         self.callbacks: EvaluationCallbacks | None = None
+        self.rules: EvaluationRules | None = None
         self._builder: PayloadBuilder | None = None
-        self._threads = num_threads
+        self.threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
         self.over: str | None = None
         self._searching: Callable[[str], None] | None = None
@@ -95,7 +97,7 @@ class Engine:
             self.options.executor,
             pool=self.pool,
             gateway=self.gateway,
-            threads=self._threads,
+            threads=self.threads,
             n_jobs=n_jobs,
             builder=self._builder,
             keep=keep,
@@ -112,7 +114,7 @@ class Engine:
             self._timer.daemon = True
             self._timer.start()
         self.work = self._work(ProgramCache(program, default), rules)
-        self.callbacks = EvaluationCallbacks(rules, self._threads)
+        self.rules, self.callbacks = rules, EvaluationCallbacks(rules, self.threads)
         self._head_start(default, range(len(rules.valset)))
         texts = [predictor.signature.instructions for predictor in program.predictors()]
         self._load(PromptSpace({0: texts}))
@@ -250,7 +252,8 @@ def optimize(task: Task, engine: Engine) -> Module:
         Stopped: The run was over before the search, and no earlier start has scored anything.
     """
     assert engine.work is not None
-    engine.await_loaded()
+    with engine.books.meter.step(LOAD):
+        engine.await_loaded()
     over = engine.search_begins()
     space = PromptSpace(task.instructions, task.demos)
     engine.books.settle(space)
@@ -282,11 +285,12 @@ def optimize(task: Task, engine: Engine) -> Module:
     try:
         ended = _searched(driver)
         found = run.result(driver, ended, engine.books.facts, engine.books.meter.spent())
+        found = replace(found, cases=_cases(run, recorder, engine, found))
     finally:
         programs.release()
         engine.gateway.release_modules()
         recorder.close()
-    best = _finished(task, run, programs, recorder, found)
+    best = _finished(task, run, engine, recorder, found)
     engine.books.end(best, found.ended, **shown(found))
     return best
 
@@ -362,16 +366,35 @@ def _writer(reflector: Callable[[ProgramCache, PromptSpace], Propose], engine: E
     return Writer(propose, engine.pool.submit, places=max(1, engine.options.n_jobs // 4))
 
 
-def _finished(task: Task, run: Run, programs: ProgramCache, recorder: Recorder, found: SearchRun) -> Module:
-    key = run.space.key(found.best_params)
+def _finished(task: Task, run: Run, engine: Engine, recorder: Recorder, found: SearchRun) -> Module:
+    assert engine.work is not None and engine.rules is not None
+    key, programs = run.space.key(found.best_params), engine.work.programs
     best: Module = programs[key].deepcopy()
+    found = replace(found, programs=Compared(task.program, best, engine.rules.metric, engine.threads))
     if task.track_stats:
         entries = sorted(recorder.all_entries(), key=lambda entry: entry.job.number)
         ledger = Ledger(run.space, programs, run.table, entries, task.n_examples, task.minibatch, task.log_dir)
         attach(best, ledger, key)
         best.optimization_run = found  # type: ignore[attr-defined]
-    logger.info(
-        "Ended: %s. Returning the program of %s, with score %.2f on %d examples.",
-        found.ended, found.best_params, 100 * found.best_score, len(run.table.row(key)),
-    )  # fmt: skip
+    _say(found)
     return best
+
+
+def _cases(run: Run, recorder: Recorder, engine: Engine, found: SearchRun) -> list[dict[str, Any]]:
+    """What the original program and the winner answered."""
+    original, winner = (0,) * len(run.space.names), run.space.key(found.best_params)
+    if engine.rules is None or original == winner:
+        return []
+    rows = [(key, run.table.row(key)) for key in (original, winner)]
+    return recorder.answers.cases(engine.rules.valset, rows[0], rows[1])
+
+
+def _say(found: SearchRun) -> None:
+    """Log the verdict; whatever goes wrong with it, the program is returned."""
+    try:
+        lines = found.verdict()
+    except Exception as error:
+        logger.warning("The run has no verdict: %s", said(error))
+        lines = [f"Score {100 * found.best_score:.2f} with {found.best_params}"]
+    lines.append('Report   program.optimization_run.report("report.html")')
+    logger.info("Ended: %s.\n%s", found.ended, "\n".join(f"  {line}" for line in lines))

@@ -15,6 +15,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
     logger,
 )
 from dspy.promptune.compile.attributes import attach_unsearched
+from dspy.promptune.compile.call import call_of
 from dspy.promptune.compile.door import check_program, checked_options
 from dspy.promptune.compile.engine import (
     FIRST_BLOCK,
@@ -82,6 +83,7 @@ def compile_program(
         given["minibatch_size"] = min(given["minibatch_size"], max(1, size))
     options = CompileOptions.of(added)
     run = CompileRun.of(optimizer, student, options, given)
+    run._call = call_of(optimizer, upstream, added)
     traceback = given["provide_traceback"]
     run._engine.tracebacks = bool(dspy.settings.provide_traceback if traceback is None else traceback)
     with interrupts(run._engine.interrupted):
@@ -119,6 +121,7 @@ class CompileRun(_upstream.MIPROv2):
     _minibatch: bool
     _num_instructions: int
     _given: dict[str, Any]
+    _call: dict[str, Any]
     _expected: Estimate
     _budget: int
     _attempts: Attempts | None  # at training examples, where instructions are written during the search
@@ -241,7 +244,7 @@ class CompileRun(_upstream.MIPROv2):
             "num_instruct_candidates": self._num_instructions,
             "init_temperature": self.init_temperature,
         }
-        return compile_manifest(
+        manifest = compile_manifest(
             program,
             {"trainset": trainset, "valset": self._valset},
             metric=self.metric,
@@ -254,6 +257,7 @@ class CompileRun(_upstream.MIPROv2):
             settings=settings,
             options={**self._options.__dict__, "budget": self._budget},
         )
+        return {**manifest, "call": self._call}
 
     def _unsearched(self, program: Module) -> Module:
         """The run ended in step 1 or 2: the program as it came, with a record that says why and what was spent."""

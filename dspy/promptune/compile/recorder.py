@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dspy.promptune.allocation.records import Job
+from dspy.promptune.compile.answers import Answers
 from dspy.promptune.compile.attributes import Entry, entries_of
 from dspy.promptune.distributed.programs import ProgramCache
 from dspy.promptune.limits.usage import Usage
@@ -37,6 +38,7 @@ class Recorder(LoopListener):
         self.entries: list[Entry] = entries_of(run.past, run.space)
         self._programs, self._engine = programs, engine
         self._usage = Usage()
+        self.answers = Answers()
         self._failures = FailureLog(tracebacks=engine.tracebacks)
         self._max_calls = max_calls
 
@@ -53,6 +55,7 @@ class Recorder(LoopListener):
         self._usage.add(outcome.spent)
         spent = {"tokens": _more(tokens, self._usage.tokens), "cost": _more(cost, self._usage.cost)}
         self.run.notes.write(job, outcome, **spent)
+        self.answers.note(job.key, outcome)
         self._failures.note(outcome, prompt_name(self.run.space, job.key))
         row = self.run.table.row(job.key)
         scores = () if outcome.error else tuple(row[example] for example in job.examples)

@@ -16,6 +16,7 @@ from dspy.promptune.errors import OptionError
 
 __all__ = [
     "BOOTSTRAP",
+    "LOAD",
     "PROPOSE",
     "REFLECT",
     "SEARCH",
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-BOOTSTRAP, PROPOSE, SEARCH, REFLECT = "bootstrap", "propose", "search", "reflect"
+BOOTSTRAP, PROPOSE, LOAD, SEARCH, REFLECT = "bootstrap", "propose", "load", "search", "reflect"
 KINDS = {"max_lm_calls": "calls", "max_tokens_spent": "tokens", "max_cost": "cost"}  # what a limit is on
 SETTLED = 5  # examples, from which on the mean of what one takes is trusted
 

@@ -1,28 +1,30 @@
-"""What the model believes of the prompts at the end of a run: posterior, projection, effects."""
+"""What the model believes of the prompts at the end of a run: posterior, who is best, effects."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspy.promptune.errors import EmbeddingError
-from dspy.promptune.space import Key, PromptSpace
+from dspy.promptune.space import Key
 
 if TYPE_CHECKING:
+    from dspy.promptune.gp.posterior import PoolPosterior
     from dspy.promptune.report.record import RunRecord
 
-__all__ = ["Beliefs", "Effect", "Interaction", "believe", "effects_of"]
+__all__ = ["Beliefs", "Effect", "believe", "effects_of"]
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
+CONTENDERS, DRAWS = 200, 4000  # combinations that may be the best, and joint draws of their scores
 POOL = 1500  # combinations believed about: the whole of most spaces
 NAMED = ("minilm", "ngram", "onehot")  # embedders that a name stands for
 
@@ -35,7 +37,7 @@ class Beliefs:
         keys: ``P`` combinations.
         mean: Posterior means ``(P,)``.
         sd: Posterior standard deviations ``(P,)``.
-        place: ``(P, 2)``: where a combination lies on the map, from the embeddings of its texts.
+        p_best: Probability ``(P,)`` that none of the combinations is better.
         embedder: Which embedder it is by.
         substitute: Why it is not the run's own, where it is not.
     """
@@ -43,9 +45,18 @@ class Beliefs:
     keys: list[Key]
     mean: Array
     sd: Array
-    place: Array
+    p_best: Array
     embedder: str
     substitute: str | None = None
+
+    def of(self, key: Key) -> tuple[float, float, float] | None:
+        """Mean, standard deviation and probability of being best of one combination, if it is among them."""
+        j = self._positions.get(key)
+        return None if j is None else (float(self.mean[j]), float(self.sd[j]), float(self.p_best[j]))
+
+    @cached_property
+    def _positions(self) -> dict[Key, int]:
+        return {key: j for j, key in enumerate(self.keys)}
 
 
 @dataclass(frozen=True)
@@ -55,16 +66,6 @@ class Effect:
     part: int
     mean: Array
     sd: Array
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """Of two parts: what their candidates bring together beyond what each brings; NaN where nothing is believed."""
-
-    rows: int
-    columns: int
-    excess: Array
-    mean: Array
 
 
 def believe(record: RunRecord) -> Beliefs | None:
@@ -80,9 +81,7 @@ def believe(record: RunRecord) -> Beliefs | None:
     except (ArithmeticError, RuntimeError, ValueError) as error:
         logger.warning("No posterior for the report: %s", error)
         return None
-    return Beliefs(
-        keys, posterior.mean, np.sqrt(posterior.variance), _project(record.space, vectors, keys), embedder, why
-    )
+    return Beliefs(keys, posterior.mean, np.sqrt(posterior.variance), _p_best(posterior), embedder, why)
 
 
 def _vectors(record: RunRecord) -> tuple[list[Array], str, str | None]:
@@ -100,58 +99,34 @@ def _vectors(record: RunRecord) -> tuple[list[Array], str, str | None]:
     try:
         return embed_parts(record.space, own), name, None
     except EmbeddingError as error:
-        logger.warning("The report's map is by n-grams: %s", error)
+        logger.warning("The report's estimates are by n-grams: %s", error)
         return embed_parts(record.space, "ngram"), "ngram", f"the run's own, {name}, failed"
 
 
-def _project(space: PromptSpace, vectors: Sequence[Array], keys: Sequence[Key]) -> Array:
-    """The two directions in which the combinations' vectors differ most, every part weighing the same: ``(P, 2)``."""
-    parts = []
-    for column, part in enumerate(vectors):
-        centred = part - part.mean(axis=0)
-        scale = float(np.sqrt((centred**2).sum(axis=1).mean()))
-        if scale > 0:
-            parts.append((centred / scale)[[key[column] for key in keys]])
-    if not parts:
-        return np.zeros((len(keys), 2))
-    table = np.concatenate(parts, axis=1)
-    left, sizes, _ = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)
-    flat = (left * sizes)[:, :2]
-    return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+def _p_best(posterior: PoolPosterior) -> Array:
+    """How often each member is the best of joint draws; those far below the leaders never are."""
+    mean, sd = posterior.mean, np.sqrt(posterior.variance)
+    members = np.argsort(-(mean + 3 * sd), kind="stable")[:CONTENDERS]
+    covariance = posterior.covariance(members)
+    values, directions = np.linalg.eigh((covariance + covariance.T) / 2)
+    noise = np.random.default_rng(0).standard_normal((DRAWS, len(members)))
+    draws = mean[members] + noise * np.sqrt(np.maximum(values, 0.0)) @ directions.T
+    found = np.zeros(len(mean))
+    found[members] = np.bincount(draws.argmax(axis=1), minlength=len(members)) / DRAWS
+    return found
 
 
 # ---------------------------------------------------------------------- effects
 
 
-def effects_of(beliefs: Beliefs, sizes: Sequence[int]) -> tuple[list[Effect], Interaction | None]:
-    """Main effects of every part with a choice, and the strongest interaction of two parts."""
+def effects_of(beliefs: Beliefs, sizes: Sequence[int]) -> list[Effect]:
+    """Main effects of every part with a choice."""
     rows = np.array(beliefs.keys, dtype=np.int64)
     parts = [part for part, size in enumerate(sizes) if size > 1]
-    effects = [Effect(part, *_by_candidate(beliefs, rows[:, part], sizes[part])) for part in parts]
-    pairs = [_interaction(beliefs, rows, (a, b), sizes) for a, b in itertools.combinations(parts, 2)]
-    return effects, max(pairs, key=_strength, default=None)
+    return [Effect(part, *_by_candidate(beliefs, rows[:, part], sizes[part])) for part in parts]
 
 
 def _by_candidate(beliefs: Beliefs, column: NDArray[np.int64], size: int) -> tuple[Array, Array]:
     groups = [beliefs.mean[column == j] for j in range(size)]
     means = np.array([group.mean() if len(group) else np.nan for group in groups])
     return means, np.array([group.std() if len(group) else np.nan for group in groups])
-
-
-def _interaction(beliefs: Beliefs, rows: NDArray[np.int64], pair: tuple[int, int], sizes: Sequence[int]) -> Interaction:
-    shape = sizes[pair[0]], sizes[pair[1]]
-    total, count = np.zeros(shape), np.zeros(shape)
-    where = rows[:, pair[0]], rows[:, pair[1]]
-    np.add.at(total, where, beliefs.mean)
-    np.add.at(count, where, 1)
-    known = count > 0
-    table = total / np.maximum(count, 1)
-    level = float(table[known].mean())
-    filled = np.where(known, table, level)
-    down, across = filled.mean(axis=1, keepdims=True), filled.mean(axis=0, keepdims=True)
-    excess = np.where(known, filled - down - across + filled.mean(), np.nan)
-    return Interaction(pair[0], pair[1], excess, np.where(known, table, np.nan))
-
-
-def _strength(found: Interaction) -> float:
-    return float(np.nanvar(found.excess))

@@ -10,6 +10,7 @@ __all__ = ["compared"]
 
 WORDS = re.compile(r"\s+|[^\s\w]|\w+")
 LONG = 4000  # words beyond which lines are compared: a comparison takes time that grows with the square
+ALIKE = 0.6  # share of words that two texts have in common, below which they are shown one after the other
 
 
 def compared(before: str, after: str) -> str:
@@ -22,7 +23,7 @@ def compared(before: str, after: str) -> str:
     if len(old) + len(new) > LONG:
         old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    if matcher.ratio() < 0.4:
+    if matcher.ratio() < ALIKE:
         return _marked("del", before) + ("\n" if before and after else "") + _marked("ins", after)
     found = []
     for what, a, b, c, d in matcher.get_opcodes():

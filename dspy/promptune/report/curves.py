@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import OptionError
 from dspy.promptune.report.drawing import COLOURS, as_text, empty, figure, graph_objects, percent
 from dspy.promptune.report.record import Moment, RunRecord, mean
+from dspy.promptune.report.statistics import interval
+from dspy.promptune.run.naming import prompt_name
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["draw_best_so_far"]
+__all__ = ["draw_best_so_far", "draw_switch"]
 
 AXES = {"calls": "examples scored", "seconds": "seconds of search"}
+Scores = dict[int, float]
 
 
 def draw_best_so_far(record: RunRecord, against: str) -> Figure:
@@ -23,29 +25,51 @@ def draw_best_so_far(record: RunRecord, against: str) -> Figure:
         raise OptionError(f"against={against!r}: it must be one of {', '.join(AXES)}.")
     if not record.history:
         return empty("Nothing was scored yet.")
-    found = figure(400, xaxis_title=AXES[against], yaxis_title="mean score (%)")
-    _add_evaluations(found, record, against)
-    _add_default(found, record)
-    go = graph_objects()
-    at = [float(getattr(moment, against)) for moment in record.history]
-    end = float(record.calls if against == "calls" else record.seconds)
-    then = [100 * each for each in _known_then(record)]
+    found = figure(380, xaxis_title=AXES[against], yaxis_title="mean score (%)")
+    go, at = graph_objects(), _places(record, against)
+    known = _known_then(record)
+    for edge, name in ((1, None), (0, "95 % of what was known then")):
+        ends = [100 * each for each in (interval(list(row.values()))[edge] for row in known)]
+        found.add_trace(
+            go.Scatter(
+                x=at, y=[*ends, ends[-1]], name=name, mode="lines", showlegend=name is not None, hoverinfo="skip",
+                line={"width": 0, "shape": "hv"}, fill=None if edge else "tonexty", fillcolor="rgba(148,163,184,0.22)",
+            )
+        )  # fmt: skip
+    then = [100 * mean(row.values()) for row in known]
     now = [100 * mean(record.rows[moment.key].values()) for moment in record.history]
     texts = [_text(record, moment) for moment in record.history]
     for name, values, style in (
         ("best, as known then", then, {"color": COLOURS["quiet"], "width": 1.5, "dash": "dot"}),
         ("best, as known at the end", now, {"color": COLOURS["line"], "width": 3}),
     ):
-        line = {**style, "shape": "hv"}
-        x, y, hovers = [*at, end], [*values, values[-1]], [*texts, texts[-1]]
-        found.add_trace(go.Scatter(x=x, y=y, name=name, mode="lines", line=line, hovertext=hovers, hoverinfo="text"))
+        looks: dict[str, Any] = {"line": {**style, "shape": "hv"}, "mode": "lines", "hoverinfo": "text"}
+        found.add_trace(go.Scatter(x=at, y=[*values, values[-1]], name=name, hovertext=[*texts, texts[-1]], **looks))
+    _add_default(found, record)
     return found
 
 
-def _known_then(record: RunRecord) -> list[float]:
-    """Mean of each moment's best over the scores there were at that moment."""
+def draw_switch(record: RunRecord) -> Figure:
+    """Best so far against examples; ``layout.meta`` tells the page how to show it against seconds."""
+    found = draw_best_so_far(record, "calls")
+    if not record.history:
+        return found
+    views = [
+        {"label": f"by {what}", "x": _places(record, against), "title": AXES[against]}
+        for against, what in (("calls", "examples"), ("seconds", "time"))
+    ]
+    return found.update_layout(meta={"views": views})
+
+
+def _places(record: RunRecord, against: str) -> list[float]:
+    end = float(record.calls if against == "calls" else record.seconds)
+    return [*(float(getattr(moment, against)) for moment in record.history), end]
+
+
+def _known_then(record: RunRecord) -> list[Scores]:
+    """The scores that there were of each moment's best at that moment."""
     ended = sorted((each for each in record.evaluations if each.scores), key=lambda each: each.span.ended)
-    rows: dict[tuple[int, ...], dict[int, float]] = {}
+    rows: dict[tuple[int, ...], Scores] = {}
     found, position = [], 0
     for moment in record.history:
         while position < len(ended) and ended[position].span.ended <= moment.seconds:
@@ -53,41 +77,16 @@ def _known_then(record: RunRecord) -> list[float]:
             if each.key is not None:
                 rows.setdefault(each.key, {}).update(each.scores)
             position += 1
-        found.append(mean((rows.get(moment.key) or record.rows[moment.key]).values()))
+        found.append(dict(rows.get(moment.key) or record.rows[moment.key]))
     return found
 
 
 def _text(record: RunRecord, moment: Moment) -> str:
     row = record.rows[moment.key]
     return (
-        f"<b>{as_text(record.codes(moment.key))}</b><br>after {moment.calls:,} examples, {moment.seconds:.1f} s<br>"
-        f"{percent(mean(row.values()))} % on the {len(row)} examples it had at the end"
+        f"<b>{as_text(prompt_name(record.space, moment.key))}</b><br>after {moment.calls:,} examples, "
+        f"{moment.seconds:.1f} s<br>{percent(mean(row.values()))} % on the {len(row)} examples it had at the end"
     )
-
-
-def _add_evaluations(found: Figure, record: RunRecord, against: str) -> None:
-    """A dot an evaluation, larger with more examples."""
-    scored = sorted((each for each in record.evaluations if each.scores), key=lambda each: each.span.ended)
-    calls, at = 0, []
-    for each in scored:
-        calls += each.paid
-        at.append(float(calls if against == "calls" else each.span.ended))
-    most = max((len(each.scores) for each in scored), default=1)
-    hovers = [
-        f"trial {each.number}: <b>{as_text(record.codes(each.key)) if each.key else '?'}</b><br>"
-        f"{percent(each.mean)} % on {len(each.scores)} examples ({as_text(each.kind)})"
-        for each in scored
-    ]
-    found.add_trace(
-        graph_objects().Scatter(
-            x=at, y=[100 * each.mean for each in scored], mode="markers", name="evaluations", hovertext=hovers,
-            hoverinfo="text", opacity=0.45, marker=_dots([4 + 8 * (len(e.scores) / most) ** 0.5 for e in scored]),
-        )
-    )  # fmt: skip
-
-
-def _dots(sizes: Sequence[float]) -> dict[str, object]:
-    return {"color": COLOURS["minibatch"], "size": list(sizes)}
 
 
 def _add_default(found: Figure, record: RunRecord) -> None:
@@ -95,5 +94,5 @@ def _add_default(found: Figure, record: RunRecord) -> None:
     if row:
         found.add_hline(
             y=100 * mean(row.values()), line={"color": COLOURS["quiet"], "width": 1, "dash": "dash"},
-            annotation_text="program as it came", annotation_position="bottom right",
+            annotation_text="original program", annotation_position="bottom right",
         )  # fmt: skip

@@ -8,7 +8,7 @@ from dspy.promptune.report.drawing import percent
 from dspy.promptune.report.record import RunRecord, mean
 from dspy.promptune.report.statistics import Difference, difference, interval
 
-__all__ = ["Number", "headline", "speed_up", "total"]
+__all__ = ["Number", "credible", "duration", "headline", "total"]
 
 DASH = "–"
 
@@ -23,33 +23,52 @@ class Number:
 
 
 def headline(record: RunRecord) -> list[Number]:
-    """Before, after, the gain, and what it took."""
+    """Before, after, the gain, what is expected on new data, and what it took."""
     before, after = record.rows.get(record.default, {}), record.rows.get(record.best, {}) if record.best else {}
     gain = difference(before, after) if record.best != record.default else None
-    calls = total(record, "calls")
-    cost, tokens = total(record, "cost"), total(record, "tokens")
-    wall = total(record, "seconds") or record.seconds
-    times = speed_up(record)
-    failed = len(record.failures)
+    calls, cost, tokens = (total(record, kind) for kind in ("calls", "cost", "tokens"))
+    loading = float(record.spent.get("load", {}).get("seconds") or 0.0)
+    rest = f"{duration(record.seconds)} of it search" + (f", {duration(loading)} loading" if loading >= 1 else "")
     return [
-        Number("before", _score(before), _between(before) or "the program as it came was not scored"),
+        Number("before", _score(before), _between(before) or "the original program was not scored"),
         Number("after", _score(after), _between(after)),
         Number("gain", _gain(before, after), _paired(gain)),
+        _new_data(record),
         Number("language-model calls", f"{calls:,.0f}" if calls else DASH, f"{record.calls:,} examples scored"),
-        Number("cost", f"${cost:,.2f}" if cost else DASH, f"{tokens:,.0f} tokens" if tokens else "price not known"),
-        Number("wall time", duration(wall), f"{duration(record.seconds)} of it search"),
-        Number("speed-up over serial", f"{times:.1f} ×" if times else DASH, "prompts evaluated at once, on average"),
-        Number("trials", f"{len(record.evaluations)}", f"{failed} failed" if failed else "none failed"),
+        Number("cost", f"${cost:,.2f}" if cost else "not known", _tokens(tokens, cost)),
+        Number("wall time", duration(total(record, "seconds") or record.seconds), rest),
+        _failed(record),
     ]
 
 
-def speed_up(record: RunRecord) -> float | None:
-    """Time of all evaluations over wall time: what one prompt after the other would have taken, with the same threads.
+def _new_data(record: RunRecord) -> Number:
+    belief = record.beliefs.of(record.best) if record.beliefs is not None and record.best else None
+    if belief is None:
+        return Number("expected on new data", DASH, "no model of the prompts")
+    mean, _, best = belief
+    note = f"{_range(*credible(record, belief))} (95 %); best of all with {percent(best, 0)} %"
+    return Number("expected on new data", f"{percent(mean)} %", note)
 
-    ``None`` where no time was measured.
-    """
-    busy = sum(each.span.ended - each.span.begun for each in record.evaluations if each.state != "running")
-    return busy / record.seconds if record.seconds > 0 and busy > 0 else None
+
+def credible(record: RunRecord, belief: tuple[float, ...]) -> tuple[float, float]:
+    """The middle 95 % of a belief ``(mean, sd, ...)``; of scores from 0 to 1 it ends there."""
+    low, high = belief[0] - 1.96 * belief[1], belief[0] + 1.96 * belief[1]
+    if all(0.0 <= score <= 1.0 for row in record.rows.values() for score in row.values()):
+        return max(0.0, low), min(1.0, high)
+    return low, high
+
+
+def _tokens(tokens: float, cost: float) -> str:
+    words = f"{tokens:,.0f} tokens" if tokens else ""
+    return words if cost else f"{words}{'; ' if words else ''}the model's price is not known"
+
+
+def _failed(record: RunRecord) -> Number:
+    failures, trials = record.example_failures, len(record.failures)
+    count = failures.errors + failures.unreadable
+    note = f"{failures.errors} raised, {failures.unreadable} unreadable; {trials} of {len(record.evaluations)} trials"
+    value = f"{count:,} example{'s' * (count != 1)}"
+    return Number("failed", value, note if count or trials else "no trial failed either")
 
 
 def total(record: RunRecord, kind: str) -> float:
@@ -77,7 +96,8 @@ def _between(row: dict[int, float]) -> str:
     low, high = interval(list(row.values()))
     if not row:
         return ""
-    return f"{_range(low, high)} (95 %), {len(row)} examples" if low == low else f"{len(row)} example"
+    count = f"{len(row)} example{'s' * (len(row) != 1)}"
+    return f"{_range(low, high)} (95 %), {count}" if low == low else count
 
 
 def _range(low: float, high: float) -> str:

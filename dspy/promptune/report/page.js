@@ -28,8 +28,15 @@
     layout.dragmode = touch.matches ? false : "zoom";
     layout.autosize = true;
     if (narrow.matches) {
+      const short = (text) => (text.length > 22 ? text.slice(0, 21) + "…" : text);
+      for (const [name, axis] of Object.entries(layout)) {
+        if (/^yaxis\d*$/.test(name) && axis.ticktext) axis.ticktext = axis.ticktext.map(short);
+      }
       for (const trace of figure.data) {
-        if (trace.type === "heatmap") trace.showscale = false;
+        if (trace.type === "heatmap") {
+          trace.showscale = false;
+          trace.y = trace.y.map(short);
+        }
         const bar = trace.marker && trace.marker.colorbar;
         if (bar) {
           Object.assign(bar, { orientation: "h", y: -0.08, yanchor: "top", x: 0.5, len: 0.9 });
@@ -43,6 +50,24 @@
     return figure;
   }
 
+  // Buttons above a figure that has more than one view: what its horizontal axis is.
+  function switches(target, views) {
+    const row = document.createElement("div");
+    row.className = "views";
+    views.forEach((view, i) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = view.label;
+      button.setAttribute("aria-pressed", String(i === 0));
+      button.addEventListener("click", () => {
+        for (const each of row.children) each.setAttribute("aria-pressed", String(each === button));
+        Plotly.update(target, { x: target.data.map(() => view.x) }, { "xaxis.title.text": view.title });
+      });
+      row.append(button);
+    });
+    target.before(row);
+  }
+
   async function draw(source) {
     const target = document.getElementById(source.dataset.for);
     const figure = fitted(JSON.parse(source.textContent));
@@ -50,8 +75,14 @@
     const colour = () => Plotly.relayout(target, theme(target.layout));
     await colour();
     dark.addEventListener("change", colour);
+    if (figure.layout.meta && figure.layout.meta.views) switches(target, figure.layout.meta.views);
     target.dataset.drawn = "yes";
   }
 
-  document.querySelectorAll("script[data-for]").forEach(draw);
+  // A figure in a folded part is drawn when the part is opened: before that it has no width.
+  document.querySelectorAll("script[data-for]").forEach((source) => {
+    const folded = source.closest("details.plots");
+    if (folded && !folded.open) folded.addEventListener("toggle", () => draw(source), { once: true });
+    else draw(source);
+  });
 })();

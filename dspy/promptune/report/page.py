@@ -2,130 +2,199 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import OptionError
 from dspy.promptune.report.compared import compared
-from dspy.promptune.report.curves import draw_best_so_far
+from dspy.promptune.report.curves import draw_switch
 from dspy.promptune.report.drawing import graph_objects, percent
 from dspy.promptune.report.headline import headline
-from dspy.promptune.report.prompts import draw_effects, draw_prompt_map
+from dspy.promptune.report.held_out import HeldOut, evaluated
+from dspy.promptune.report.leaderboard import leaderboard
+from dspy.promptune.report.lineage import lineage
+from dspy.promptune.report.prompts import draw_effects, draw_estimates
 from dspy.promptune.report.racing import draw_spending
-from dspy.promptune.report.record import RunRecord, record_of
+from dspy.promptune.report.record import Evaluation, RunRecord, record_of
+from dspy.promptune.report.reproduce import command
 from dspy.promptune.report.timeline import draw_timeline
+from dspy.promptune.report.verdict import Verdict
+from dspy.promptune.run.naming import prompt_name
+from dspy.promptune.space import Key
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from plotly.graph_objects import Figure
 
-__all__ = ["page", "summary", "write"]
+__all__ = ["page", "summary", "verdict_lines", "write"]
 
-Draw = Callable[[RunRecord], "Figure"]
+LEADERS = 10
+EXCERPT = 90  # characters of a prompt's texts in the leaderboard
+FACTS = ("versions", "settings", "options", "metric", "language_model", "embedder", "data", "program")
+CONTENTS = (
+    ("winner", "Winner"), ("leaderboard", "Leaderboard"), ("cases", "Examples fixed and broken"), ("test", "Test set"),
+    ("about-best", "Best so far"), ("about-estimates", "Estimates"), ("about-effects", "Effects"),
+    ("failures", "Failures"), ("all", "All trials"), ("reproduce", "To reproduce"),
+)  # fmt: skip
 
-FIGURES: tuple[tuple[str, str, str, Draw], ...] = (
-    (
-        "best-calls", "Best so far, by calls",
-        "What the run would have returned after so many examples. Bold: that prompt's mean over all its examples; "
-        "dotted: what was known of it at that moment.",
-        lambda record: draw_best_so_far(record, "calls"),
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOnPage:
+    """A figure, what is said of it, and whether it is shown only when it is asked for."""
+
+    name: str
+    title: str
+    text: str
+    draw: Callable[[RunRecord], Figure]
+    folded: bool = False
+
+
+FIGURES = (
+    FigureOnPage(
+        name="best", title="Best so far", draw=draw_switch,
+        text="What the run would have returned after so many examples, or so much time. Bold: that prompt's mean over "
+        "all its examples; dotted, with its 95 % band: what was known of it at that moment.",
     ),
-    (
-        "best-seconds", "Best so far, by time", "The same against seconds of search.",
-        lambda record: draw_best_so_far(record, "seconds"),
+    FigureOnPage(
+        name="estimates", title="What every prompt is expected to score", draw=draw_estimates,
+        text="The model's estimate for each combination, the best rows and columns first. Numbers: examples it was "
+        "scored on; none where it is the model alone that says it. ★ is the winner. Point at a cell for its texts.",
     ),
-    (
-        "timeline", "What ran when",
-        "One lane for each evaluation that ran at once. Amber: prompts being chosen. Thin grey: a chosen prompt that "
-        "waited. Red: an evaluation that failed.",
-        draw_timeline,
+    FigureOnPage(
+        name="effects", title="What each part brings", draw=draw_effects,
+        text="The expected score of each instruction and demo set over everything it can be combined with. Bars: how "
+        "much it depends on that. Amber: the winner's.",
     ),
-    (
-        "map", "The map of prompts",
-        "Each dot is a prompt; near ones say similar things. Colour: the score it is believed to have; size: how "
-        "certain that is. Point at a dot to read it.",
-        draw_prompt_map,
+    FigureOnPage(
+        name="spending", title="Where the calls went", draw=draw_spending, folded=True,
+        text="Examples each prompt was scored on, evaluation by evaluation: weak prompts get few, leaders many. ★ won.",
     ),
-    (
-        "effects", "What each part brings",
-        "The believed score of each instruction and demo set over everything it can be combined with (bars: how much "
-        "it depends on that), and what two of them bring together beyond what each brings alone. Amber: the winner's.",
-        draw_effects,
-    ),
-    (
-        "spending", "Where the calls went",
-        "Examples each prompt was scored on, evaluation by evaluation: weak prompts get few, leaders many. ★ won.",
-        draw_spending,
+    FigureOnPage(
+        name="timeline", title="What ran when", draw=draw_timeline, folded=True,
+        text="One lane for each evaluation that ran at once. Amber: prompts being chosen. Thin grey: a chosen prompt "
+        "that waited. Red: an evaluation that failed.",
     ),
 )  # fmt: skip
 
 
-def write(run: Any, path: str | os.PathLike[str]) -> Path:
-    """Write the page of a run (see :func:`~dspy.promptune.report.record_of`) to a file, and return its path.
+def write(run: Any, path: str | os.PathLike[str], testset: Sequence[Any] | None = None) -> Path:
+    """Write the page of a run (see :func:`~dspy.promptune.report.record.record_of`) to a file, and return its path.
 
     Raises:
-        OptionError: plotly is not installed, the run cannot be shown, or the file's folder does not exist.
+        OptionError: plotly is not installed, the run cannot be shown, the file's folder does not exist, or the run's
+            programs are not at hand to be evaluated on ``testset``.
     """
     target = Path(path)
     if not target.parent.is_dir():
         raise OptionError(f"{target} has no folder: create {target.parent} first.")
-    target.write_text(page(run), encoding="utf-8")
+    graph_objects()
+    held_out = None if testset is None else evaluated(getattr(run, "programs", None), testset)
+    target.write_text(page(run, held_out), encoding="utf-8")
     return target
 
 
-def page(run: Any) -> str:
+def page(run: Any, held_out: HeldOut | None = None) -> str:
     """The page of a run, some 5 MB: plotly's own code is in it.
+
+    Args:
+        run: The run.
+        held_out: Scores of the original program and the winner on examples that had no part in the search.
 
     Raises:
         OptionError: plotly is not installed, or the run cannot be shown.
     """
     graph_objects()
+    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     record = record_of(run)
-    parts = {
-        "title": html.escape(f"{record.name}: optimisation report"),
-        "name": html.escape(record.name),
-        "subtitle": html.escape(_subtitle(record)),
-        "headline": _cards(record),
-        "notes": _notes(record),
-        "figures": "\n".join(_figure(record, *each) for each in FIGURES),
-        "winner": _winner(record),
-        "failures": _failures(record),
-        "trials": _trials(record),
-        "reproduce": _reproduce(record),
-        "style": _file("page.css"),
-        "script": _file("page.js"),
-        "plotly": get_plotlyjs(),
-    }
-    return Template(_file("page.html")).substitute(parts)
+    leaders = leaderboard(record)
+    sections = {"test"} if held_out is None else set()
+    return _rendered(
+        "page.html",
+        record,
+        leaders=leaders[:LEADERS],
+        others=max(0, len(leaders) - LEADERS),
+        everything=leaders,
+        test=held_out,
+        contents=[each for each in CONTENTS if each[0] not in sections],
+        figures=[_drawn(record, figure) for figure in FIGURES],
+        lineage=lineage(record),
+        failed=record.failures,
+        command=command(record),
+        facts=_facts(record),
+        notes=_notes(record),
+        style=Markup(_file("page.css")),
+        script=Markup(_file("page.js")),
+        plotly=Markup(get_plotlyjs()),
+    )
 
 
 def summary(run: Any) -> str:
-    """A few lines for a notebook: the numbers of the headline, and the winner's texts."""
-    record = record_of(run)
-    cells = "".join(
-        f"<tr><td>{html.escape(each.name)}</td><td><b>{html.escape(each.value)}</b></td>"
-        f"<td>{html.escape(each.note)}</td></tr>"
-        for each in headline(record)
+    """A few lines for a notebook: the verdict, the numbers of the headline, and the winner's texts."""
+    return _rendered("summary.html", record_of(run))
+
+
+def verdict_lines(run: Any, *, model: bool = True) -> list[str]:
+    """The block at the end of a compile; without ``model`` nothing is fitted for it."""
+    return Verdict(record_of(run), model).lines()
+
+
+# ---------------------------------------------------------------------- rendering
+
+
+def _rendered(template: str, record: RunRecord, **more: Any) -> str:
+    common = {
+        "name": record.name,
+        "subtitle": _subtitle(record),
+        "verdict": Verdict(record),
+        "failures": record.example_failures,
+        "headline": headline(record),
+        "winner": _winner(record),
+    }
+    return _environment(record).from_string(_file(template)).render({**common, **more})
+
+
+def _environment(record: RunRecord) -> Environment:
+    """Everything that is not marked as HTML is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    trials: dict[Key | None, list[Evaluation]] = {}
+    for each in record.evaluations:
+        trials.setdefault(each.key, []).append(each)
+    environment.filters.update(
+        percent=percent,
+        interval=lambda ends: "–" if ends[0] != ends[0] else f"{percent(ends[0], 0)} to {percent(ends[1], 0)}",
+        excerpt=_excerpt,
+        prompt=lambda key: "?" if key is None else prompt_name(record.space, key),
+        trials=lambda key: trials.get(key, []),
     )
-    texts = "".join(
-        f"<details><summary>{html.escape(name)}</summary><pre style='white-space:pre-wrap'>{html.escape(text)}"
-        f"</pre></details>"
-        for name, _, text in _texts(record)
-    )
-    hint = "<p><code>.report('report.html')</code> writes the whole report.</p>"
-    title = f"<p><b>{html.escape(record.name)}</b>: {html.escape(_subtitle(record))}</p>"
-    return f"<div>{title}<table>{cells}</table>{texts}{hint}</div>"
+    return environment
+
+
+def _excerpt(texts: Sequence[tuple[str, str]]) -> str:
+    """The beginning of a prompt's first text."""
+    text = " ".join(texts[0][1].split())
+    return text if len(text) <= EXCERPT else text[:EXCERPT].rstrip() + "…"
 
 
 def _file(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _drawn(record: RunRecord, figure: FigureOnPage) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    found = figure.draw(record)
+    found.update_layout(template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    drawn = Markup(_json(found.to_json(engine="json")))
+    return {**figure.__dict__, "height": int(found.layout.height), "json": drawn}
 
 
 def _json(value: str) -> str:
@@ -135,17 +204,16 @@ def _json(value: str) -> str:
     return value
 
 
-# ---------------------------------------------------------------------- the sections
+# ---------------------------------------------------------------------- what is on it
 
 
 def _subtitle(record: RunRecord) -> str:
     facts = record.facts
     model = ((facts.get("language_model") or {}).get("task_model") or {}).get("model")
     options = facts.get("options") or {}
-    sampler = options.get("sampler") or "tpe"
     words = [
-        f"{record.space.size:,} combinations of {' × '.join(map(str, record.space.sizes))} candidates",
-        f"sampler {sampler}",
+        f"{len(record.space):,} combinations of {' × '.join(map(str, record.space.sizes))} candidates",
+        f"sampler {options.get('sampler') or 'tpe'}",
         f"{options['n_jobs']} at once" if options.get("n_jobs") else "",
         f"metric {facts['metric']}" if facts.get("metric") else "",
         f"model {model}" if model else "",
@@ -154,19 +222,32 @@ def _subtitle(record: RunRecord) -> str:
     return "; ".join(word for word in words if word) + "."
 
 
-def _cards(record: RunRecord) -> str:
-    return "\n".join(
-        f'<div class="card"><span class="name">{html.escape(each.name)}</span>'
-        f'<span class="value">{html.escape(each.value)}</span><span class="note">{html.escape(each.note)}</span></div>'
-        for each in headline(record)
-    )
+def _winner(record: RunRecord) -> list[Mapping[str, Any]]:
+    """Of each part its name in words, the winner's text, and how it differs from the original's."""
+    from markupsafe import Markup
+
+    if record.best is None:
+        return []
+    found = []
+    several = len({part.predictor for part in record.space.parts}) > 1
+    for i, (part, index) in enumerate(zip(record.space.parts, record.best, strict=True)):
+        before, after = (record.space.texts(i)[j] for j in (0, index))
+        name = "Instruction" if part.kind == "instruction" else "Demos"
+        where = f" of predictor {part.predictor}" if several else ""
+        found.append(
+            {
+                "title": f"{name}{where} ({name[0]}{index})" + (": unchanged" if before == after else ""),
+                "same": before == after, "after": after, "compared": Markup(compared(before, after)),
+            }
+        )  # fmt: skip
+    return found
 
 
-def _notes(record: RunRecord) -> str:
+def _notes(record: RunRecord) -> list[str]:
     """What a reader should know before believing the page."""
     notes = [
-        "The winner was chosen on the examples it is scored on here, so its score is somewhat optimistic: judge it on "
-        "examples that the run has not seen."
+        "Examples scored are pairs of a prompt and a validation example; each may take several language-model calls.",
+        "Intervals are Wilson's for scores of 0 and 1, Student's for others and for paired gains.",
     ]
     if record.replayed:
         notes.append("“Best so far” is reconstructed from the scores: the run did not write it down.")
@@ -176,111 +257,16 @@ def _notes(record: RunRecord) -> str:
     if beliefs is None:
         notes.append("There is no model of the prompts: too little was scored.")
     elif beliefs.substitute:
-        notes.append(f"Map and effects are by the embedder “{beliefs.embedder}”: {beliefs.substitute}.")
+        notes.append(f"Estimates are by the embedder “{beliefs.embedder}”: {beliefs.substitute}.")
     else:
-        notes.append(f"Map and effects are by the run's embedder, “{beliefs.embedder}”.")
-    return "\n".join(f"<li>{html.escape(note)}</li>" for note in notes)
+        notes.append(f"Estimates are by the run's embedder, “{beliefs.embedder}”.")
+    return notes
 
 
-def _figure(record: RunRecord, name: str, title: str, text: str, draw: Draw) -> str:
-    found = draw(record)
-    found.update_layout(template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
-    return (
-        f'<section class="figure"><h2>{html.escape(title)}</h2><p>{html.escape(text)}</p>'
-        f'<div class="plot" id="{name}" style="min-height:{int(found.layout.height)}px"></div>'
-        f'<script type="application/json" data-for="{name}">{_json(found.to_json(engine="json"))}</script></section>'
-    )
-
-
-def _texts(record: RunRecord) -> list[tuple[str, str, str]]:
-    """Of each part: its name in words, the original's text, the winner's."""
-    if record.best is None:
-        return []
-    found = []
-    several = len({part.predictor for part in record.space.parts}) > 1
-    for i, (part, index) in enumerate(zip(record.space.parts, record.best, strict=True)):
-        texts = record.space.texts(i)
-        name = "Instruction" if part.kind == "instruction" else "Demos"
-        where = f" of predictor {part.predictor}" if several else ""
-        found.append((f"{name}{where} ({name[0]}{index})", texts[0], texts[index]))
-    return found
-
-
-def _winner(record: RunRecord) -> str:
-    found = [_part(name, before, after) for name, before, after in _texts(record)]
-    return "\n".join(found) or "<p>Nothing was scored yet.</p>"
-
-
-def _part(name: str, before: str, after: str) -> str:
-    if before == after:
-        body = html.escape(after) or "(none)"
-        return f'<h3>{html.escape(name)}: as it came</h3><pre class="text">{body}</pre>'
-    return (
-        f'<h3>{html.escape(name)}</h3><pre class="text">{compared(before, after)}</pre>'
-        f'<details><summary>the winner\'s text alone</summary><pre class="text">{html.escape(after)}</pre></details>'
-    )
-
-
-def _failures(record: RunRecord) -> str:
-    rows = "".join(
-        f"<tr><td>{each.number}</td><td>{html.escape(record.codes(each.key) if each.key else '?')}</td>"
-        f'<td>{each.span.ended:.1f} s</td><td class="text">{html.escape(each.error or "not recorded")}</td></tr>'
-        for each in record.failures
-    )
-    if not rows:
-        return "<p>No evaluation failed.</p>"
-    head = "<tr><th>trial</th><th>prompt</th><th>at</th><th>error</th></tr>"
-    return f'<div class="wide"><table id="failures">{head}{rows}</table></div>'
-
-
-def _trials(record: RunRecord) -> str:
-    head = "".join(f"<th>{each}</th>" for each in ("trial", "prompt", "kind", "state", "examples", "score", "seconds"))
-    rows = []
-    for each in record.evaluations:
-        cells = (
-            each.number, record.codes(each.key) if each.key else "?", each.kind, each.state, len(each.scores),
-            percent(each.mean), f"{each.span.busy:.2f}",
-        )  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _reproduce(record: RunRecord) -> str:
-    facts = record.facts
-    named = {
-        name: facts[name]
-        for name in ("versions", "settings", "options", "metric", "language_model", "embedder", "data", "program")
-        if facts.get(name)
-    }
-    blocks = "".join(
-        f"<details><summary>{html.escape(name.replace('_', ' '))}</summary>"
-        f'<pre class="text">{html.escape(json.dumps(value, indent=2, ensure_ascii=False, default=str))}</pre></details>'
-        for name, value in {**named, "spent": dict(record.spent)}.items()
-    )
-    return f'<pre class="text" id="command">{html.escape(_command(record))}</pre>{blocks}'
-
-
-def _command(record: RunRecord) -> str:
-    """The call that makes such a run, with all options that were recorded."""
-    facts = record.facts
-    version = (facts.get("versions") or {}).get("dspy")
-    settings, options = facts.get("settings") or {}, dict(facts.get("options") or {})
-    lines = [f"# dspy {version}, python {facts['versions'].get('python')}"] if version else []
-    if facts.get("kind") == "search":
-        given = {name: value for name, value in options.items() if value is not None and name != "full_every"}
-        return "\n".join([*lines, f"search(space, {facts.get('metric')}, {_keywords(given)})"])
-    budget = options.pop("budget", None)
-    wanted = ("max_bootstrapped_demos", "max_labeled_demos", "init_temperature", "metric_threshold", "seed")
-    first = {name: settings[name] for name in wanted if settings.get(name) is not None}
-    given = {name: value for name, value in options.items() if value is not None}
-    return "\n".join(
-        [
-            *lines, f"# within {budget} scored examples (auto=, num_trials=)",
-            f"optimizer = dspy.MIPROv2(metric={facts.get('metric')}, {_keywords(first)})",
-            f"optimizer.compile(program, trainset=trainset, valset=valset, {_keywords(given)})",
-        ]
-    )  # fmt: skip
-
-
-def _keywords(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    named = {name: record.facts[name] for name in FACTS if record.facts.get(name)}
+    values = {**named, "spent": dict(record.spent)}
+    return [
+        (name.replace("_", " "), json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        for name, value in values.items()
+    ]

@@ -1,4 +1,4 @@
-"""The map of prompts, and what each candidate brings."""
+"""What every prompt is expected to score, and what each candidate brings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dspy.promptune.report.beliefs import Beliefs, Effect, Interaction, effects_of
+from dspy.promptune.report.beliefs import Beliefs, Effect, effects_of
 from dspy.promptune.report.drawing import (
     COLOURS,
     SCALE,
@@ -19,73 +19,100 @@ from dspy.promptune.report.drawing import (
     prompt_lines,
 )
 from dspy.promptune.report.record import RunRecord, mean
+from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import Key
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["draw_effects", "draw_prompt_map"]
+__all__ = ["draw_effects", "draw_estimates"]
 
 BAR = {"thickness": 12, "outlinewidth": 0, "len": 0.9}
-UNTRIED = 400  # combinations shown that were never tried
-NO_BELIEFS = "Too little was scored for the model."
+LEAST = 5.0  # points to either side of the middle that the colours span at least: less is noise
+SHOWN = 30  # prompts of a list
+LABEL = 60  # characters of a text on an axis
+MOST_CELLS = 40  # rows or columns of a matrix that can be read
+NO_BELIEFS = "Too little was scored for a model of the prompts."
 
 
-def draw_prompt_map(record: RunRecord) -> Figure:
-    """See :func:`dspy.promptune.plots.prompt_map`."""
+def draw_estimates(record: RunRecord) -> Figure:
+    """See :func:`dspy.promptune.plots.estimates`."""
     beliefs = record.beliefs
     if beliefs is None:
         return empty(NO_BELIEFS)
-    found = figure(520)
-    tried = [j for j, key in enumerate(beliefs.keys) if key in record.rows]
-    untried = [j for j, key in enumerate(beliefs.keys) if key not in record.rows]
-    untried = untried[:: max(1, len(untried) // UNTRIED)]
-    low, high = (100 * float(edge(beliefs.mean)) for edge in (np.min, np.max))
-    sizes = _sizes(beliefs)
-    for name, members, looks in (
-        ("never tried", untried, {"opacity": 0.35, "symbol": "circle-open"}),
-        ("tried", tried, {"opacity": 0.9, "line": {"width": 1, "color": "rgba(127,127,127,0.6)"}}),
-    ):
-        marker: dict[str, Any] = {
-            **looks, "color": [100 * float(beliefs.mean[j]) for j in members], "size": [sizes[j] for j in members],
-            "colorscale": SCALE, "cmin": low, "cmax": high, "showscale": name == "tried",
-            "colorbar": {"title": {"text": "believed<br>score (%)"}, **BAR},
-        }  # fmt: skip
-        _add_prompts(found, record, beliefs, members, name=name, marker=marker, mode="markers")
-    for name, key, symbol in (("as it came", record.default, "square-open"), ("winner", record.best, "circle-open")):
-        marked = [beliefs.keys.index(key)] if key in beliefs.keys else []
-        marker = {"symbol": symbol, "size": [sizes[j] + 9 for j in marked], "color": COLOURS["failed"]}
-        marker["line"] = {"width": 2.5}
-        looks = {"text": [name] * len(marked), "textposition": "top center", "cliponaxis": False}
-        _add_prompts(found, record, beliefs, marked, name=name, marker=marker, mode="markers+text", **looks)
-    found.update_xaxes(showticklabels=False, zeroline=False, title="direction in which the texts differ most")
-    return found.update_yaxes(showticklabels=False, zeroline=False, title="second direction").update_layout(
-        margin={"l": 40, "b": 36}
-    )
+    chosen = [part for part, size in enumerate(record.space.sizes) if size > 1]
+    if len(chosen) == 2 and max(record.space.sizes) <= MOST_CELLS:
+        return _matrix(record, beliefs, (chosen[0], chosen[1]))
+    return _list(record, beliefs)
 
 
-def _sizes(beliefs: Beliefs) -> list[float]:
-    """Diameters in pixels: 6 for the least certain, 22 for the most."""
-    low, high = float(beliefs.sd.min()), float(beliefs.sd.max())
-    sure = (high - beliefs.sd) / (high - low) if high > low else np.full(len(beliefs.sd), 0.5)
-    return [float(size) for size in 6 + 16 * sure]
-
-
-def _add_prompts(found: Figure, record: RunRecord, beliefs: Beliefs, members: list[int], **looks: Any) -> None:
+def _matrix(record: RunRecord, beliefs: Beliefs, parts: tuple[int, int]) -> Figure:
+    """Rows and columns are candidates of the two parts with a choice, the best ones first."""
+    order = {effect.part: _ranked(effect) for effect in effects_of(beliefs, record.space.sizes)}
+    down, across = order[parts[0]], order[parts[1]]
+    keys = [[_combined(record, parts, (i, j)) for j in across] for i in down]
+    means = [[_expected(beliefs, key) for key in row] for row in keys]
+    middle = float(np.nanmean(np.array(means, dtype=float)))
+    reach = max(LEAST, float(np.nanmax(np.abs(np.array(means, dtype=float) - middle))))
+    found = figure(max(260, 110 + 30 * len(down)))
     found.add_trace(
-        graph_objects().Scatter(
-            x=[float(beliefs.place[j, 0]) for j in members], y=[float(beliefs.place[j, 1]) for j in members],
-            hovertext=[_belief(record, beliefs, j) for j in members], hoverinfo="text", **looks,
+        graph_objects().Heatmap(
+            z=means, x=[f"D{j}" if record.space.parts[parts[1]].kind == "demos" else f"I{j}" for j in across],
+            y=[_label(record, parts[0], i) for i in down], zmin=middle - reach, zmax=middle + reach, colorscale=SCALE,
+            text=[[_count(record, key) for key in row] for row in keys], texttemplate="%{text}",
+            hovertext=[[_belief(record, beliefs, key) for key in row] for row in keys], hoverinfo="text",
+            xgap=2, ygap=2,
+            colorbar={"title": {"text": "expected<br>score (%)"}, **BAR}, name="expected",
         )
     )  # fmt: skip
+    found.update_yaxes(type="category", autorange="reversed", showgrid=False, automargin=True)
+    found.update_xaxes(type="category", showgrid=False, title=_part_name(record, parts[1]))
+    return found
 
 
-def _belief(record: RunRecord, beliefs: Beliefs, j: int) -> str:
-    key: Key = beliefs.keys[j]
-    row = record.rows.get(key, {})
+def _list(record: RunRecord, beliefs: Beliefs) -> Figure:
+    """The prompts that were tried and are expected to score most, each with the interval of what is believed."""
+    tried = [key for key in beliefs.keys if key in record.rows]
+    shown = sorted(tried, key=lambda key: -(_expected(beliefs, key) or 0.0))[:SHOWN]
+    beliefs_of = [beliefs.of(key) or (np.nan, np.nan, np.nan) for key in shown]
+    found = figure(110 + 24 * len(shown), xaxis_title="expected score (%), with the middle 95 % of what is believed")
+    found.add_trace(
+        graph_objects().Scatter(
+            x=[100 * mean for mean, _, _ in beliefs_of], y=list(range(len(shown))), mode="markers", name="expected",
+            error_x={"type": "data", "array": [196 * sd for _, sd, _ in beliefs_of], "color": COLOURS["quiet"]},
+            marker={"size": 9, "color": [COLOURS["best" if key == record.best else "line"] for key in shown]},
+            hovertext=[_belief(record, beliefs, key) for key in shown], hoverinfo="text",
+        )
+    )  # fmt: skip
+    ticks = [as_text(record.codes(key)) + (" ★" if key == record.best else "") for key in shown]
+    found.update_yaxes(
+        tickvals=list(range(len(shown))), ticktext=ticks, autorange="reversed", showgrid=False, automargin=True
+    )
+    return found
+
+
+def _combined(record: RunRecord, parts: tuple[int, int], pair: tuple[int, int]) -> Key:
+    key = [0] * len(record.space.sizes)
+    key[parts[0]], key[parts[1]] = pair
+    return tuple(key)
+
+
+def _expected(beliefs: Beliefs, key: Key) -> float | None:
+    belief = beliefs.of(key)
+    return None if belief is None else 100 * belief[0]
+
+
+def _count(record: RunRecord, key: Key) -> str:
+    """Examples of a cell; a star marks the winner."""
+    count = len(record.rows.get(key, ()))
+    return f"{count or ''}{' ★' if key == record.best else ''}".strip()
+
+
+def _belief(record: RunRecord, beliefs: Beliefs, key: Key) -> str:
+    row, belief = record.rows.get(key, {}), beliefs.of(key)
     measured = f"measured {percent(mean(row.values()))} % on {len(row)} examples" if row else "never tried"
-    believed = f"believed {percent(beliefs.mean[j])} ± {percent(beliefs.sd[j])} %"
-    return f"<b>{as_text(record.codes(key))}</b>: {believed}, {measured}<br>{prompt_lines(record, key)}"
+    expected = "" if belief is None else f"expected {percent(belief[0])} ± {percent(belief[1])} %, "
+    return f"<b>{as_text(prompt_name(record.space, key))}</b>: {expected}{measured}<br>{prompt_lines(record, key)}"
 
 
 # ---------------------------------------------------------------------- effects
@@ -95,24 +122,23 @@ def draw_effects(record: RunRecord) -> Figure:
     """See :func:`dspy.promptune.plots.effects`."""
     from plotly.subplots import make_subplots
 
-    beliefs = record.beliefs
-    if beliefs is None:
+    if record.beliefs is None:
         return empty(NO_BELIEFS)
-    effects, interaction = effects_of(beliefs, record.space.sizes)
+    effects = effects_of(record.beliefs, record.space.sizes)
     if not effects:
         return empty("There was nothing to choose from.")
-    heights = [220] * len(effects) + ([340] if interaction else [])
-    titles = [_part_name(record, effect.part) for effect in effects] + (["interaction"] if interaction else [])
+    heights = [60 + 26 * min(len(effect.mean), SHOWN) for effect in effects]
+    titles = [_part_name(record, effect.part) for effect in effects]
     found = make_subplots(
         rows=len(heights), cols=1, row_heights=heights, subplot_titles=titles,
-        vertical_spacing=min(0.12, 70 / sum(heights)),
+        vertical_spacing=min(0.5 / max(1, len(heights) - 1), 70 / (sum(heights) + 80)),
     )  # fmt: skip
     for row, effect in enumerate(effects, 1):
         _add_effect(found, record, effect, row)
-    if interaction:
-        _add_interaction(found, record, interaction, len(heights))
+    last = f"xaxis{len(heights) if len(heights) > 1 else ''}"
+    found.update_layout({last: {"title": {"text": "expected score (%); bars: spread over what it is combined with"}}})
     return found.update_layout(
-        height=sum(heights) + 80, showlegend=False, hoverlabel={"align": "left"},
+        height=sum(heights) + 100, showlegend=False, hoverlabel={"align": "left"},
         margin={"l": 56, "r": 16, "t": 36, "b": 48},
     )  # fmt: skip
 
@@ -124,53 +150,37 @@ def _part_name(record: RunRecord, part: int) -> str:
     return f"{kind} of predictor {this.predictor}" if several else kind
 
 
-def _labels(record: RunRecord, part: int) -> list[str]:
-    letter = record.space.parts[part].kind[0].upper()
-    return [f"{letter}{j}" for j in range(record.space.sizes[part])]
+def _ranked(effect: Effect) -> list[int]:
+    """Candidates, the one with the highest effect first; those that nothing is believed of last."""
+    return [int(j) for j in np.argsort(-np.nan_to_num(effect.mean, nan=-np.inf), kind="stable")]
+
+
+def _label(record: RunRecord, part: int, j: int) -> str:
+    """A candidate on an axis: its code and the beginning of its text."""
+    text = " ".join(record.space.texts(part)[j].split()) or "(none)"
+    cut = text if len(text) <= LABEL else text[:LABEL].rstrip() + "…"
+    return as_text(f"{record.space.parts[part].kind[0].upper()}{j} {cut}")
 
 
 def _add_effect(found: Figure, record: RunRecord, effect: Effect, row: int) -> None:
-    texts = record.space.texts(effect.part)
-    labels = _labels(record, effect.part)
+    texts, shown = record.space.texts(effect.part), _ranked(effect)[:SHOWN]
     chosen = record.best[effect.part] if record.best else None
-    colours = [COLOURS["best"] if j == chosen else COLOURS["line"] for j in range(len(labels))]
+    colours = [COLOURS["best"] if j == chosen else COLOURS["line"] for j in shown]
     hovers = [
-        f"<b>{label}</b>{' (the winner has it)' if j == chosen else ''}: {percent(effect.mean[j])} % over all else, "
-        f"± {percent(effect.sd[j])} with what it is combined with<br>{hover(texts[j].strip() or '(none)')}"
-        for j, label in enumerate(labels)
+        f"<b>{_label(record, effect.part, j)}</b>{' (the winner has it)' if j == chosen else ''}: "
+        f"{percent(effect.mean[j])} % over all else, ± {percent(effect.sd[j])} with what it is combined with<br>"
+        f"{hover(texts[j].strip() or '(none)')}"
+        for j in shown
     ]
+    looks: dict[str, Any] = {"mode": "markers", "marker": {"size": 10, "color": colours}, "hoverinfo": "text"}
     found.add_trace(
         graph_objects().Scatter(
-            x=labels, y=list(100 * effect.mean), mode="markers", marker={"size": 10, "color": colours},
-            error_y={"type": "data", "array": list(100 * effect.sd), "color": COLOURS["quiet"], "width": 3},
-            hovertext=hovers, hoverinfo="text",
+            x=[100 * float(effect.mean[j]) for j in shown], y=list(range(len(shown))), hovertext=hovers, **looks,
+            error_x={"type": "data", "array": [100 * float(effect.sd[j]) for j in shown], "color": COLOURS["quiet"]},
         ),
         row=row, col=1,
     )  # fmt: skip
-    found.update_yaxes(title_text="believed (%)", row=row, col=1)
-    found.update_xaxes(type="category", row=row, col=1)
-
-
-def _add_interaction(found: Figure, record: RunRecord, interaction: Interaction, row: int) -> None:
-    down, across = _labels(record, interaction.rows), _labels(record, interaction.columns)
-    most = float(np.nanmax(np.abs(interaction.excess))) or 1.0
-    hovers = [
-        [
-            f"<b>{a} with {b}</b>: believed {percent(interaction.mean[i, j])} %,<br>"
-            f"{100 * interaction.excess[i, j]:+.1f} points beyond what each brings alone"
-            for j, b in enumerate(across)
-        ]
-        for i, a in enumerate(down)
-    ]
-    table = [[None if value != value else 100 * float(value) for value in line] for line in interaction.excess]
-    found.add_trace(
-        graph_objects().Heatmap(
-            z=table, x=across, y=down, zmin=-100 * most, zmax=100 * most, hovertext=hovers, hoverinfo="text",
-            colorscale=[[0, "#d9534f"], [0.5, "rgba(140,140,140,0.15)"], [1, "#2f7de1"]], xgap=1, ygap=1,
-            colorbar={**BAR, "title": {"text": "points"}, "len": 0.3, "y": 0, "yanchor": "bottom"},
-        ),
-        row=row, col=1,
+    found.update_yaxes(
+        tickvals=list(range(len(shown))), ticktext=[_label(record, effect.part, j) for j in shown],
+        autorange="reversed", showgrid=False, automargin=True, row=row, col=1,
     )  # fmt: skip
-    bare = {"type": "category", "showgrid": False, "row": row, "col": 1}
-    found.update_yaxes(title_text=_part_name(record, interaction.rows), **bare)
-    found.update_xaxes(title_text=_part_name(record, interaction.columns), **bare)

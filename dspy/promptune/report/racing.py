@@ -46,7 +46,8 @@ def draw_spending(record: RunRecord) -> Figure:
     for key, i in place.items():
         score = f"{percent(mean(record.rows[key].values()))} %" if key in record.rows else "failed"
         found.add_annotation(x=paid[key], y=i, text=score, showarrow=False, xanchor="left", xshift=4)
-    return found.update_layout(margin={"l": 78, "r": 48})
+    found.update_yaxes(automargin=True)
+    return found.update_layout(margin={"l": 78, "r": 60})
 
 
 def _add(found: Figure, record: RunRecord, kind: str, some: list[Evaluation], place: dict[Key, int]) -> None:

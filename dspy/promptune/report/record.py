@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import StorageError
 from dspy.promptune.report.clock import Span, clock_of
+from dspy.promptune.run.failures import ExampleFailures, failures_of
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.encoding import decode
@@ -43,6 +44,8 @@ class Evaluation:
         error: Of a failed one.
         tokens: Taken by it, where known.
         cost: Dollars, where known.
+        errors: Examples on which program or metric raised.
+        unreadable: Answers that could not be read.
     """
 
     number: int
@@ -56,6 +59,8 @@ class Evaluation:
     error: str | None = None
     tokens: float | None = None
     cost: float | None = None
+    errors: int = 0
+    unreadable: int = 0
 
     @property
     def mean(self) -> float:
@@ -86,10 +91,11 @@ class RunRecord:
         facts: Settings, options, versions and the like, as JSON.
         spent: By step: calls, tokens, ``cost`` and seconds.
         ended: Why it ended; ``None`` where it has not.
-        embedder: Gives the texts their place on the map, where it is known.
+        embedder: Gives the texts their meaning, where it is known.
         seconds: Wall time of the search.
         idle: Seconds that were cut out, between two starts of the run.
         observations: What the model is told.
+        example_failures: Examples that raised, and answers that could not be read.
     """
 
     name: str
@@ -105,6 +111,7 @@ class RunRecord:
     seconds: float
     idle: float
     observations: Sequence[Observation] = field(repr=False)
+    example_failures: ExampleFailures = field(default_factory=ExampleFailures)
 
     @property
     def default(self) -> Key:
@@ -120,6 +127,13 @@ class RunRecord:
     def failures(self) -> list[Evaluation]:
         """The evaluations that failed."""
         return [each for each in self.evaluations if each.state == "failed"]
+
+    @property
+    def n_examples(self) -> int:
+        """Size of the validation set; of a run that did not write it down, as far as it was seen."""
+        size = (self.facts.get("data") or {}).get("valset", {}).get("examples")
+        size = size or (self.facts.get("settings") or {}).get("n_examples")
+        return int(size or 1 + max((example for row in self.rows.values() for example in row), default=-1))
 
     @cached_property
     def rows(self) -> dict[Key, dict[int, float]]:
@@ -164,6 +178,7 @@ def record_of(run: Any) -> RunRecord:
         return run
     if getattr(run, "space", None) is not None:
         said = {"best": run.best_params, "spent": run.spent, "ended": run.ended}
+        said.update(cases=run.cases, lineage=run.lineage)
         said["history"] = [(calls, run.space.key(params)) for calls, params in run.history]
         name = str(run.facts.get("program", {}).get("class") or "search")
         embedder = getattr(getattr(run.study, "sampler", None), "embedder", None)
@@ -193,6 +208,7 @@ def _record(
         facts={key: value for key, value in facts.items() if key not in ("history", "best_program", "candidates")},
         spent=facts.get("spent") or {}, ended=facts.get("ended"), embedder=embedder or _embedder(facts),
         seconds=clock.seconds, idle=clock.idle, observations=[one for one in seen if one is not None],
+        example_failures=failures_of(trials),
     )  # fmt: skip
 
 
@@ -230,6 +246,7 @@ def _evaluation(trial: FrozenTrial, key: Key | None, span: Span, lane: int, scru
         state=states.get(trial.state.name, "running"), scores=scores,
         paid=int(noted.get("paid", len(trial.intermediate_values))), span=span, lane=lane,
         error=None if error is None else scrub(str(error)), tokens=noted.get("tokens"), cost=noted.get("cost"),
+        errors=int(noted.get("errors", 0)), unreadable=int(noted.get("unreadable", 0)),
     )  # fmt: skip
 
 

@@ -38,12 +38,15 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
     """How much higher ``second`` is on the examples that both have; ``None`` with fewer than two of them.
 
-    The interval is that of the paired t-test: it is wide where there are few examples.
+    The interval is that of the paired t-test: it is wide where there are few examples. Of scores from 0 to 1 it ends at
+    -1 and 1.
     """
     gaps = [second[example] - first[example] for example in first if example in second]
     if len(gaps) < 2:
         return None
     low, high = _student(gaps)
+    if all(0.0 <= score <= 1.0 for row in (first, second) for score in row.values()):
+        low, high = max(low, -1.0), min(high, 1.0)
     return Difference(math.fsum(gaps) / len(gaps), low, high, len(gaps))
 
 

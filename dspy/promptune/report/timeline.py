@@ -1,4 +1,4 @@
-"""What ran when: one lane a worker, and one for the proposals."""
+"""What ran when: one lane for each evaluation at once, and one for the proposals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw_timeline(record: RunRecord) -> Figure:
         some = [each for each in evaluations if each.state == state]
         _add(found, record, state, some, lambda each: (each.span.begun, each.span.ended))
     _add(found, record, "proposal", evaluations, lambda each: (each.span.proposed, each.span.asked), PROPOSALS)
-    names = ["proposals", *(f"worker {lane + 1}" for lane in range(lanes))]
+    names = ["proposals", *(f"place {lane + 1}" for lane in range(lanes))]
     found.update_yaxes(
         tickvals=list(range(PROPOSALS, lanes)), ticktext=names, autorange="reversed", showgrid=False, zeroline=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -226,11 +227,11 @@ def _is_console(handler: logging.Handler) -> bool:
 
 def _new_bar() -> Any:
     """A bar for a terminal, or a widget for a notebook that has them."""
-    kind = tqdm.tqdm
+    kind: Any = tqdm.tqdm
     if _in_notebook():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without ipywidgets the bar is text, which needs no warning
-            from tqdm.auto import tqdm as kind
+            kind = importlib.import_module("tqdm.auto").tqdm
     return kind(total=1, file=sys.stderr, bar_format="{desc}", leave=True, dynamic_ncols=True)
 
 

@@ -6,17 +6,16 @@ import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable
-from dspy.promptune.errors import OptionError, StorageError
+from dspy.promptune.errors import StorageError
 from dspy.promptune.options import check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
-from dspy.promptune.run.failures import ExampleFailures, failures_of
 from dspy.promptune.run.loop import Limits, LoopListener, Schedule, SearchLoop
+from dspy.promptune.run.result import Compared, SearchRun
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.backend import quiet_optuna
 from dspy.promptune.storage.history import RunHistory, frozen
@@ -25,9 +24,7 @@ from dspy.promptune.storage.sharing import Sharing
 from dspy.promptune.storage.study_store import StudyStore, open_study_store
 
 if TYPE_CHECKING:
-    import pandas
     from optuna.samplers import BaseSampler
-    from optuna.study import Study
     from optuna.trial import FrozenTrial
 
     from dspy.promptune.allocation.policy import Budget
@@ -35,89 +32,11 @@ if TYPE_CHECKING:
     from dspy.promptune.run.trials import Proposals, StudyTrials
     from dspy.promptune.run.writing import Propose, Submit, Writing
 
-__all__ = ["Run", "SearchRun", "search"]
+__all__ = ["Compared", "Run", "SearchRun", "search"]
 
 logger = logging.getLogger(__name__)
 
 FULL_EVAL_STEPS = 5
-
-
-@dataclass(frozen=True)
-class SearchRun:
-    """What a search found, and how it came to it.
-
-    Attributes:
-        best_params: The parameters of the winner; ``space.build(program, space.key(best_params))`` is its program.
-        calls: Examples scored, over all combinations; never more than ``max_calls``.
-        history: ``(calls, params)``: what the run would have returned after so many calls, in the order of time.
-        best_score: Mean of the winner's scores so far.
-        trials: Frozen trials of the study in the order of their numbers; user attributes hold ``scores``,
-            ``examples``, ``kind`` and ``seconds``, or the ``error`` of a failed one.
-        order: ``("ask" | "tell" | "fail", trial number)`` as it happened: the same order gives the same run.
-        ended: Why the run ended, in words.
-        study: The Optuna study. It does not travel with pickles of the run.
-        spent: By step ("bootstrap", "propose", "search"): calls, tokens, dollars (``cost``) and seconds, over all
-            starts of the run.
-        space: The combinations searched.
-        facts: How the run was made: metric, settings, options, versions and the like, as a stored run has them.
-        lineage: The instructions written during the search, in their order: ``part`` and ``index`` (the candidate),
-            ``predictor``, ``parent`` (parameters of the prompt it was written from), ``cost`` (calls that writing
-            took, examples run for evidence included), and ``at`` (calls that were spent when it came).
-    """
-
-    best_params: dict[str, int]
-    calls: int
-    history: list[tuple[int, dict[str, int]]] = field(repr=False)
-    best_score: float
-    trials: list[FrozenTrial] = field(repr=False)
-    order: list[tuple[str, int]] = field(repr=False)
-    ended: str
-    study: Study | None = field(repr=False)
-    spent: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
-    space: PromptSpace | None = field(default=None, repr=False)
-    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    lineage: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
-
-    @property
-    def failures(self) -> ExampleFailures:
-        """Examples on which program or metric raised, and answers that could not be read: they count as wrong."""
-        return failures_of(self.trials)
-
-    def report(self, path: str | Path) -> Path:
-        """Write the report, one page of HTML that needs nothing else, and return its path.
-
-        Raises:
-            OptionError: The folder is not there, or plotly is not installed.
-        """
-        from dspy.promptune.report.page import write
-
-        return write(self, path)
-
-    def _repr_html_(self) -> str:
-        from dspy.promptune.report.page import summary
-
-        return summary(self)
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """The trials as a table: one row each, with its parameters, mean score, examples, seconds and what it took.
-
-        Raises:
-            OptionError: pandas is not installed.
-        """
-        from dspy.promptune.run.tables import columns, trial_rows
-
-        try:
-            import pandas
-        except ImportError:
-            raise OptionError("to_dataframe() needs pandas: pip install pandas, or read .trials.") from None
-        rows = trial_rows(self.trials)
-        return pandas.DataFrame(rows, columns=None if rows else columns(self.best_params))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "study": None}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SearchRun:
-        return self
 
 
 @dataclass(frozen=True)
@@ -388,7 +307,8 @@ def shown(found: SearchRun) -> dict[str, Any]:
     """What a stored run says of its end."""
     assert found.space is not None
     history = [[calls, list(found.space.key(params))] for calls, params in found.history]
-    return {"best": found.best_params, "best_score": found.best_score, "history": history}
+    more = {name: list(getattr(found, name)) for name in ("cases", "lineage") if getattr(found, name)}
+    return {"best": found.best_params, "best_score": found.best_score, "history": history, **more}
 
 
 def make_schedule(n_jobs: int, batch_size: int | None, schedule: str | None) -> Schedule:

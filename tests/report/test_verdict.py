@@ -1,0 +1,181 @@
+"""The verdict of a run, what next, the examples that were fixed and broken, and the call that repeats it."""
+
+import logging
+import re
+from dataclasses import replace
+
+import pytest
+
+import dspy
+from dspy.promptune import OptionError
+from dspy.promptune.report.cases import cases_of
+from dspy.promptune.report.held_out import held_out
+from dspy.promptune.report.leaderboard import leaderboard
+from dspy.promptune.report.lineage import lineage
+from dspy.promptune.report.page import page
+from dspy.promptune.report.record import record_of
+from dspy.promptune.report.reproduce import command
+from dspy.promptune.report.verdict import Verdict
+from dspy.promptune.run.failures import ExampleFailures
+from tests.report.conftest import ANSWERS, EXAMPLES, Table, compiled, exact
+from tests.server import Quality, RuleLM, TaskRule
+
+
+@pytest.fixture(scope="module")
+def program():
+    return compiled(schedule="batch")
+
+
+@pytest.fixture(scope="module")
+def record(program):
+    return record_of(program.optimization_run)
+
+
+def with_rows(record, before, after, *, best=(1, 1), **changes):
+    """The record of a run whose original and winner have these scores, and nothing else."""
+    found = replace(record, best=best, evaluations=(), history=(), **changes)
+    found.__dict__["rows"] = {best: dict(enumerate(after)), record.default: dict(enumerate(before))}
+    found.__dict__["beliefs"] = None
+    return found
+
+
+def test_the_sentence_counts_what_is_right(record):
+    """Scores of 0 and 1 are told as examples right, with the paired gain and its interval."""
+    found = with_rows(record, [0.0] * 8 + [1.0] * 2, [1.0] * 6 + [0.0] * 3 + [1.0])
+    assert Verdict(found).sentence() == (
+        "7 of 10 validation examples right instead of 2: +50 points (95 %: -1 to +101), which may be chance."
+    ).replace("+101", "+100")
+    graded = with_rows(record, [0.25] * 10, [0.5] * 10)
+    assert Verdict(graded).sentence() == (
+        "Score 50.0 % instead of 25.0 % on 10 validation examples: +25 points (95 %: +25 to +25)."
+    )
+
+
+def test_an_original_that_stays_is_said(record):
+    """Where the original is the best, nothing is claimed."""
+    found = with_rows(record, [1.0] * 9 + [0.0], [], best=record.default)
+    assert Verdict(found).sentence() == (
+        "No better prompt than the original was found: it scores 90.0 % (9 of 10 right; 95 %: 60 to 98)."
+    )
+    assert not any("testset" in step for step in Verdict(found).next_steps())
+
+
+def test_many_failures_come_first(record):
+    """With a fifth of the examples failing, the block, the advice and the page begin with it."""
+    failures = ExampleFailures(scored=100, errors=25, error_sample="example 3: RuntimeError: <down>")
+    found = with_rows(record, [0.0] * 10, [1.0] * 10, example_failures=failures)
+    verdict = Verdict(found)
+    assert verdict.lines()[0].startswith("Failing  25 of 100 scored examples (25 %) raised an error")
+    assert verdict.next_steps()[0] == "Fix the failures first: 25 % of the scored examples failed."
+    shown = page(found)
+    first = shown.index("25 of 100 scored examples")
+    assert first < shown.index('class="sentence"') and "RuntimeError: &lt;down&gt;" in shown
+
+
+def test_the_log_ends_with_the_verdict(program, record, caplog):
+    """A compile's last message has before, after, gain, new data, what it took and how to see the report."""
+    logger = logging.getLogger("dspy")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, "dspy"):
+        again = compiled(schedule="batch")
+    logger.removeHandler(caplog.handler)
+    block = next(message for message in caplog.messages if message.startswith("Ended: "))
+    for word in ("Before", "After", "Gain", "New data", "Spent", "Report"):
+        assert re.search(rf"^  {word} ", block, re.M), word
+    assert f"{program.score:.1f} %" in block and "optimization_run.report" in block
+    lines = again.optimization_run.verdict()
+    assert lines[0] == f"Before   {re.search(r'Before   (.*)', block)[1]}"
+    assert "load" in again.optimization_run.spent
+
+
+def test_examples_are_fixed_and_broken_with_their_answers(record, program):
+    """Each example that changed is there with its input, label and both answers; the answers fit the scores."""
+    found = cases_of(record)
+    rows = record.rows[record.default], record.rows[record.best]
+    assert len(found.fixed) == sum(rows[1][i] > rows[0][i] for i in rows[0])
+    assert len(found.broken) == sum(rows[1][i] < rows[0][i] for i in rows[0])
+    assert found.compared == 40 and len(found.fixed) > 0
+    for case in found.fixed:
+        question = EXAMPLES[12 + case.example].question
+        assert (case.inputs, case.expected) == (question, ANSWERS[question])
+        assert case.answer_after == case.expected != case.answer_before
+    assert program.optimization_run.cases[0]["answer_before"]
+
+
+def test_the_leaderboard_is_in_the_order_of_what_is_expected(record):
+    """The returned prompt is first, the others by posterior mean, with texts, intervals and P(best)."""
+    rows = leaderboard(record)
+    assert rows[0].best and rows[0].key == record.best and sum(row.original for row in rows) == 1
+    others = [row.expected for row in rows[1:]]
+    assert others == sorted(others, reverse=True)
+    assert all(row.low <= row.score <= row.high and row.texts[0][0].startswith("instruction") for row in rows)
+    assert 0.99 < sum(row.p_best for row in rows) + 1e-9 <= 1.01
+
+
+def test_without_a_model_few_lucky_examples_do_not_lead():
+    """A random search has no model of the prompts to ask in the log; means are drawn to the common level."""
+    run = Table().search(max_calls=60)
+    found = replace(record_of(run))
+    found.__dict__["beliefs"] = None
+    rows = leaderboard(found)
+    assert all(row.expected is None for row in rows) and rows[0].best
+    assert Verdict(found, model=False).lines()[0].startswith("Before")
+
+
+def test_a_test_set_is_shown(program, tmp_path):
+    """``report(testset=...)`` evaluates both programs on new examples and shows what came of it."""
+    with dspy.context(lm=RuleLM(TaskRule(ANSWERS, quality=Quality(0.2)))):
+        path = program.optimization_run.report(tmp_path / "report.html", testset=EXAMPLES[52:])
+    shown = path.read_text(encoding="utf-8")
+    assert 'id="test"' in shown and re.search(r"\d of 8 test examples right instead of \d", shown)
+    with pytest.raises(OptionError, match="give at least one"):
+        program.optimization_run.report(tmp_path / "report.html", testset=[])
+    with pytest.raises(OptionError, match=r"dspy\.Evaluate"):
+        Table().search().report(tmp_path / "report.html", testset=EXAMPLES[52:])
+
+
+def test_held_out_examples_are_compared():
+    """A test set gives one sentence and the examples that changed."""
+    rows = [(EXAMPLES[i], dspy.Prediction(answer="no"), float(i < 2)) for i in range(4)]
+    better = [(EXAMPLES[i], dspy.Prediction(answer="yes"), float(i > 0)) for i in range(4)]
+    found = held_out(rows, better)
+    assert found.sentence.startswith("3 of 4 test examples right instead of 2: +25 points")
+    assert [case.example for case in found.cases.fixed] == [2, 3] and found.cases.broken[0].answer_after == "yes"
+
+
+def test_the_call_repeats_the_run(program, record):
+    """The code on the page runs as it is, and with the batch schedule gives the same program."""
+    code = command(record)
+    assert "from tests.report.conftest import exact as metric" in code and "disable_progress_bar" not in code
+    names = {"program": None, "trainset": EXAMPLES[:12], "valset": EXAMPLES[12:52]}
+    names["program"] = dspy.Predict(dspy.Signature("question -> answer", record.space.texts(0)[0]))
+    with dspy.context(lm=RuleLM(TaskRule(ANSWERS, quality=Quality(0.2)))):
+        exec(code, names)
+    assert names["best"].score == program.score
+    assert names["best"].optimization_run.best_params == program.optimization_run.best_params
+
+
+def test_what_cannot_be_written_down_is_named(record):
+    """Objects among the options are named in a comment, a metric without an importable name as well; it is Python."""
+    call = {"optimizer": {"auto": None}, "compile": {"executor": {"__object__": "pool.Mine"}}, "valset": False}
+    code = command(replace(record, facts={**record.facts, "call": call, "metric": "__main__.<lambda>"}))
+    compile(code, "call", "exec")
+    assert "# metric is yours: it was __main__.<lambda>" in code and "# also given: executor" in code
+    compile(command(record_of(Table().search())), "call", "exec")
+
+
+def test_instructions_stand_below_those_they_were_written_from(record):
+    """With parents known, instructions are a tree; without, there is none."""
+    assert lineage(record) == []
+    name = "0_predictor_instruction"
+    written = [{"part": name, "index": 2, "parent": {name: 1}}, {"part": name, "index": 3, "parent": {name: 2}}]
+    known = replace(record, facts={**record.facts, "lineage": written})
+    assert [(line.depth, line.title) for line in lineage(known)] == [
+        (0, "instruction 0"), (0, "instruction 1"), (1, "instruction 2"), (2, "instruction 3"),
+    ]  # fmt: skip
+    assert "Where the instructions come from" in page(known)
+
+
+def test_exact_is_what_the_run_was_scored_by(record):
+    """The metric's name is the one that is imported again."""
+    assert record.facts["metric"] == f"{exact.__module__}.{exact.__qualname__}"
