@@ -270,7 +270,7 @@ def _version(module: str) -> str | None:
         return None
     try:
         return version(_distributions().get(top, [top])[0])
-    except PackageNotFoundError:
+    except (PackageNotFoundError, ValueError):  # no such distribution, or no module name at all
         return None
 
 
