@@ -48,7 +48,7 @@ class Play:
             job = running.pop(0)
             self.jobs.append(job)
             if fails(job):
-                self.desk.fail(job, RuntimeError("no answer"))
+                self.desk.fail(job, RuntimeError("too long"), blamed=True)
                 continue
             for example in job.examples:
                 self.table.add(job.key, example, self.score(job.key, example))
@@ -284,4 +284,4 @@ def test_a_result_costs_no_more_for_those_before_it(monkeypatch, size):
     )  # fmt: skip
     play = Play(by_length(60), minibatch_size=size, full_every=0, max_calls=240).run(n_jobs=8)
     assert len(play.jobs) > 40
-    assert len(trials) == (2 if size else 0) and max(rows) <= 30
+    assert len(trials) == (3 if size else 0) and max(rows) <= 30

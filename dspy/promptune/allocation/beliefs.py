@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,11 +99,16 @@ class Beliefs:
         self._measured.add(j)
         self._mark = self._posterior.mark()
 
-    def best(self) -> Key:
-        """Of the prompts that were measured, the one with the highest posterior mean; the first of equals."""
+    def best(self, out: Collection[Key] = ()) -> Key:
+        """Of the prompts that were measured, the one with the highest posterior mean; the first of equals.
+
+        Args:
+            out: Prompts that count only where no other was measured.
+        """
         assert self._posterior is not None
         self._settle()
-        places = np.array(sorted(self._measured))
+        measured = sorted(self._measured)
+        places = np.array([j for j in measured if self.pool[j] not in out] or measured)
         means = self._posterior.mean[places]
         return min(self.pool[j] for j in places[means == means.max()])
 

@@ -74,21 +74,28 @@ class RunningJobs:
 
 
 class CallLedger(RunningJobs):
-    """The calls of a run: those paid for, those that running jobs have claimed, and what is left of ``max_calls``.
+    """The calls of a run: those spent, those that running jobs have claimed, and what is left of ``max_calls``.
 
     Args:
         table: Scores already paid for.
-        max_calls: Examples to score at most.
+        max_calls: Examples to evaluate at most.
 
     Attributes:
         beside: Calls that were spent on writing instructions.
+        lost: Calls of evaluations that failed: examples that were tried and have no score.
     """
 
     def __init__(self, table: ScoreTable, max_calls: int) -> None:
         super().__init__(table)
         self.max_calls = max_calls
         self.beside = 0.0
+        self.lost = 0
+
+    @property
+    def spent(self) -> float:
+        """Calls that are gone: examples scored, those of failed evaluations, and those of writing."""
+        return self.table.calls + self.lost + self.beside
 
     def left(self, affordable: float = math.inf) -> int:
         """Calls that nobody has claimed yet, of at most ``affordable`` that can still be paid for."""
-        return int(min(self.max_calls - self.table.calls - self.beside, affordable)) - self.claimed()
+        return int(min(self.max_calls - self.spent, affordable)) - self.claimed()

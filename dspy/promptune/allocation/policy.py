@@ -11,6 +11,7 @@ from dspy.promptune.allocation.averages import Averages
 from dspy.promptune.allocation.ledger import RunningJobs
 from dspy.promptune.allocation.records import Assignment, Job, ScoreTable
 from dspy.promptune.errors import BudgetError
+from dspy.promptune.samplers.failures import FailedPrompts
 from dspy.promptune.space import Key, PromptSpace
 
 __all__ = ["Budget", "MinibatchPolicy", "whole"]
@@ -59,8 +60,8 @@ class MinibatchPolicy:
     the highest full evaluation if there is one, otherwise the highest average, unless ``believed`` knows better.
 
     Args:
-        propose: The prompt of the next minibatch: an Optuna sampler, usually. It is asked only for a minibatch that
-            will be started.
+        propose: The prompt of the next minibatch: an Optuna sampler, usually. Where it proposes one that is out of the
+            running, or ten times in a row one with all its scores, a random one that is not finished takes its place.
         space: The prompts.
         table: Scores already paid for.
         budget: Limits.
@@ -80,7 +81,7 @@ class MinibatchPolicy:
     ) -> None:
         self._propose, self._believed = propose, believed
         self._space, self._table, self._budget, self._random = space, table, budget, rng
-        self._running = RunningJobs(table)
+        self._running, self._failed = RunningJobs(table), FailedPrompts()
         self._size = min(budget.minibatch_size or MINIBATCH, budget.n_examples)
         self._means = Averages()
         self._full: dict[Key, float] = {}
@@ -95,7 +96,8 @@ class MinibatchPolicy:
 
     def confirm(self, left: int) -> Assignment | None:
         """The best average that was never evaluated in full, unless a model knows better."""
-        return whole(self._believed() or self._means.best() or self.best(), self._table, self._budget, left)
+        key = self._believed() or self._means.best(self._in_running) or self.best()
+        return whole(key, self._table, self._budget, left)
 
     def started(self, job: Job) -> None:
         """A minibatch or a full evaluation has begun; one before any minibatch is not of this schedule."""
@@ -120,8 +122,9 @@ class MinibatchPolicy:
             self._since_full += 1
 
     def failed(self, job: Job, error: BaseException) -> None:
-        """A job has no scores."""
+        """A prompt that fails again and again is left alone."""
         self._running.close(job)
+        self._failed.note(job.key)
 
     def dropped(self, job: Job) -> None:
         """A job has ended without its scores."""
@@ -129,7 +132,8 @@ class MinibatchPolicy:
 
     def best(self) -> Key:
         """The combination that the run would return now."""
-        return self._believed() or self._best_full or self._means.best() or next(iter(self._space.keys()))
+        found = self._believed() or self._best_full or self._means.best(self._in_running) or self._means.best()
+        return found or next(iter(self._space.keys()))
 
     # ------------------------------------------------------------------
 
@@ -152,7 +156,9 @@ class MinibatchPolicy:
         return (self._full_evaluation(left) if self._since_full else None) or self._minibatch(left)
 
     def _full_evaluation(self, left: int) -> Assignment | None:
-        key = self._means.best(lambda key: all(job.kind != "full" for job in self._running.of(key)))
+        key = self._means.best(
+            lambda key: self._in_running(key) and all(job.kind != "full" for job in self._running.of(key))
+        )
         examples = range(self._budget.n_examples)
         if key is None or len(self._table.missing(key, examples)) > left:
             return None
@@ -161,21 +167,27 @@ class MinibatchPolicy:
     def _minibatch(self, left: int) -> Assignment | None:
         if left < 1:
             return None
-        key = self._propose() if self._free < FREE_PROPOSALS else self._unfinished()
-        if key is None:
-            return None
-        examples = self._random.sample(range(self._budget.n_examples), self._size)
+        key = self._propose() if self._free < FREE_PROPOSALS else None
+        examples: Sequence[int] = range(self._budget.n_examples)
+        if key is None or not self._in_running(key):
+            if (key := self._unfinished()) is None:
+                return None
+            examples = self._table.missing(key, examples)
+        examples = self._random.sample(examples, min(self._size, len(examples)))
         missing = self._table.missing(key, examples)
         self._free = 0 if missing else self._free + 1
         unpaid = set(missing[left:])
         return Assignment(key, tuple(example for example in examples if example not in unpaid), "minibatch")
 
     def _unfinished(self) -> Key | None:
-        """A random combination with examples that are not scored yet; ``None`` where all seem to be."""
-        complete = sum(map(self._complete, self._table.keys()))
-        pool = self._space.pool(complete + 1, self._random)
-        open_keys = [key for key in pool if not self._complete(key)]
+        """A random combination with examples that are not scored yet; ``None`` where none is left in the running."""
+        closed = self._failed.out.union(filter(self._complete, self._table.keys()))
+        open_keys = [key for key in self._space.pool(len(closed) + 1, self._random) if key not in closed]
         return self._random.choice(open_keys) if open_keys else None
+
+    def _in_running(self, key: Key) -> bool:
+        """Whether a prompt may be evaluated, as far as its failures are concerned."""
+        return key not in self._failed.out
 
     def _complete(self, key: Key) -> bool:
         """Whether every example of a prompt is scored."""

@@ -13,6 +13,7 @@ from dspy.promptune.allocation.policy import Budget, whole
 from dspy.promptune.allocation.records import Assignment, Job, ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
 from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.samplers.failures import FailedPrompts
 from dspy.promptune.samplers.qei import STRIDE, QEISampler
 from dspy.promptune.space import Key, PromptSpace
 
@@ -21,7 +22,6 @@ FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is
 IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
 CONFIRM = 0.25  # of all calls: what the winner's full evaluation may take at the end; upstream's budgets pay for it
 FEW = 100  # random combinations to look for a new one among, at first
-FAILURES = 2  # of a prompt, after which it is left alone
 
 
 class RacingPolicy:
@@ -61,7 +61,8 @@ class RacingPolicy:
         self._space, self._table, self._budget, self._random, self._block = space, table, budget, rng, block
         self._confirmation = int(CONFIRM * budget.max_calls)
         self._order = rng.sample(range(budget.n_examples), budget.n_examples)
-        self._failures: dict[Key, int] = {}
+        self._failed = FailedPrompts()
+        self._stumbled: dict[Key, set[int]] = {}  # examples of a prompt's job that failed: they come last
         self._planned: list[Key] = []
         self._known = dict.fromkeys(table.keys())  # prompts with scores, but those that are no longer looked at
 
@@ -94,7 +95,8 @@ class RacingPolicy:
 
     def failed(self, job: Job, error: BaseException) -> None:
         """A prompt that fails again and again is left alone."""
-        self._failures[job.key] = self._failures.get(job.key, 0) + 1
+        self._failed.note(job.key)
+        self._stumbled.setdefault(job.key, set()).update(job.examples)
         self.dropped(job)
 
     def dropped(self, job: Job) -> None:
@@ -105,9 +107,11 @@ class RacingPolicy:
 
     def best(self) -> Key:
         """The measured combination with the highest posterior mean."""
+        out = self._failed.out
         if self._known and self._believing():
-            return self._beliefs.best()
-        keys = [key for key in sorted(self._known) if self._row(key)]
+            return self._beliefs.best(out)
+        measured = [key for key in sorted(self._known) if self._row(key)]
+        keys = [key for key in measured if key not in out] or measured
         return max(keys, key=self._average) if keys else next(iter(self._space.keys()))
 
     def grown(self) -> None:
@@ -168,19 +172,24 @@ class RacingPolicy:
         return {example for job in self._running.of(key) for example in job.examples}
 
     def _open(self, key: Key) -> list[int]:
-        """Examples that a prompt has neither been scored on nor is being, in the common order."""
+        """Examples that a prompt has neither been scored on nor is being, in the common order.
+
+        Those of its job that failed come last: it may be one example that no prompt can be evaluated on.
+        """
         busy, row = self._busy(key), self._table.row(key)
-        return [example for example in self._order if example not in row and example not in busy]
+        found = [example for example in self._order if example not in row and example not in busy]
+        last = self._stumbled.get(key, ())
+        return sorted(found, key=last.__contains__) if last else found
 
     def _may(self, key: Key) -> bool:
         """Whether a prompt can be measured (again)."""
-        if self._failures.get(key, 0) >= FAILURES or self._table.count(key) == len(self._order):
+        if key in self._failed.out or self._table.count(key) == len(self._order):
             return False
         return not self._busy(key) or bool(self._open(key))
 
     def _touched(self, key: Key) -> bool:
         """Whether a prompt has scores, or jobs that are running or have failed."""
-        return bool(self._table.count(key) or self._failures.get(key) or self._running.of(key))
+        return bool(self._table.count(key) or key in self._failed or self._running.of(key))
 
     def _row(self, key: Key) -> dict[int, float]:
         """A prompt's scores of jobs that have ended, by example."""

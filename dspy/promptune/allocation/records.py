@@ -71,10 +71,10 @@ class AllocationPolicy(Protocol):
         """A job ended with one score for each of ``job.examples``, in their order."""
 
     def failed(self, job: Job, error: BaseException) -> None:
-        """A job could not be scored, and its prompt is to blame; no number stands for it."""
+        """A job could not be scored, and its prompt is to blame: after two of these it is out of the running."""
 
     def dropped(self, job: Job) -> None:
-        """A job ended without its scores, and its prompt is not to blame: it was canceled, or given to another."""
+        """A job ended without its scores, and its prompt is not to blame: no answer came, or it was canceled."""
 
     def best(self) -> Key:
         """The combination that the run would return at this moment."""

@@ -225,6 +225,7 @@ class ProgramEvaluator:
             if state.over or state.lost is not None or self._pool.stopped.is_set():
                 return
             state.running.add(index)
+            state.outcome.tried = (state.outcome.tried or 0) + 1
         self._score_example(state, index)
         self._left(state, index)
 

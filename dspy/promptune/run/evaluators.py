@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from dspy.promptune.allocation.records import Job
+from dspy.promptune.limits.gateway import unanswered
 from dspy.promptune.run.outcome import Outcome, numbers
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.space import PromptSpace
@@ -16,6 +17,8 @@ __all__ = ["Evaluate", "Evaluator", "Inline", "Keep", "Threaded", "keep_nothing"
 
 Evaluate = Callable[[dict[str, int], Sequence[int]], Sequence[float]]
 """``(parameters, indices of validation examples) -> one score for each``."""
+
+NO_ANSWER = (TimeoutError, ConnectionError)  # what an evaluation raises of which its prompt knows nothing
 
 Done = Callable[[Job, Outcome], None]
 
@@ -114,6 +117,6 @@ def _outcome(
         outcome.scores = numbers(evaluate(params, examples), examples)
         keep(outcome.scores)
     except Exception as error:
-        outcome.error, outcome.transient = error, True
+        outcome.error, outcome.transient = error, isinstance(error, NO_ANSWER) or unanswered(error)
     outcome.seconds = time.monotonic() - start
     return outcome

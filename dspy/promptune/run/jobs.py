@@ -75,6 +75,12 @@ class RunJobs:
         """The limit that has ended the search, in words."""
         return None if self.allowance is None else self.allowance.ended
 
+    @property
+    def over(self) -> str:
+        """Why there is no next job while none is running, in words."""
+        spent = self.ledger.spent >= self.ledger.max_calls
+        return "the budget is spent" if spent else "nothing is left to evaluate"
+
     def claim(self, one: Assignment) -> Job:
         """A job that is decided on outside, such as the evaluation of the program as it came."""
         job = self._begin(one)
@@ -89,12 +95,21 @@ class RunJobs:
             self.trials.tell(job, scores)
         self.told(job, scores)
 
-    def fail(self, job: Job, error: BaseException) -> None:
-        """A job of this driver could not be scored."""
+    def fail(self, job: Job, error: BaseException, *, blamed: bool, lost: int = 0) -> None:
+        """A job of this driver could not be scored.
+
+        Args:
+            job: It has ended.
+            error: Why.
+            blamed: Whether that is the fault of its prompt, which is out of the running after two of these.
+            lost: Calls that it took for nothing; they count as spent.
+        """
         with self._unless_broken():
-            self.trials.fail(job, error)
-        self._closed(job, None)
-        self.policy.failed(job, error)
+            self.trials.fail(job, error, blamed=blamed, lost=lost)
+        if blamed:
+            self.failed(job, error, lost)
+        else:
+            self.dropped(job, lost)
 
     # ------------------------------------------------------------------ for those who share the study
 
@@ -110,8 +125,17 @@ class RunJobs:
         self._closed(job, scores)
         self.policy.told(job, scores)
 
-    def dropped(self, job: Job) -> None:
-        """Another driver's job has ended without its scores."""
+    def failed(self, job: Job, error: BaseException, lost: int) -> None:
+        """A job could not be scored, here or with another driver, through the fault of its prompt."""
+        self.ledger.close(job)
+        self.ledger.lost += lost
+        if self._proposals is not None:
+            self._proposals.failed(job)
+        self.policy.failed(job, error)
+
+    def dropped(self, job: Job, lost: int) -> None:
+        """A job has ended without its scores, here or with another driver, and its prompt is not to blame."""
+        self.ledger.lost += lost
         self._closed(job, None)
         self.policy.dropped(job)
 

@@ -26,7 +26,8 @@ __all__ = ["Interrupted", "Limits", "LoopListener", "Schedule", "SearchLoop", "i
 
 logger = logging.getLogger(__name__)
 
-MIN_STREAK = 5  # jobs that fail one after another, with none between them scored, before a run gives up
+MIN_STREAK = 5  # prompts that fail one after another, with no example scored between them, before a run gives up
+PATIENCE = 4  # times as many may fail once a prompt was scored: the program works, these prompts do not
 TICK_SECONDS = 0.5  # how often a run looks after its work while nothing ends
 GRACE_SECONDS = 2.0  # for calls in flight to end after an interrupt
 
@@ -55,14 +56,18 @@ class Limits:
     """What a run puts up with.
 
     Attributes:
-        retries: Times a job that failed is tried again before its trial is FAILED.
-        streak: Jobs that fail in a row before the run gives up; ``None`` is 5, or two rounds of ``n_jobs``.
+        retries: Times a job for which no answer came is tried again before its trial is FAILED.
+        retry_all: Whether a job is that failed for any other reason, too.
+        streak: Evaluations without an answer, or different prompts that fail while nothing was ever scored, in a row
+            before the run gives up; four times as many prompts once one was scored. ``None`` is 5, or two rounds of
+            ``n_jobs``.
         max_calls: Scored examples after which the run is over. Where it is known, a run does not wait for the last
             stragglers of its last jobs; never in batches, whose results must not depend on time.
         note_every: Scored examples between two entries of the history; to say what is best takes a moment.
     """
 
     retries: int = 0
+    retry_all: bool = False
     streak: int | None = None
     max_calls: int | None = None
     note_every: int = 1
@@ -125,7 +130,9 @@ class SearchLoop:
         self._flying: dict[tuple[Key, int], int] = {}  # examples being evaluated, and by which job
         self._parts: dict[int, Outcome] = {}  # what jobs that were taken up again had brought before
         self._tries: dict[int, int] = {}
-        self._streak = 0
+        self._failing: set[Key] = set()  # prompts that failed since the last score,
+        self._unanswered = 0  # and jobs for which no answer came
+        self._begun: dict[int, set[int]] = {}  # examples that a running job has begun, in its last attempt
         self._over = False
         self._last_error: BaseException | None = None
         self._broken: MetricError | None = None
@@ -254,6 +261,7 @@ class SearchLoop:
         theirs = self._sharing.held(job) if self._sharing is not None else ()
         mine = [example for example in missing if (job.key, example) not in self._flying and example not in theirs]
         self._flying.update(((job.key, example), job.number) for example in mine)
+        self._begun.setdefault(job.number, set()).update(mine)
         if mine:
             self._work.start(job, mine, self._ended)
         elif missing:
@@ -306,8 +314,7 @@ class SearchLoop:
         limit = self._limits.max_calls
         if limit is None or self._ready or self._schedule.batch is not None:
             return False
-        spent = self._table.calls + self._jobs.ledger.beside
-        return self._over or spent + len(self._flying) >= limit
+        return self._over or self._jobs.ledger.spent + len(self._flying) >= limit
 
     def _arrived(self, job: Job, outcome: Outcome) -> list[tuple[Job, Outcome]]:
         self._land(job, outcome)
@@ -342,8 +349,10 @@ class SearchLoop:
     def _again(self, job: Job, outcome: Outcome) -> bool:
         """Start a failed job once more, if it may be."""
         tries = self._tries.get(job.number, 0)
-        if outcome.error is None or not outcome.transient or tries >= self._limits.retries or self._stopping:
+        again = outcome.transient or self._limits.retry_all
+        if outcome.error is None or not again or tries >= self._limits.retries or self._stopping:
             return False
+        self._begun.pop(job.number, None)
         self._tries[job.number] = tries + 1
         self._parts[job.number] = outcome
         logger.info("Trial %d failed (%s): tried again.", job.number, said(outcome.error))
@@ -354,31 +363,49 @@ class SearchLoop:
         """Tell how a job ended; False when it goes on."""
         if self._again(job, outcome):
             return False
+        if outcome.scores:
+            self._failing.clear()
+            self._unanswered = 0
         for listener in self._listeners:
             listener.on_end(job, outcome)
         if outcome.error is None:
             row = self._table.row(job.key)
             self._jobs.tell(job, [row[example] for example in job.examples])
-            self._streak = 0
+            self._begun.pop(job.number, None)
         else:
-            self._fail(job, outcome.error)
+            self._fail(job, outcome, outcome.error)
         self.log.order.append(("tell" if outcome.error is None else "fail", job.number))
         return True
 
-    def _fail(self, job: Job, error: BaseException) -> None:
+    def _fail(self, job: Job, outcome: Outcome, error: BaseException) -> None:
         logger.warning("Trial %d failed: %s", job.number, said(error))
-        self._jobs.fail(job, error)
+        blamed = not outcome.transient and not self._stopping
+        self._jobs.fail(job, error, blamed=blamed, lost=self._lost(job, outcome))
         self.log.failed += 1
         if self._stopping:
             return
-        self._streak += 1
         self._last_error = error
         if isinstance(error, MetricError):
             self._broken = error
             self.stop("the metric is broken")
+        if blamed:
+            self._failing.add(job.key)
+        else:
+            self._unanswered += 1
         limit = self._limits.streak or max(MIN_STREAK, 2 * self._schedule.n_jobs)
-        if self._streak >= limit:
-            self.stop(f"{self._streak} evaluations failed in a row, the last with {said(error)}")
+        for count, what, most in (
+            (self._unanswered, "evaluations got no answer", limit),
+            (len(self._failing), "prompts failed", limit * (PATIENCE if self._table.calls else 1)),
+        ):
+            if count >= most:
+                self.stop(f"{count} {what} in a row, the last with {said(error)}")
+
+    def _lost(self, job: Job, outcome: Outcome) -> int:
+        """Calls that a failed job took for nothing, at least one: else it might fail for ever and cost nothing."""
+        begun = self._begun.pop(job.number, set())
+        unscored = len(self._table.missing(job.key, begun))
+        tried = unscored if outcome.tried is None else min(unscored, outcome.tried)
+        return max(1, tried)
 
     def _note_best(self, *, every: int = 0) -> None:
         """Write down what the run would return now, unless that was done less than ``every`` examples ago."""
@@ -406,7 +433,7 @@ class SearchLoop:
                 for one in self._arrived(*event) if event else ():
                     self._settled(*one)
         for job in [*self._running.values(), *self._ready]:
-            self._jobs.fail(job, EvaluationError(f"Not finished: {why}."))
+            self._jobs.fail(job, EvaluationError(f"Not finished: {why}."), blamed=False)
         self._running.clear()
         self._note_best()
 
@@ -414,7 +441,7 @@ class SearchLoop:
         if self._broken is not None:
             raise self._broken
         if self._table.calls:
-            return self._stopping or "the budget is spent, or nothing is left to evaluate"
+            return self._stopping or ("the budget is spent" if self._over else self._jobs.over)
         if self._stopping == "interrupted":
             raise Interrupted
         if self._last_error is not None:

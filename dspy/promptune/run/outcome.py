@@ -18,7 +18,8 @@ LARGEST = 1e150  # of a score's size: its square, which models of scores take, i
 class Outcome:
     """The end of one job: ``scores`` of the examples that were scored, and the ``error`` of a job that failed.
 
-    ``transient`` says of an error that trying again may help; ``seconds`` is the time from its start; ``unreadable``
+    ``transient`` says of an error that no answer came, for which the prompt is not to blame; ``tried`` is the number of
+    examples that were begun, ``None`` for all; ``seconds`` is the time from its start; ``unreadable``
     and ``errors`` count examples whose answer could not be read, and examples on which program or metric raised; both
     were scored as failures, and ``unread`` and ``raised`` hold why, by example, as an error or in words; ``cut`` says
     that the job ended without its last examples; ``spent`` holds calls, tokens and ``cost`` of an evaluation elsewhere,
@@ -29,6 +30,7 @@ class Outcome:
     scores: dict[int, float] = field(default_factory=dict)
     error: BaseException | None = None
     transient: bool = False
+    tried: int | None = None
     seconds: float = 0.0
     unreadable: int = 0
     errors: int = 0

@@ -235,7 +235,7 @@ def search(
             (``*.log``), a database URL or an Optuna storage. ``None`` keeps it in memory.
         study_name: Name of the study in the storage; default "search".
         resume: ``True`` goes on with the study if it is there and of the same space, examples and ``evaluate``;
-            ``"force"`` in any case. ``max_calls`` counts what it has spent already.
+            ``"force"`` in any case. ``max_calls`` counts what it has scored already; what failed is tried anew.
         share: ``True`` lets other processes search the same study at the same time, each with this same call:
             ``max_calls`` is for all of them, no (combination, example) is scored by two, and all have the same winner.
             A study that is there is gone on with.
@@ -273,7 +273,8 @@ def search(
         space = run.space
         keep = keep_nothing if store is None else store.keep_scores
         work: Evaluator = Inline(space, evaluate, keep) if n_jobs == 1 else Threaded(space, evaluate, n_jobs, keep)
-        driver = SearchLoop(run.jobs, work, plan, limits=Limits(retries=retries), listeners=[run.notes, *run.listeners])
+        limits = Limits(retries=retries, retry_all=True)
+        driver = SearchLoop(run.jobs, work, plan, limits=limits, listeners=[run.notes, *run.listeners])
         if run.writing is not None:
             run.writing.wake = driver.wake
         if store is not None:

@@ -14,10 +14,12 @@ from optuna.trial import TrialState, create_trial
 
 from dspy.promptune.allocation.records import Assignment, Job
 from dspy.promptune.gp.data import Observation
+from dspy.promptune.samplers.failures import BLAMED, FailedPrompts
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.samplers.trials import TrialHistory
 from dspy.promptune.secrets import masked
 from dspy.promptune.space import Key, PromptSpace
+from dspy.promptune.storage.history import LOST
 
 __all__ = ["Proposals", "StudyTrials", "proposals_of"]
 
@@ -59,6 +61,7 @@ class StudyTrials:
     def open(self, one: Assignment) -> Job:
         """A job whose trial is running: the one in which a sampler proposed its prompt, or a new one."""
         asked = self._asked.pop(one.key, None)
+        self._overrule()
         number, trial_id = self._create(one.key) if asked is None else asked
         self._ids[number] = trial_id
         return Job(number, one.key, one.examples, one.kind)
@@ -74,10 +77,26 @@ class StudyTrials:
         self.note(job, scores=scores, examples=list(job.examples), kind=job.kind)
         self._end(job, TrialState.COMPLETE, math.fsum(scores) / len(scores))
 
-    def fail(self, job: Job, error: BaseException) -> None:
-        """Mark a job's trial as failed."""
-        self.note(job, error=masked(f"{type(error).__name__}: {error}"), kind=job.kind)
+    def fail(self, job: Job, error: BaseException, *, blamed: bool = False, lost: int = 0) -> None:
+        """Mark a job's trial as failed.
+
+        Args:
+            job: It has no scores.
+            error: Why.
+            blamed: Whether that is the fault of its prompt.
+            lost: Calls that it took for nothing.
+        """
+        text = masked(f"{type(error).__name__}: {error}")
+        self.note(job, error=text, kind=job.kind, **{BLAMED: blamed}, **({LOST: lost} if lost else {}))
         self._end(job, TrialState.FAIL)
+
+    def _overrule(self) -> None:
+        """Trials whose proposals were not followed are FAILED."""
+        why = "Another combination took the place of this one, which is out of the running or has all its scores."
+        for number, trial_id in self._asked.values():
+            self.study._storage.set_trial_user_attr(trial_id, "error", why)
+            self.study.tell(number, state=TrialState.FAIL)
+        self._asked.clear()
 
     def _create(self, key: Key) -> tuple[int, int]:
         """Number and id of a running trial with this combination: the sampler is not asked."""
@@ -112,6 +131,9 @@ class Proposals(Protocol):
     def ended(self, job: Job, scores: Sequence[float] | None) -> None:
         """A job has ended, with these scores or without."""
 
+    def failed(self, job: Job) -> None:
+        """A job has ended without scores, and its prompt is to blame."""
+
 
 def proposals_of(trials: StudyTrials, space: PromptSpace, rng: random.Random) -> Proposals:
     """The proposals of the study's sampler.
@@ -132,13 +154,15 @@ class _OwnProposals:
     def __init__(self, sampler: QEISampler, study: Study, space: PromptSpace) -> None:
         self._sampler, self._study = sampler, study
         self.seen = TrialHistory(study, space)
+        self.seen.failed = FailedPrompts()  # what failed in an earlier start may have been mended since
 
     def propose(self) -> Key:
         return self._sampler.next_key(self._study, self.seen)
 
     def believed(self) -> Key | None:
         found = self.seen.observations
-        return self._sampler.best_key(found) if found else None
+        standing = [one for one in found if one.key not in self.seen.failed.out] or found
+        return self._sampler.best_key(standing) if standing else None
 
     def started(self, job: Job) -> None:
         self.seen.begin(job.number, job.key)
@@ -149,6 +173,10 @@ class _OwnProposals:
             return
         mean = math.fsum(scores) / len(scores)
         self.seen.end(job.number, Observation(job.key, mean, tuple(map(float, scores)), job.examples))
+
+    def failed(self, job: Job) -> None:
+        self.ended(job, None)
+        self.seen.failed.note(job.key)
 
 
 class _OptunaProposals:
@@ -169,6 +197,9 @@ class _OptunaProposals:
 
     def ended(self, job: Job, scores: Sequence[float] | None) -> None:
         """The study knows."""
+
+    def failed(self, job: Job) -> None:
+        """The policy overrules what the sampler does not learn from a failure."""
 
     def _nearest(self, key: Key) -> Key:
         """An allowed combination with as many parts in common as possible, ties at random."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -30,14 +30,24 @@ class Proposer:
         self._space, self._surrogate, self._options = space, surrogate, options
 
     def propose(
-        self, observations: Sequence[Observation], waiting: Sequence[Key], q: int, rng: random.Random
+        self,
+        observations: Sequence[Observation],
+        waiting: Sequence[Key],
+        q: int,
+        rng: random.Random,
+        *,
+        out: Collection[Key] = (),
     ) -> list[Key]:
         """The next prompts, at most ``q``, given what was measured and what is ``waiting`` for its result.
+
+        None of those that are ``out`` of the running is among them; there may be no other.
 
         Raises:
             ArithmeticError: No posterior could be computed.
         """
-        pool = self.pool(observations, waiting, rng)
+        pool = [key for key in self.pool(observations, waiting, rng) if key not in out]
+        if not pool:
+            return []
         posterior = self._surrogate.posterior(observations, pool)
         position = {key: j for j, key in enumerate(pool)}
         observed = dict.fromkeys(position[one.key] for one in observations if one.key in position)

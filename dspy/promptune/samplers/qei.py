@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -210,28 +210,31 @@ class QEISampler(BaseSampler):
         if stride > 1 and self._planned and self._planned_at and self._planned_at[0] == study_id:
             return self._planned.pop(0)
         seen = read()
+        self._planned = [key for key in self._planned if key not in seen.failed.out]
         waiting = list(seen.running.values())
         state = (study_id, seen.count)
         if self._planned_at != state or not self._planned:
             q = max(1, stride, self.options.batch_size - len(waiting))
-            self._planned = self._propose(seen.observations, waiting, q)
+            self._planned = self._propose(seen.observations, waiting, q, seen.failed.out)
             self._planned_at = state
         return self._planned.pop(0)
 
-    def _propose(self, observations: list[Observation], waiting: list[Key], q: int) -> list[Key]:
+    def _propose(
+        self, observations: list[Observation], waiting: list[Key], q: int, out: Collection[Key]
+    ) -> list[Key]:
         if len(observations) >= self.options.min_cold_start:
             try:
-                if chosen := self._proposer.propose(observations, waiting, q, self._random):
+                if chosen := self._proposer.propose(observations, waiting, q, self._random, out=out):
                     return chosen
             except (ArithmeticError, RuntimeError) as error:
                 logger.warning("Proposing from %d results failed (%s): random instead.", len(observations), error)
-        return self._unseen(observations, waiting, q)
+        return self._unseen(observations, waiting, q, out)
 
-    def _unseen(self, observations: list[Observation], waiting: list[Key], q: int) -> list[Key]:
-        """Random combinations, new ones while there are any."""
-        seen = {one.key for one in observations} | set(waiting)
+    def _unseen(self, observations: list[Observation], waiting: list[Key], q: int, out: Collection[Key]) -> list[Key]:
+        """Random combinations, new ones while there are any; of those out of the running only where all are."""
+        seen = {one.key for one in observations} | set(waiting) | set(out)
         pool = self.space.pool(len(seen) + 8 * q, self._random)
-        new = [key for key in pool if key not in seen] or pool
+        new = [key for key in pool if key not in seen] or [key for key in pool if key not in out] or pool
         return self._random.sample(new, min(q, len(new)))
 
 

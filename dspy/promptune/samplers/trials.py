@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dspy.promptune.gp import data
 from dspy.promptune.gp.data import Observation
+from dspy.promptune.samplers.failures import FailedPrompts, blamed
 from dspy.promptune.space import Key, PromptSpace
 
 
@@ -28,12 +29,14 @@ class TrialHistory:
     Attributes:
         count: Observations so far, of which :attr:`observations` may be fewer.
         running: Prompts of running trials, by number.
+        failed: Prompts whose trials failed; those that are out of the running are not proposed again.
     """
 
     def __init__(self, study: Study, space: PromptSpace, but: int | None = None) -> None:
         found = measured(study, space)
         self.count = len(found)
         self.running = running(study, space, but=but)
+        self.failed = failed(study, space)
         self._past = data.condensed(found)
         self._new: dict[int, Observation] = {}
 
@@ -67,6 +70,16 @@ def measured(study: Study, space: PromptSpace) -> list[Observation]:
     trials = study._storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.COMPLETE,))
     found = [observation(trial, space, sign) for trial in trials]
     return [one for one in found if one is not None]
+
+
+def failed(study: Study, space: PromptSpace) -> FailedPrompts:
+    """The prompts whose trials failed through their own fault."""
+    found = FailedPrompts()
+    for trial in study._storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.FAIL,)):
+        key = key_of(trial.params, space) if blamed(trial) else None
+        if key is not None:
+            found.note(key)
+    return found
 
 
 def running(study: Study, space: PromptSpace, but: int | None = None) -> dict[int, Key]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunHistory", "frozen", "history_of"]
 
+LOST = "lost"  # user attribute of a FAILED trial: calls that it took for nothing
 FARTHER = 0x9E3779B1  # between the seeds of two starts of a run
 
 
@@ -25,11 +26,15 @@ class RunHistory:
     Attributes:
         scores: Scores of each combination, by example.
         jobs: The evaluations that ended well, with their scores, in the order of their trials.
+        failures: The evaluations that failed through the fault of their prompts, with what was said of them.
+        lost: Calls of evaluations that failed, for whatever reason.
         trials: All finished trials.
     """
 
     scores: Mapping[Key, Mapping[int, float]] = field(default_factory=dict)
     jobs: Sequence[tuple[Job, Sequence[float]]] = ()
+    failures: Sequence[tuple[Job, str]] = ()
+    lost: int = 0
     trials: Sequence[FrozenTrial] = ()
 
     def seed(self, seed: int | None, salt: int = 0) -> int | None:
@@ -77,7 +82,26 @@ def history_of(
             job = Job(trial.number, key, tuple(example for example, _ in told), kind)
             jobs.append((job, [score for _, score in told]))
     kept = {key: {i: score for i, score in row.items() if 0 <= i < n_examples} for key, row in scores.items()}
-    return RunHistory({key: row for key, row in kept.items() if row}, jobs, trials)
+    return RunHistory(
+        {key: row for key, row in kept.items() if row},
+        jobs,
+        list(_failed(trials, space)),
+        sum(trial.user_attrs.get(LOST, 0) for trial in trials),
+        trials,
+    )
+
+
+def _failed(trials: Sequence[FrozenTrial], space: PromptSpace) -> Iterator[tuple[Job, str]]:
+    """The failed evaluations among trials whose prompts were to blame."""
+    from dspy.promptune.samplers.failures import blamed
+    from dspy.promptune.samplers.trials import key_of
+
+    for trial in trials:
+        key = key_of(trial.params, space)
+        if key is not None and trial.state.name == "FAIL" and blamed(trial):
+            noted = trial.user_attrs
+            job = Job(trial.number, key, tuple(noted.get("examples", ())), noted.get("kind", "block"))
+            yield job, str(noted.get("error", "It has no value."))
 
 
 def told_scores(trial: FrozenTrial) -> list[tuple[int, float]]:

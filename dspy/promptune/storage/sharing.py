@@ -49,8 +49,11 @@ class JobEvents(Protocol):
     def told(self, job: Job, scores: Sequence[float]) -> None:
         """Another driver's job has ended with these scores, which are in the table."""
 
-    def dropped(self, job: Job) -> None:
-        """Another driver's job has ended without its scores."""
+    def failed(self, job: Job, error: BaseException, lost: int) -> None:
+        """Another driver's job could not be scored through the fault of its prompt, and took ``lost`` calls."""
+
+    def dropped(self, job: Job, lost: int) -> None:
+        """Another driver's job has ended without its scores, and took ``lost`` calls."""
 
 
 class TakenError(EvaluationError):
@@ -237,8 +240,10 @@ class Sharing:
                 self._table.add(done.key, example, score)
         for done, told in past.jobs:
             self.jobs.told(done, told)
-        if job is not None and not past.jobs:
-            self.jobs.dropped(job)
+        for failed, why in past.failures:
+            self.jobs.failed(failed, EvaluationError(why), past.lost)
+        if job is not None and not past.jobs and not past.failures:
+            self.jobs.dropped(job, past.lost)
 
     def _close_lost(self) -> bool:
         """Close trials of drivers that are gone, and those that nobody has signed for long; whether there were any."""

@@ -1,0 +1,47 @@
+"""Prompts that fail for a reason of their own, and are out of the running after that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dspy.promptune.space import Key
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+__all__ = ["BLAMED", "FailedPrompts", "blamed"]
+
+FAILURES = 2  # of a prompt through its own fault, after which it is left alone
+BLAMED = "blamed"  # user attribute of a FAILED trial: whether its prompt is at fault
+
+
+class FailedPrompts:
+    """How often each prompt has failed for a reason of its own, such as a text that is too long for the model.
+
+    Attributes:
+        out: Those that failed twice: they are neither proposed nor confirmed any more.
+    """
+
+    def __init__(self) -> None:
+        self.out: set[Key] = set()
+        self._counts: dict[Key, int] = {}
+
+    def note(self, key: Key) -> None:
+        """One more evaluation of a prompt has failed."""
+        self._counts[key] = count = self._counts.get(key, 0) + 1
+        if count >= FAILURES:
+            self.out.add(key)
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether a prompt has failed at all."""
+        return key in self._counts
+
+
+def blamed(trial: FrozenTrial) -> bool:
+    """Whether it is its prompt's fault that a FAILED trial has no value.
+
+    One that does not say, as plain Optuna makes them, counts as its prompt's fault; one with an error of a run that
+    did not know the difference counts as nobody's.
+    """
+    noted = trial.user_attrs
+    return bool(noted.get(BLAMED, "error" not in noted))

@@ -1,0 +1,197 @@
+"""Every search ends, within its budget, whatever fails; and a good prompt among failing ones wins."""
+
+import threading
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dspy.promptune import EvaluationError, PromptSpace, search
+from dspy.promptune.run.loop import Limits, Schedule, SearchLoop
+from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.run.search import Run
+
+MODES = {"race": {}, "minibatches": {"minibatch_size": 3, "full_eval_steps": 2}, "full": {"full_eval_steps": 0}}
+
+
+class Failing:
+    """Scores 1 for the ``good`` prompts and 0 for the others, of which some fail: always, or on some examples."""
+
+    def __init__(self, space, good, bad, pairs, error):
+        self.space, self.good, self.bad, self.pairs, self.error = space, good, bad, pairs, error
+        self.tried, self.failed = [], []
+        self._lock = threading.Lock()
+
+    def __call__(self, params, examples):
+        key = self.space.key(params)
+        with self._lock:
+            self.tried.extend((key, example) for example in examples)
+            if key in self.bad or any((key, example) in self.pairs for example in examples):
+                self.failed.append(key)
+                raise self.error("no score")
+        return [float(key in self.good)] * len(examples)
+
+
+@st.composite
+def searches(draw):
+    """A small search: its space, which prompts and pairs fail and how, and how it is run."""
+    space = PromptSpace(
+        {0: [f"instruction {i}" for i in range(draw(st.integers(1, 4)))]},
+        {0: [f"demos {i}" for i in range(draw(st.integers(1, 2)))]},
+    )
+    keys, n = list(space.keys()), draw(st.integers(1, 12))
+    bad = draw(st.sets(st.sampled_from(keys)))
+    good = keys[draw(st.integers(0, len(keys) - 1))]
+    others = [(key, example) for key in keys if key != good for example in range(n)]
+    pairs = draw(st.sets(st.sampled_from(others), max_size=6)) if others else set()
+    mode = draw(st.sampled_from(sorted(MODES)))
+    sampler = draw(st.sampled_from(["onehot", "tpe", "random"]))
+    options = {**MODES[mode], "sampler": sampler, "seed": draw(st.integers(0, 3))}
+    if mode == "full":
+        options["minibatch_size"] = n
+    elif mode == "minibatches":
+        options["minibatch_size"] = min(3, n)
+    if draw(st.booleans()):
+        options["n_jobs"] = 3
+    if draw(st.booleans()):
+        options.update(schedule="batch", batch_size=2)
+    return {
+        "evaluate": Failing(space, {good}, bad, pairs, draw(st.sampled_from([ValueError, TimeoutError]))),
+        "n_examples": n, "max_calls": draw(st.integers(1, 80)), "retries": draw(st.integers(0, 1)), **options,
+    }  # fmt: skip
+
+
+def outcome_of(given):
+    """The run, or ``None`` where every evaluation failed."""
+    with optuna_quiet():
+        try:
+            return search(given["evaluate"].space, **given)
+        except EvaluationError:
+            return None
+
+
+class optuna_quiet:  # noqa: N801 - a context manager
+    """Optuna's warnings are not what is tested."""
+
+    def __enter__(self):
+        self.before = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def __exit__(self, *error):
+        optuna.logging.set_verbosity(self.before)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(searches())
+def test_every_search_ends_within_its_budget(given):
+    """Whatever fails, no more is evaluated than the budget and the retries; failures of a prompt are few."""
+    run = outcome_of(given)
+    evaluate, most = given["evaluate"], given["max_calls"] * (1 + given["retries"])
+    assert len(evaluate.tried) <= most
+    if run is None:
+        assert evaluate.failed and len(evaluate.failed) <= len(evaluate.tried)
+        return
+    assert run.calls <= given["max_calls"]
+    assert run.ended
+    if evaluate.error is ValueError:
+        jobs = given.get("n_jobs", 1) + 1 + given.get("batch_size", 1)  # what may be running or ready beside the second
+        assert all(evaluate.failed.count(key) <= (1 + given["retries"]) * (1 + jobs) for key in evaluate.bad)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(searches())
+def test_a_good_prompt_among_failing_ones_wins(given):
+    """With calls for all prompts, twice for those that fail, the one that scores 1 is returned."""
+    evaluate = given["evaluate"]
+    evaluate.bad -= evaluate.good
+    evaluate.error = ValueError
+    given["max_calls"] = 6 * evaluate.space.size * given["n_examples"] * (1 + given["retries"])
+    run = outcome_of(given)
+    assert run is not None and evaluate.space.key(run.best_params) in evaluate.good
+    assert run.ended == "nothing is left to evaluate"
+
+
+@pytest.mark.parametrize("n_jobs", [1, 4])
+@pytest.mark.parametrize("sampler", ["onehot", "tpe", "random"])
+def test_one_prompt_of_four_that_always_fails_is_evaluated_twice(sampler, n_jobs):
+    """The others have all their scores, and the run says that nothing is left."""
+    space = PromptSpace({0: list("abcd")})
+    evaluate = Failing(space, {(1,)}, {(3,)}, set(), ValueError)
+    run = search(
+        space, evaluate, n_examples=10, max_calls=100, minibatch_size=10, sampler=sampler, n_jobs=n_jobs, seed=0
+    )
+    assert run.calls == 30 and run.ended == "nothing is left to evaluate"
+    assert run.best_params == {"0_predictor_instruction": 1}
+    assert 2 <= len(evaluate.failed) <= 1 + n_jobs + 1
+
+
+def test_the_end_of_the_budget_is_another_end():
+    """A run that spends all its calls says that, and calls of failed evaluations are among them."""
+    space = PromptSpace({0: [f"instruction {i}" for i in range(12)]})
+    evaluate = Failing(space, {(1,)}, {(2,), (3,), (4,)}, set(), ValueError)
+    run = search(space, evaluate, n_examples=10, max_calls=60, minibatch_size=10, sampler="random", seed=1)
+    assert run.ended == "the budget is spent"
+    assert len(evaluate.tried) == 60 == run.calls + sum(t.user_attrs.get("lost", 0) for t in run.trials)
+
+
+def test_what_failed_is_tried_anew_by_a_run_that_is_taken_up_again(tmp_path):
+    """Its cause may have been mended: a prompt that was out of the running has two chances more in each start."""
+    space = PromptSpace({0: list("abcd")})
+    given = {"n_examples": 5, "minibatch_size": 5, "sampler": "random", "seed": 0, "storage": str(tmp_path / "a.log")}
+    evaluate = Failing(space, {(1,)}, {(3,)}, set(), ValueError)
+    search(space, evaluate, max_calls=22, resume=True, **given)
+    before = len(evaluate.failed)
+    assert before == 2
+    run = search(space, evaluate, max_calls=100, resume=True, **given)
+    assert len(evaluate.failed) == 2 * before and run.calls == 15
+    assert run.ended == "nothing is left to evaluate"
+
+
+def test_a_run_without_answers_gives_up():
+    """Where no answer comes for anything, whoever is asked, the run ends after a few evaluations in a row."""
+    space = PromptSpace({0: list("ab")})
+    calls = []
+
+    def evaluate(params, examples):
+        calls.append(params)
+        if len(calls) > 3:
+            raise ConnectionError("nobody is there")
+        return [1.0] * len(examples)
+
+    run = search(space, evaluate, n_examples=50, max_calls=1000, minibatch_size=5, sampler="random", seed=0)
+    assert len(calls) == 8 and "5 evaluations got no answer in a row" in run.ended
+
+
+class Repeating:
+    """Ends each job at once: those of one prompt fail, the others bring the scores they lack."""
+
+    def __init__(self, bad):
+        self.bad, self.failed = bad, 0
+
+    def room(self, running):
+        return running == 0
+
+    def start(self, job, missing, done):
+        if job.key == self.bad:
+            self.failed += 1
+            done(job, Outcome(error=ValueError("too long"), tried=1))
+        else:
+            done(job, Outcome(scores=dict.fromkeys(missing, 1.0)))
+
+    def tend(self, *, ending):
+        """Nothing to look after."""
+
+    def stop(self):
+        """Nothing is under way."""
+
+
+def test_what_an_evaluation_tried_is_what_it_costs():
+    """An evaluation that gives up after its first example loses one call, not all that it was to make."""
+    space = PromptSpace({0: list("ab")})
+    budget = {"n_examples": 6, "max_calls": 40, "minibatch_size": 6, "full_every": 0}
+    run = Run(space, "random", budget, seed=0, options={})
+    work = Repeating((0,))
+    ended = SearchLoop(run.jobs, work, Schedule(), limits=Limits()).run()
+    assert ended == "nothing is left to evaluate"
+    assert (work.failed, run.jobs.ledger.lost, run.table.calls) == (2, 2, 6)
