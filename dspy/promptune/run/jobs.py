@@ -78,8 +78,7 @@ class RunJobs:
     @property
     def over(self) -> str:
         """Why there is no next job while none is running, in words."""
-        spent = self.ledger.spent >= self.ledger.max_calls
-        return "the budget is spent" if spent else "nothing is left to evaluate"
+        return "the budget is spent" if self.ledger.left() < 1 else "nothing is left to evaluate"
 
     def claim(self, one: Assignment) -> Job:
         """A job that is decided on outside, such as the evaluation of the program as it came."""

@@ -178,7 +178,7 @@ class Writing:
     def _decide(self, left: float, blocked: bool) -> WriteDecision | None:
         if self._failed >= FAILURES or (found := self._racing.beliefs()) is None:
             return None
-        spent = self._ledger.table.calls + int(self._ledger.beside)
+        spent = int(self._ledger.spent)
         state = WritingState(
             max_calls=spent + self._ledger.claimed() + int(max(0, left)),
             left=left,
