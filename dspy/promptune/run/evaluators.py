@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from dspy.promptune.allocation.records import Job
-from dspy.promptune.limits.gateway import unanswered
+from dspy.promptune.limits.answers import unanswered
 from dspy.promptune.run.outcome import Outcome, numbers
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.space import PromptSpace
