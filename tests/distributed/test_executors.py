@@ -152,3 +152,14 @@ def test_a_dead_pool_is_said(compiled):
         os.kill(next(iter(pool._processes)), signal.SIGKILL)
         with pytest.raises(EvaluationError, match="The worker was lost"):
             compiled(pool)
+
+
+def sometimes(example, prediction, trace=None):
+    """Returns nothing for one example."""
+    return None if example.question == "question 20" else 1.0
+
+
+def test_a_metric_that_returns_nothing_on_a_worker_ends_the_run(compiled, processes):
+    """A broken metric is an error of the run wherever it is called."""
+    with pytest.raises(EvaluationError, match="The metric returned None"):
+        compiled(processes, metric=sometimes)

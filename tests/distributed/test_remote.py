@@ -2,7 +2,8 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache
 from dspy.promptune.distributed.remote import RemoteEvaluator
+from dspy.promptune.errors import MetricError
 from dspy.promptune.limits.allowance import WorkerAllowances
 from dspy.promptune.limits.budgets import BudgetLimits, BudgetMeter
 from dspy.promptune.limits.gateway import LMGateway
@@ -102,3 +104,58 @@ def test_allowances_never_exceed_what_is_left():
     assert meter.left("max_lm_calls") == 30 - out[0].max_lm_calls
     allowances.settle(out[1], {"calls": 3})
     assert allowances.take(5, 4).max_lm_calls <= out[1].max_lm_calls - 3
+
+
+class Foreign(Executor):
+    """An executor that returns something else than what the block returned."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def submit(self, function, /, *args, **kwargs):
+        future = Future()
+        future.set_result(self.change(function(*args, **kwargs)))
+        return future
+
+
+STRANGE = [
+    lambda record: None,
+    lambda record: {"scores": {0: 1.0}},
+    lambda record: replace(record, scores={99: 1.0}),
+    lambda record: replace(record, scores={0: "one"}),
+    lambda record: replace(record, counts={"calls": None}),
+    lambda record: replace(record, spent={"cost": float("nan")}),
+]
+
+
+@pytest.mark.parametrize("change", STRANGE)
+def test_a_record_that_cannot_be_used_is_a_lost_block(work, change):
+    """Whatever an executor returns, the job ends, may be tried again, and holds no place."""
+    work._executor = Foreign(change)
+    GATE.set()
+    ended, over = begun(work)
+    assert over.wait(30)
+    assert not ended[0].scores and ended[0].transient and "The worker was lost" in str(ended[0].error)
+    assert work._limiter.in_flight == 0
+
+
+def test_scores_that_cannot_be_kept_fail_their_job(work):
+    """A storage that raises while a block's scores are taken in does not leave the job waiting for ever."""
+
+    def full(job, scores):
+        raise OSError("disk full")
+
+    work._keep = full
+    GATE.set()
+    ended, over = begun(work)
+    assert over.wait(30)
+    assert not ended[0].scores and "disk full" in str(ended[0].error) and work._limiter.in_flight == 0
+
+
+def test_a_metric_that_is_broken_on_a_worker_is_broken_here(work):
+    """The record says that it was the metric which returned no number: the run ends, as with threads."""
+    work._executor = Foreign(lambda record: replace(record, error="The metric returned None", broken=True))
+    GATE.set()
+    ended, over = begun(work)
+    assert over.wait(30)
+    assert isinstance(ended[0].error, MetricError)
