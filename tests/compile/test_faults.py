@@ -293,18 +293,22 @@ def test_a_call_that_hangs_in_steps_1_and_2_is_given_up():
     assert found.score > 0 and time.monotonic() - begin < 30
 
 
-def test_half_a_character_is_no_fault():
-    """A model that cuts characters in halves makes instructions, demos and answers that can be sent and stored."""
+def test_half_a_character_is_no_fault(tmp_path):
+    """Characters cut in halves, in what a model says or in the data, can be sent, scored and stored."""
     rule = TaskRule(ANSWERS, quality=Quality(0.9))
 
     def halves(messages):
         text = rule(messages)
         return text.replace("The ", "The \ud83d ").replace("Read ", "Read \udc00 ").replace("maybe", "may\ud83dbe")
 
-    found = compiled(RuleLM(halves), storage=None)
+    trainset = [*TRAINSET[1:], dspy.Example(question="question \udc00", answer="may\ud83dbe").with_inputs("question")]
+    valset = [*VALSET[1:], dspy.Example(question="\ud83d", answer="\udc00").with_inputs("question")]
+    storage = str(tmp_path / "run.db")
+    found = compiled(RuleLM(halves), trainset=trainset, valset=valset, storage=storage, init={"max_labeled_demos": 12})
     assert found.score > 50
-    texts = [str(part.candidates) for part in found.optimization_run.space.parts]
-    assert any("\ufffd" in text for text in texts) and all(text.encode() for text in texts)
+    assert all(trial.state == TrialState.COMPLETE for trial in found.optimization_run.trials)
+    instructions = found.optimization_run.space.parts[0].candidates
+    assert any("\ufffd" in text for text in instructions) and all(text.encode() for text in instructions)
 
 
 # ---------------------------------------------------------------------- Ctrl-C

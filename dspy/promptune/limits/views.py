@@ -76,6 +76,7 @@ class _GatewayLM:
         gateway: LMGateway | None = dspy.settings.get(GATEWAY)
         if gateway is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        args, kwargs = _whole(args), _whole(kwargs)
         for attempt in range(self._own_retries() + 1):
             try:
                 with _among_callbacks(gateway), _heard(gateway, self, "__call__", args, kwargs):
@@ -93,6 +94,7 @@ class _GatewayLM:
         gateway: LMGateway | None = dspy.settings.get(GATEWAY)
         if gateway is None:
             return await super().acall(*args, **kwargs)  # type: ignore[misc]
+        args, kwargs = _whole(args), _whole(kwargs)
         for attempt in range(self._own_retries() + 1):
             if not inside(gateway):
                 expect(await gateway.admit(request_key(self, _inputs(args, kwargs))))
@@ -115,16 +117,18 @@ def _answer(lm: Any, outputs: Any) -> Any:
     """What came back, if it is an answer."""
     if blank(outputs):
         raise NoAnswerError("The reply holds no answer: neither text nor a tool call.", model=str(lm.model))
-    return [_whole(output) for output in outputs] if isinstance(outputs, list) else outputs
+    return _whole(outputs)
 
 
-def _whole(output: Any) -> Any:
-    """An output without halves of characters, which could neither be sent on nor stored."""
-    if isinstance(output, str):
-        return output if output.isascii() else whole(output)
-    if isinstance(output, dict):
-        return {name: _whole(value) if isinstance(value, str) else value for name, value in output.items()}
-    return output
+def _whole(value: Any) -> Any:
+    """Prompts and outputs without halves of characters, which could neither be sent nor stored; all else as it is."""
+    if isinstance(value, str):
+        return value if value.isascii() else whole(value)
+    if type(value) is dict:
+        return {name: _whole(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_whole(each) for each in value)
+    return value
 
 
 def _past_cache(lm: Any, kwargs: dict[str, Any], error: Exception) -> dict[str, Any]:
