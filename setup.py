@@ -29,6 +29,7 @@ NEEDS = [
 ]
 TEST = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis>=6",
     "pandas>=2",
     "psycopg[binary]>=3.2",
@@ -43,6 +44,7 @@ TEST = [
     "towncrier>=25",
     "pre-commit>=4",
     "mypy>=1.15",
+    "basedpyright>=1.30",
     "ruff>=0.11",
     "import-linter>=2.3",
     "build>=1.2",
