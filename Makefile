@@ -3,11 +3,14 @@
 #   UPSTREAM=x.y.z            another supported release of DSPy (upstream.toml) instead of the default one
 #   DSPY_UPSTREAM_WHEEL=FILE  its wheel on disk, for machines without a network
 #   PYTHON=python3.12         the interpreter of the environment
+#   WORKERS=n                 processes that run the tests, 2 by default; 0 for none but pytest's own
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(UPSTREAM)
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist worksteal
 MYPY := $(abspath $(BIN))/mypy
 
 .DEFAULT_GOAL := help
@@ -33,11 +36,11 @@ demo: dev ## a recorded search replayed, then a real program on a language model
 	$(BIN)/python -m examples.replay
 	$(BIN)/python examples/demo.py
 
-test: dev ## the tests, without those that take minutes
-	$(BIN)/python -m pytest -m "not slow"
+test: dev ## the tests, without those that take minutes (WORKERS=n processes)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: dev ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: dev ## ruff, and the direction of imports between the wings of the package
 	$(BIN)/ruff check .

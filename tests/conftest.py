@@ -7,6 +7,8 @@ import os
 import sys
 import tempfile
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many processes as cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-cache-")
 if interval := os.environ.get("SWITCH_INTERVAL"):
     sys.setswitchinterval(float(interval))
