@@ -1,4 +1,4 @@
-"""Optimise grade-school arithmetic on any OpenAI-compatible endpoint, or on the language model that runs here.
+"""Optimize grade-school arithmetic on any OpenAI-compatible endpoint, or on the language model that runs here.
 
     python examples/gsm8k.py --model openai/gpt-4o-mini                      # with OPENAI_API_KEY set
     python examples/gsm8k.py --model openai/NAME --api-base http://HOST:PORT/v1 --api-key KEY
@@ -68,8 +68,8 @@ def language_model(chosen: argparse.Namespace) -> dspy.LM:
     return dspy.LM(chosen.model, max_tokens=chosen.max_tokens, **given)
 
 
-def optimise(program: dspy.Module, data: list[dspy.Example], chosen: argparse.Namespace) -> Any:
-    """The optimised program."""
+def optimize(program: dspy.Module, data: list[dspy.Example], chosen: argparse.Namespace) -> Any:
+    """The optimized program."""
     cut = len(data) * 2 // 3
     optimizer = dspy.MIPROv2(
         metric=gsm8k_metric, auto=None, num_candidates=chosen.num_candidates, num_threads=chosen.num_threads
@@ -90,10 +90,10 @@ def optimise(program: dspy.Module, data: list[dspy.Example], chosen: argparse.Na
 
 
 def main() -> None:
-    """Optimise, print the result, save it."""
+    """Optimize, print the result, save it."""
     chosen = options()
     dspy.configure(lm=language_model(chosen))
-    best = optimise(dspy.ChainOfThought("question -> answer"), problems(chosen.data, chosen.limit, chosen.seed), chosen)
+    best = optimize(dspy.ChainOfThought("question -> answer"), problems(chosen.data, chosen.limit, chosen.seed), chosen)
     predictor = best.predictors()[0]
     print(f"Right on the validation problems: {best.score:.1f} %")
     print(f"Instruction: {predictor.signature.instructions}\nExamples: {len(predictor.demos)}")

@@ -60,7 +60,7 @@ def spent(found: SearchRun) -> dict[tuple[int, ...], dict[int, int]]:
 
 
 def racing(figure: Figure, found: SearchRun) -> None:
-    """Prompts against examples; the colour says when."""
+    """Prompts against examples; the color says when."""
     calls = spent(found)
     order = list(dict.fromkeys(e for row in sorted(calls.values(), key=len)[::-1] for e in row))
     rows = sorted(calls, key=lambda key: -len(calls[key]))

@@ -16,7 +16,7 @@ from tests.docs.pages import DOCS, GENERATED, ROOT, commands, links, pages, pyth
 from tests.server import LMServer, Quality, TaskRule
 
 LEGS = {
-    f"How many legs have {spiders} spiders and {hens} hens together?": str(8 * spiders + 2 * hens)
+    f"How many legs do {spiders} spiders and {hens} hens have together?": str(8 * spiders + 2 * hens)
     for spiders in range(2, 31)
     for hens in range(2, 31)
 }
