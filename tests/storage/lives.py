@@ -28,13 +28,14 @@ def metric(example: Any, prediction: Any, trace: Any = None) -> bool:
 
 
 def compiled(url: str, storage: Any, **options: Any) -> Any:
-    """One compile on the server at ``url``."""
+    """One compile on the server at ``url``; an option that is ``...`` is left out."""
     data = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in QUESTIONS.items()]
     lm = dspy.LM("openai/gpt-4o-mini", api_base=url, api_key="none", cache=False)
     given = {
         "sampler": "tpe", "n_jobs": 2, "num_trials": 8, "minibatch_size": 8, "minibatch_full_eval_steps": 4,
         "trainset": data[:20], "valset": data[20:], "storage": storage, "resume": True, **options,
     }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not ...}
     with dspy.context(lm=lm):
         optimizer = dspy.MIPROv2(metric=metric, auto=None, num_candidates=4, num_threads=LIMIT // 2, seed=3)
         return optimizer.compile(dspy.Predict("question -> answer"), **given)

@@ -122,8 +122,17 @@ def test_the_reserve_is_for_the_best_average(server, sampler):
     assert run.ended.startswith("max_lm_calls") and full[-1] == dict(max(rest, key=rest.get))
 
 
-@pytest.mark.parametrize("cap", [{"max_tokens_spent": 1}, {"max_cost": 1e-9}, {"timeout": 0.01}])
-def test_the_least_budget_gives_the_program_back(server, caplog, cap):
+@pytest.mark.parametrize("cap", [{"max_tokens_spent": 1}, {"max_cost": 1e-9}])
+def test_the_least_budget_is_refused(server, cap):
+    """Tokens and dollars that do not pay for the first evaluation are refused before the first call."""
+    server.reset()
+    with pytest.raises(BudgetError, match=f"{next(iter(cap))}=.* give at least"):
+        compiled(server.url, None, resume=False, **cap)
+    assert server.requests == 0
+
+
+@pytest.mark.parametrize("cap", [{"timeout": 0.01}])
+def test_the_least_time_gives_the_program_back(server, caplog, cap):
     """A limit that is reached in step 1 starts nothing more than is in flight: the program comes back as it was."""
     server.reset()
     program = compiled(server.url, None, resume=False, **cap)
@@ -134,10 +143,10 @@ def test_the_least_budget_gives_the_program_back(server, caplog, cap):
     assert sum(step.get("calls", 0) for step in spent.values()) == server.requests
 
 
-def check_unsearched(program, why):
+def check_unsearched(program, why, scored=False):
     """A run that ended in step 1 or 2 has a record: why it ended, what was spent, no trials, and every view of it."""
     run = program.optimization_run
-    assert why in run.ended and run.trials == [] and program.trial_logs == {} and math.isnan(program.score)
+    assert why in run.ended and run.trials == [] and program.trial_logs == {} and math.isnan(program.score) != scored
     assert "bootstrap" in run.spent and run.facts["metric"].endswith("metric")
     assert why in run._repr_html_() and "0_predictor_instruction" in run.best_params
     table = run.to_dataframe()
@@ -149,7 +158,7 @@ def test_a_run_that_ends_in_step_2_has_a_record(server, tmp_path):
     """The budget ends while instructions are proposed: the record says so, its report can be written, and read back."""
     place = str(tmp_path / "runs.db")
     program = compiled(server.url, place, max_tokens_spent=7000, view_data_batch_size=1)
-    check_unsearched(program, "max_tokens_spent=7000 is spent")
+    check_unsearched(program, "max_tokens_spent=7000 is spent", scored=True)  # the first evaluation comes first
     assert {"bootstrap", "propose"} <= set(program.optimization_run.spent)
     page = program.optimization_run.report(tmp_path / "report.html").read_text()
     assert "max_tokens_spent=7000 is spent" in page and "Nothing was scored" not in program.optimization_run.ended

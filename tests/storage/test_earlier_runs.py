@@ -43,7 +43,7 @@ def test_an_earlier_compile_goes_on_where_it_ended(storage):
     assert set(before) == {"bootstrap", "propose", "search"}
     lm = earlier_runs.Rules()
     run = earlier_runs.compiled(storage, lm).optimization_run
-    after = {step: amounts["calls"] for step, amounts in run.spent.items()}
+    after = {step: amounts["calls"] for step, amounts in run.spent.items() if "calls" in amounts}
     assert len(lm.served) > 0
     assert after == {**before, "search": before["search"] + len(lm.served)}
     assert run.calls == after["search"]

@@ -89,14 +89,18 @@ def attach(program: Any, ledger: Ledger, best: Key) -> None:
     program.candidate_programs = [each for each in data if each["full_eval"]]
 
 
-def attach_unsearched(program: Any, books: RunStore, ended: str) -> None:
-    """Give the program of a run that ended before its search the same attributes: no trials, and what was spent."""
+def attach_unsearched(program: Any, books: RunStore, ended: str, scores: Sequence[float] = ()) -> None:
+    """Give the program of a run that ended before its search the same attributes: no trials, and what was spent.
+
+    ``scores`` are its own on all validation examples, if it was evaluated in full by then.
+    """
     space = PromptSpace({i: [each.signature.instructions] for i, each in enumerate(program.predictors())})
     program.trial_logs, program.candidate_programs, program.mb_candidate_programs = {}, [], []
-    program.score = math.nan
+    program.score = percent(scores) if scores else math.nan
     program.prompt_model_total_calls = program.total_calls = 0
     program.optimization_run = SearchRun(
-        best_params=space.params((0,) * len(space.names)), calls=books.meter.examples, history=[], best_score=math.nan,
+        best_params=space.params((0,) * len(space.names)), calls=books.meter.examples, history=[],
+        best_score=math.fsum(scores) / len(scores) if scores else math.nan,
         trials=[], order=[], ended=ended, study=getattr(books.store, "study", None), spent=books.meter.spent(),
         space=space, facts=books.facts,
     )  # fmt: skip

@@ -19,8 +19,9 @@ from dspy.promptune.compile.step_report import Limited
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
-from dspy.promptune.limits.budgets import LOAD, REFLECT, SearchAllowance
+from dspy.promptune.limits.budgets import LOAD, REFLECT
 from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.search_allowance import SearchAllowance
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import embedder_of
 from dspy.promptune.run.loop import Interrupted, Limits, SearchLoop
@@ -71,6 +72,7 @@ class Engine:
         self.over: str | None = None
         self._searching: Callable[[str], None] | None = None
         self.tracebacks = False
+        self.tight = False  # a limit pays for little more than the first evaluation, which has to come first
         self.progress = Progress(disable=options.disable_progress_bar)
         self._timer: threading.Timer | None = None
         self._loading: list[threading.Thread] = []
@@ -116,6 +118,8 @@ class Engine:
         self.work = self._work(ProgramCache(program, default), rules)
         self.rules, self.callbacks = rules, EvaluationCallbacks(rules, self.threads)
         self._head_start(default, range(len(rules.valset)))
+        if self.tight:
+            self.work.await_heads()
         texts = [predictor.signature.instructions for predictor in program.predictors()]
         self._load(PromptSpace({0: texts}))
 

@@ -230,6 +230,8 @@ class CompileRun(_upstream.MIPROv2):
             },
         )
         logger.info("Estimate: %s.", found)
+        self._engine.books.meter.expect(found.prior())
+        self._engine.tight = found.tight(self._options.caps(), len(self._valset), len(program.predictors()))
         return lambda: found.check(self._options.caps(), len(self._valset), len(program.predictors()))
 
     def _manifest(
@@ -263,8 +265,11 @@ class CompileRun(_upstream.MIPROv2):
         """The run ended in step 1 or 2: the program as it came, with a record that says why and what was spent."""
         engine, why = self._engine, str(self._engine.over)
         logger.warning("Nothing was searched, the program is returned as it was: %s", why)
+        scores = engine.books.early(engine.heads[0][0]) if engine.heads else {}
         if self.track_stats:
-            attach_unsearched(program, engine.books, why)
+            attach_unsearched(
+                program, engine.books, why, list(scores.values()) if len(scores) == len(self._valset) else ()
+            )
         engine.books.close(why)
         return program
 
@@ -288,7 +293,7 @@ class CompileRun(_upstream.MIPROv2):
 
     def _begin_demos(self, program: Module, demo_candidates: dict[int, list[list[Any]]]) -> None:
         """Begin with the demo sets, where the search goes by blocks of examples; they are its first blocks."""
-        if self._minibatch and by_blocks(self._options):
+        if self._minibatch and by_blocks(self._options) and not self._engine.tight:
             order = random.Random(self.seed).sample(range(len(self._valset)), len(self._valset))
             share = int(FIRST_SHARE * self._budget / max(map(len, demo_candidates.values())))
             self._engine.begin_demos(program, demo_candidates, order[: min(FIRST_BLOCK, share)])

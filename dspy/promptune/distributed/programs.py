@@ -159,6 +159,11 @@ class ProgramEvaluator:
         state = State(Job(HEAD, key, tuple(examples), kind), self.programs[key], len(examples), head.ended)
         self._begin(state, examples, filler=True)
 
+    def await_heads(self) -> None:
+        """Wait until what was begun so has ended, or the run."""
+        while any(not head.over for head in self._heads.values()) and not self._pool.stopped.is_set():
+            time.sleep(0.02)
+
     def start(self, job: Job, missing: Sequence[int], done: Done) -> None:
         """Hand the examples to the pool."""
         head = self._heads.pop(job.key, None)

@@ -119,6 +119,9 @@ class RemoteEvaluator:
     def head_start(self, key: Key, examples: Sequence[int]) -> None:
         """Nothing: while steps 1 and 2 make calls, workers make none, so that the limit holds."""
 
+    def await_heads(self) -> None:
+        """Nothing was begun."""
+
     def room(self, running: int) -> bool:
         """While fewer than ``n_jobs`` are running, or places are free."""
         return running < self._n_jobs or (not self._waiting and self._limiter.in_flight < self._limiter.allowed)

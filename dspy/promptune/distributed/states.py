@@ -55,6 +55,11 @@ class Head:
         self._outcome: Outcome | None = None
         self._heir: tuple[Job, Done] | None = None
 
+    @property
+    def over(self) -> bool:
+        """Whether the evaluation is over."""
+        return self._outcome is not None
+
     def ended(self, _: Job, outcome: Outcome) -> None:
         """The evaluation is over."""
         with self._lock:

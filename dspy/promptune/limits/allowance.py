@@ -48,6 +48,7 @@ class WorkerAllowances:
         caps = BudgetLimits(**given)  # type: ignore[arg-type]
         for name in KINDS:
             self._out[name] += getattr(caps, name) or 0.0
+        self._meter.lend(_amounts(caps))
         return caps
 
     def settle(self, allowance: BudgetLimits, spent: Mapping[str, float]) -> None:
@@ -58,7 +59,7 @@ class WorkerAllowances:
     def lose(self, allowance: BudgetLimits) -> None:
         """A block will not come back: it may have spent all that it was allowed."""
         self._give_back(allowance)
-        self._meter.charge({kind: getattr(allowance, name) or 0 for name, kind in KINDS.items()})
+        self._meter.charge(_amounts(allowance))
 
     def widen(self) -> None:
         """A block's allowance was too short: the next ones get more."""
@@ -67,3 +68,8 @@ class WorkerAllowances:
     def _give_back(self, allowance: BudgetLimits) -> None:
         for name in KINDS:
             self._out[name] -= getattr(allowance, name) or 0.0
+        self._meter.lend(_amounts(allowance), -1)
+
+
+def _amounts(allowance: BudgetLimits) -> dict[str, float]:
+    return {kind: getattr(allowance, name) or 0.0 for name, kind in KINDS.items()}

@@ -23,7 +23,6 @@ __all__ = [
     "STEP",
     "BudgetLimits",
     "BudgetMeter",
-    "SearchAllowance",
     "amount",
     "answered_by_cache",
     "tokens_of",
@@ -36,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 BOOTSTRAP, PROPOSE, LOAD, SEARCH, REFLECT = "bootstrap", "propose", "load", "search", "reflect"
 KINDS = {"max_lm_calls": "calls", "max_tokens_spent": "tokens", "max_cost": "cost"}  # what a limit is on
+CHUNK = 8  # calls at least that are written down ahead at a time
 SETTLED = 5  # examples, from which on the mean of what one takes is trusted
 
 STEP = "promptune_step"  # the setting of DSPy that says which step calls belong to
@@ -88,6 +88,13 @@ class BudgetMeter:
         self._searching = False
         self.unpriced: set[str] = set()
         self._warn = warn
+        self._largest: dict[str, float] = {}  # tokens and dollars of the dearest call so far
+        self._prior: Mapping[str, Mapping[str, float]] = {}
+        self._reckoned: dict[str, float] = {}  # what a call was last written down with
+        self._lent = dict.fromkeys(KINDS.values(), 0.0)
+        self._covered = math.inf  # calls of this start, up to which what they take is written down
+        self._write_ahead: Callable[[], None] = lambda: None
+        self._untold: set[str] = set()
         self._lock = threading.Lock()
 
     def elsewhere(self, amounts: Mapping[str, Mapping[str, float]]) -> None:
@@ -119,13 +126,99 @@ class BudgetMeter:
         self._search_began, self._searching = time.monotonic(), True
 
     def admit(self) -> bool:
-        """Whether one more call may be made now; if so, it is counted as under way until :meth:`ended`."""
+        """Whether one more call may be made now; if so, it is counted as under way until :meth:`ended`.
+
+        It is written down first that it may be made, where the run is written down at all: see :meth:`write_ahead`.
+        """
+        while True:
+            with self._lock:
+                if not self._affords():
+                    return False
+                if self._calls() + self._open < self._covered:
+                    self._open += 1
+                    return True
+            self._write_ahead()
+
+    def write_ahead(self, write: Callable[[], None]) -> None:
+        """From now on no call is made before ``write`` has written down what :meth:`reserve` gives."""
         with self._lock:
-            limit = self.caps.max_lm_calls
-            if (limit is not None and self._total("calls") + self._open >= limit) or self._reached() is not None:
-                return False
-            self._open += 1
-            return True
+            self._covered, self._write_ahead = 0.0, write
+
+    def reserve(self, *, ahead: bool = True) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]], float]:
+        """What is to be on disk: what was spent here, and what may be spent before this is asked again, both by step.
+
+        Calls under way, and with ``ahead`` as many more, are reckoned with what the dearest call has taken so far:
+        after a kill they count as made. The third is given to :meth:`cover` when it is written.
+        """
+        spent = self.own()
+        with self._lock:
+            calls = self._open + (max(CHUNK, self._open) if ahead else 0)
+            covered = self._calls() + calls
+            amounts = {"calls": float(calls)}
+            for kind in ("tokens", "cost"):
+                self._reckoned[kind] = max(self._largest.get(kind, 0.0), self._of_call(kind))
+                amounts[kind] = calls * self._reckoned[kind]
+            for name, kind in KINDS.items():
+                amounts[kind] += self._lent[kind]
+                if (limit := getattr(self.caps, name)) is not None:
+                    amounts[kind] = min(amounts[kind], max(0.0, limit - self._total(kind)))
+        reserved = {kind: round(each, 6) for kind, each in amounts.items() if each > 0}
+        return spent, {dspy.settings.get(STEP, SEARCH): reserved} if reserved else {}, covered
+
+    def cover(self, calls: float) -> None:
+        """What :meth:`reserve` gave is written: so many calls may be made."""
+        with self._lock:
+            self._covered = calls
+
+    @property
+    def covered(self) -> bool:
+        """Whether the next call may be made without writing anything down."""
+        with self._lock:
+            return self._calls() + self._open < self._covered
+
+    def lend(self, amounts: Mapping[str, float], sign: int = 1) -> None:
+        """So much may be spent where this meter does not see it (``sign=-1``: no longer)."""
+        with self._lock:
+            for kind, each in amounts.items():
+                self._lent[kind] += sign * each
+        if sign > 0:
+            self._write_ahead()
+
+    def expect(self, prior: Mapping[str, Mapping[str, float]]) -> None:
+        """Tokens and dollars that a call of each step is likely to take, until some have been counted."""
+        with self._lock:
+            self._prior = prior
+
+    def refusal(self) -> str:
+        """Why no call may be made, in words."""
+        with self._lock:
+            return self._refusal() or "the calls left are in flight"
+
+    def _affords(self) -> bool:
+        return self._refusal() is None
+
+    def _refusal(self) -> str | None:
+        """The limit within which one more call is not, if those under way take what calls have taken so far."""
+        if (why := self._reached()) is not None:
+            return why
+        for name, kind in KINDS.items():
+            limit = getattr(self.caps, name)
+            if limit is not None and self._total(kind) + self._open * self._of_call(kind) >= limit:
+                return f"{name}={limit} is spent with the calls in flight"
+        return None
+
+    def _of_call(self, kind: str) -> float:
+        """What one call of the step that is going on takes: tokens, dollars, or one call."""
+        if kind == "calls":
+            return 1.0
+        step = dspy.settings.get(STEP, SEARCH)
+        row = self._spent.get(step, {})
+        if row.get("calls", 0) >= SETTLED:
+            return row.get(kind, 0.0) / row["calls"]
+        return float(self._prior.get(step, {}).get(kind, 0.0))
+
+    def _calls(self) -> float:
+        return sum(row.get("calls", 0) for row in self._spent.values())
 
     def ended(self, *, reached: bool = True) -> None:
         """A call that was admitted has ended; ``reached=False`` if no language model saw it."""
@@ -142,10 +235,28 @@ class BudgetMeter:
     def took(self, model: str, tokens: int, cost: float | None) -> None:
         """What a provider's answer took; ``cost`` in dollars, ``None`` where no price is known."""
         self._add("tokens", tokens)
+        with self._lock:
+            for kind, each in (("tokens", tokens), ("cost", cost or 0.0)):
+                self._largest[kind] = max(self._largest.get(kind, 0.0), each)
+                if each > self._reckoned.get(kind, 0.0) and self._covered < math.inf:
+                    self._covered = 0.0  # dearer than what is written: that is written anew before the next call
         if cost is not None:
             self._add("cost", cost)
         elif self.caps.max_cost is not None:
             self.price_unknown(model)
+
+    def untold(self, model: str) -> None:
+        """A call was answered without its usage: it is reckoned with what such a call is likely to take."""
+        step = dspy.settings.get(STEP, SEARCH)
+        likely = self._prior.get(step, {})
+        with self._lock:
+            new, self._untold = model not in self._untold, self._untold | {model}
+        if new and self._warn and (self.caps.max_tokens_spent or self.caps.max_cost):
+            logger.warning(
+                "%s does not say what a call takes: %.0f tokens are counted for each in this step.",
+                model, likely.get("tokens", 0.0),
+            )  # fmt: skip
+        self.took(model, int(likely.get("tokens", 0)), likely.get("cost"))
 
     def scored(self, count: int) -> None:
         """So many more examples have been scored."""
@@ -289,52 +400,3 @@ def answered_by_cache(entry: Mapping[str, Any]) -> bool:
     response = entry.get("response")
     several = response if isinstance(response, (list, tuple)) else [response]
     return bool(several) and all(getattr(each, "cache_hit", False) for each in several)
-
-
-class SearchAllowance:
-    """What the limits of a meter leave to a search, in examples.
-
-    What a full evaluation of the best prompt takes is kept back from the beginning (half of all there is at most).
-
-    Args:
-        meter: Counts, and has the limits.
-        n_examples: Size of the validation set.
-        calls_per_example: Calls that an example takes, until enough have been counted.
-
-    Attributes:
-        ended: The limit that has ended the search, in words.
-    """
-
-    def __init__(self, meter: BudgetMeter, *, n_examples: int, calls_per_example: float) -> None:
-        self.ended: str | None = None
-        self._meter, self._calls_per_example = meter, calls_per_example
-        affordable = self._affordable()
-        self._reserve = min(n_examples, int(affordable // 2)) if affordable < math.inf else n_examples
-        self._released = False
-
-    def left(self) -> float:
-        """Examples that may still be paid for, without the reserve; may be infinite."""
-        return self._affordable() - (0 if self._released else self._reserve)
-
-    def over(self) -> bool:
-        """Whether a limit is reached, or only the reserve was left and is released."""
-        if self.ended is None:
-            self.ended = self._meter.reached()
-        return self.ended is not None or self._released
-
-    def release(self) -> bool:
-        """The search found nothing to do: whether it was a limit that left nothing, and the reserve is free now.
-
-        It is free once: later the answer is no.
-        """
-        if self._released:
-            return False
-        self._released = True
-        affordable, scarcest = self._meter.scarcest(self._calls_per_example)
-        if affordable > self._reserve:
-            return False
-        self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
-        return True
-
-    def _affordable(self) -> float:
-        return self._meter.affordable(self._calls_per_example)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import BudgetError
-from dspy.promptune.limits.budgets import BudgetLimits
+from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE, REFLECT, SEARCH, BudgetLimits
 from dspy.promptune.limits.prices import price_of
 
 if TYPE_CHECKING:
@@ -18,18 +19,23 @@ __all__ = ["Estimate", "estimate"]
 CHARACTERS = 4  # of a token, in ordinary English
 FRAME = 150  # tokens that an adapter writes around the fields of a call
 SUMMARY_CALLS = 11  # of the summary of the trainset, at most
-PROPOSAL_TOKENS = 1500  # of a call that proposes an instruction
+PROPOSAL_TOKENS = 1500  # of a call that proposes an instruction,
+LEAST_PROPOSAL = 100  # and at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Language-model calls of each step, tokens of all, and dollars where the price of the model is known."""
+    """Language-model calls of each step, tokens of all, and dollars where the price of the model is known.
+
+    ``per_call``: tokens of a call that answers an example.
+    """
 
     bootstrap: int
     propose: int
     search: int
     tokens: int
     cost: float | None
+    per_call: int = 0
 
     @property
     def calls(self) -> int:
@@ -43,19 +49,56 @@ class Estimate:
             f"{self.search:,} to search), {self.tokens:,} tokens, {cost}"
         )
 
+    def prior(self) -> dict[str, dict[str, float]]:
+        """Tokens and dollars of one call of each step."""
+        sizes = dict.fromkeys((PROPOSE, REFLECT), PROPOSAL_TOKENS)
+        sizes |= {BOOTSTRAP: self.per_call, SEARCH: self.per_call}
+        return {step: {"tokens": size, "cost": size * self._price()} for step, size in sizes.items()}
+
+    def first(self, n_examples: int, calls_per_example: int) -> dict[str, tuple[float, float, float]]:
+        """By kind of limit what steps 1 and 2 take, what the first evaluation takes, and what both take at least.
+
+        Calls are the same every time; of tokens and dollars only a part of the estimate is certain.
+        """
+        calls = n_examples * calls_per_example
+        steps = self.bootstrap * self.per_call + self.propose * PROPOSAL_TOKENS
+        least = (self.bootstrap + calls) * FRAME // 2 + self.propose * LEAST_PROPOSAL
+        price = self._price()
+        return {
+            "max_lm_calls": (self.bootstrap + self.propose, calls, self.bootstrap + self.propose + calls),
+            "max_tokens_spent": (steps, calls * self.per_call, least),
+            "max_cost": (steps * price, calls * self.per_call * price, least * price),
+        }
+
     def check(self, caps: BudgetLimits, n_examples: int, calls_per_example: int) -> None:
         """Refuse a budget that ends before the first evaluation.
 
         Raises:
-            BudgetError: With the number of calls that is needed.
+            BudgetError: With the number of calls, tokens or dollars that is needed.
         """
-        least = self.bootstrap + self.propose + n_examples * calls_per_example
-        if caps.max_lm_calls is not None and caps.max_lm_calls < least:
-            raise BudgetError(
-                f"max_lm_calls={caps.max_lm_calls}: steps 1 and 2 take about {self.bootstrap + self.propose} calls and "
-                f"the first evaluation {n_examples * calls_per_example}; give at least {least}, fewer candidates, or a "
-                "smaller valset."
-            )
+        for name, (steps, first, least) in self.first(n_examples, calls_per_example).items():
+            limit = getattr(caps, name)
+            if limit is not None and limit < least:
+                unit = {"max_lm_calls": " calls", "max_tokens_spent": " tokens", "max_cost": " dollars"}[name]
+                raise BudgetError(
+                    f"{name}={limit:.6g}: steps 1 and 2 take about {steps:.4g}{unit} and the first evaluation "
+                    f"{first:.4g}; give at least {_up(steps + first, name):.6g}, fewer candidates, or a smaller valset."
+                )
+
+    def tight(self, caps: BudgetLimits, n_examples: int, calls_per_example: int) -> bool:
+        """Whether a limit is less than twice what steps 1 and 2 and the first evaluation are likely to take."""
+        found = self.first(n_examples, calls_per_example).items()
+        limits = {name: getattr(caps, name) for name, _ in found}
+        return any(limits[name] is not None and limits[name] < 2 * (steps + first) for name, (steps, first, _) in found)
+
+    def _price(self) -> float:
+        """Dollars of a token; 0 where no price is known."""
+        return (self.cost or 0.0) / self.tokens if self.tokens else 0.0
+
+
+def _up(amount: float, name: str) -> float:
+    """A number that is enough, as it is told."""
+    return amount * 1.00001 if name == "max_cost" else math.ceil(amount)
 
 
 def estimate(
@@ -84,7 +127,12 @@ def estimate(
     per_call = _tokens(program, examples, step_1["demos"])
     tokens = (bootstrap + budget * predictors) * per_call + propose * PROPOSAL_TOKENS
     return Estimate(
-        bootstrap=bootstrap, propose=propose, search=budget * predictors, tokens=tokens, cost=_cost(lm, tokens)
+        bootstrap=bootstrap,
+        propose=propose,
+        search=budget * predictors,
+        tokens=tokens,
+        cost=_cost(lm, tokens),
+        per_call=per_call,
     )
 
 

@@ -127,7 +127,7 @@ class LMGateway(BaseCallback):
             self._land(call)
             if call.round is not None:
                 self.limiter.give_back()
-            raise Stopped(self.meter.reached() or "the calls left are in flight")
+            raise Stopped(self.meter.refusal())
         call.instance, call.tally = instance, tallies.begin()
         call.task, call.began = dspy.settings.get(TASK), time.monotonic()
         _within.set((*_within.get(), (self, _state(instance) if alone else 0)))
@@ -237,10 +237,13 @@ class LMGateway(BaseCallback):
         """What the call took."""
         tally = call.tally
         assert tally is not None
+        reached, model = tally.reached(call.instance, exception), str(getattr(call.instance, "model", "?"))
         if call.counted:
-            self.meter.ended(reached=tally.reached(call.instance, exception))
-        if tally.told:
-            self.meter.took(str(getattr(call.instance, "model", "?")), tally.tokens, tally.cost)
+            self.meter.ended(reached=reached)
+        if tally.told and (tally.tokens or tally.cost):
+            self.meter.took(model, tally.tokens, tally.cost)
+        elif call.counted and reached and exception is None:
+            self.meter.untold(model)
 
     # ------------------------------------------------------------------
 

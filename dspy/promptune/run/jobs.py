@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, Job
-from dspy.promptune.limits.budgets import SearchAllowance
+from dspy.promptune.limits.search_allowance import SearchAllowance
 from dspy.promptune.storage.sharing import Sharing, TakenError
 
 if TYPE_CHECKING:

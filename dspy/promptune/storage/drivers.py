@@ -28,8 +28,9 @@ class SharedDrivers:
     """The notes of one study's drivers, seen from one of them. Thread-safe.
 
     A note is a lease's, with ``share`` (others may work on the study at the same time), ``open`` (this driver is in
-    its search), ``idle`` (with so many trials in the study, all of them ended, it found nothing to do) and ``spent``
-    (by this driver alone). It stays when the driver has ended, for what that has spent.
+    its search), ``idle`` (with so many trials in the study, all of them ended, it found nothing to do), ``spent`` (by
+    this driver alone) and ``reserved`` (what it may have spent since that was written). It stays when the driver has
+    ended, for what that has spent.
 
     Args:
         lease: Of this driver.
@@ -93,6 +94,10 @@ class SharedDrivers:
                     if before != note:
                         self._seen[token] = now
                     self._others[token] = note
+
+    def refresh(self) -> None:
+        """Take in the study's notes as they are now."""
+        self._read()
 
     def watch(self) -> None:
         """Look for a while whether drivers on other machines live that seem dead by the clock here."""
@@ -159,9 +164,10 @@ class SharedDrivers:
                 self._write(DRIVER + token, {**note, "released": True})
 
     def spent(self) -> dict[str, dict[str, float]]:
-        """What the others and earlier starts have spent, as far as it is known."""
+        """What the others and earlier starts have spent, and what they have written that they may have spent."""
         with self._lock:
-            return total(*(note.get("spent") or {} for note in self._others.values()))
+            notes = list(self._others.values())
+        return total(*(note.get(name) or {} for note in notes for name in ("spent", "reserved")))
 
     def _sharing(self) -> dict[str, Mapping[str, Any]]:
         with self._lock:

@@ -64,6 +64,7 @@ class RunStore:
         self.meter = meter
         self.memory: Memory = NoMemory() if store is None else StoredMemory(store)
         self.facts: Mapping[str, Any] = {}
+        self._early: dict[Key, dict[int, float]] = {}
 
     def begin(self, manifest: Callable[[], Mapping[str, Any]]) -> None:
         """Note what the run is, and open its study where there is one.
@@ -90,7 +91,14 @@ class RunStore:
         """Scores of a job's examples, as they finish."""
         if self.store is not None:
             self.store.keep_scores(job, scores)
+        if job.number < 0:
+            self._early.setdefault(job.key, {}).update(scores)
         self.meter.scored(len(scores))
+
+    def early(self, key: Key) -> dict[int, float]:
+        """Scores of a combination that are known before there is a trial, by example."""
+        stored = {} if self.store is None or not self.facts else self.store.early_scores().get(key, {})
+        return {**stored, **self._early.get(key, {})}
 
     def unknown(self, key: Key, examples: Sequence[int]) -> list[int]:
         """Those of the examples that no earlier start has scored."""

@@ -22,6 +22,7 @@ from dspy.promptune.storage.history import RunHistory, history_of, told_scores
 from dspy.promptune.storage.lease import RENEW_SECONDS, Lease, abroad, holder
 from dspy.promptune.storage.manifest import differences
 from dspy.promptune.storage.messages import explain
+from dspy.promptune.storage.spending import SpendingNotes
 from dspy.promptune.storage.writer import SafeStorage, Writer
 from dspy.promptune.visible import visible
 
@@ -106,6 +107,7 @@ class StudyStore:
         self._ids: dict[int, int] = {}
         self._writer: Writer | None = None
         self._renewed = 0.0
+        self._spending = SpendingNotes(self.drivers, lambda: self.broken is None)
 
     @property
     def broken(self) -> StorageError | None:
@@ -214,7 +216,7 @@ class StudyStore:
     def count(self, meter: BudgetMeter) -> None:
         """Let the meter know what earlier starts and other drivers have spent, now and later; write what it counts."""
         self.meter = meter
-        meter.elsewhere(self.drivers.spent())
+        self._spending.begin(meter)
 
     def _finished(self) -> list[FrozenTrial]:
         trials = self.study.get_trials(deepcopy=False) if self.resumed or self.drivers.share else []
@@ -230,7 +232,7 @@ class StudyStore:
                 if self.drivers.agreed or not self.drivers.living():
                     for name, value in {**shown, **({"ended": ended} if ended else {})}.items():
                         self.show(name, value)
-                self._show_spent()
+                self._show_spent(ended=True)
         except StorageError as error:
             logger.debug("Not written: %s", error)
         self._let_go()
@@ -491,11 +493,10 @@ class StudyStore:
             self._renew()
         self._renewed = time.monotonic()
 
-    def _show_spent(self) -> None:
+    def _show_spent(self, *, ended: bool = False) -> None:
         """Renew this driver's note with what it has spent, and show what all have."""
         if self.broken is None and self.meter is not None:
-            self.meter.elsewhere(self.drivers.spent())
-            self.drivers.announce(spent=self.meter.own())
+            self._spending.write(self.meter, ahead=not ended)
             self.study.set_user_attr("spent", self.meter.spent())
         elif self.broken is None and self.drivers.share:
             self.drivers.announce()
