@@ -13,7 +13,7 @@ import dspy
 
 SCRIPT = """
 import dspy
-from dspy.promptune import OptimizedModule, SearchRun
+from dspy.promptune import OptimizedModule, PromptSpace, SearchRun, search
 
 program = dspy.Predict("question -> answer")
 optimizer = dspy.MIPROv2(metric=lambda example, prediction, trace=None: 1.0)
@@ -32,6 +32,9 @@ optimizer.compile(program, trainset=[], resume="yes")  # wrong
 optimizer.compile(program, trainset=[], embedder="mini")  # wrong
 optimizer.compile(program, trainset=[], executor_keys="env")  # wrong
 optimizer.compile(program, trainset=[], smapler="qei")  # wrong
+space = PromptSpace({0: ["a", "b"]})
+run = search(space, lambda params, examples: [1.0 for _ in examples], n_examples=3, max_calls=6, schedule="batch")
+search(space, lambda params, examples: [1.0 for _ in examples], n_examples=3, max_calls=6, sampler="qie")  # wrong
 """
 
 WRONG = {number for number, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# wrong")}

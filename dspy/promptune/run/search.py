@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable
 from dspy.promptune.errors import StorageError
-from dspy.promptune.options import check_jobs, check_seed, with_batch_size
+from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
 from dspy.promptune.run.loop import Limits, LoopListener, Schedule, SearchLoop
 from dspy.promptune.run.result import Compared, SearchRun
@@ -24,7 +24,10 @@ from dspy.promptune.storage.sharing import Sharing
 from dspy.promptune.storage.study_store import StudyStore, open_study_store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
     from dspy.promptune.allocation.policy import Budget
@@ -197,17 +200,17 @@ def search(
     *,
     n_examples: int,
     max_calls: int,
-    sampler: str | BaseSampler | Any | None = "qei",
+    sampler: SamplerName | BaseSampler | Callable[[PromptSpace], BaseSampler] | None = "qei",
     n_jobs: int = 1,
     batch_size: int | None = None,
     minibatch_size: int | None = None,
     seed: int | None = None,
-    schedule: str | None = None,
+    schedule: ScheduleName | None = None,
     full_eval_steps: int = FULL_EVAL_STEPS,
     retries: int = 0,
-    storage: Any = None,
+    storage: str | Path | BaseStorage | None = None,
     study_name: str | None = None,
-    resume: bool | str = False,
+    resume: ResumeMode = False,
     share: bool = False,
     propose: Propose | None = None,
     **sampler_options: Any,
