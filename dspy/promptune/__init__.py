@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         StorageError,
     )
     from dspy.promptune.local import LocalLM
+    from dspy.promptune.run.events import SearchCallback
     from dspy.promptune.run.search import SearchRun, search
     from dspy.promptune.samplers import QEISampler, make_sampler
     from dspy.promptune.space import Key, PromptSpace
@@ -37,6 +38,7 @@ _HOMES = {
     "PromptSpace": "space",
     "PromptuneError": "errors",
     "QEISampler": "samplers",
+    "SearchCallback": "run.events",
     "SearchRun": "run.search",
     "SpaceError": "errors",
     "StorageError": "errors",
@@ -56,6 +58,7 @@ __all__ = [
     "PromptSpace",
     "PromptuneError",
     "QEISampler",
+    "SearchCallback",
     "SearchRun",
     "SpaceError",
     "StorageError",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dspy.promptune.compile.result import OptimizedModule
     from dspy.promptune.features import EmbedderLike
     from dspy.promptune.options import AcquisitionName, ExecutorKeys, ResumeMode, SamplerName, ScheduleName
+    from dspy.promptune.run.events import SearchCallback
     from dspy.promptune.space import PromptSpace
 
 __all__ = [
@@ -120,6 +121,7 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         timeout: float | None = None,
         # display
         disable_progress_bar: bool = False,
+        callbacks: Sequence[SearchCallback] | None = None,
     ) -> OptimizedModule:
         """Optimize ``student``: bootstrap demos, propose instructions, search their combinations.
 
@@ -172,7 +174,9 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
             max_tokens_spent: Tokens at most, of prompts and answers.
             max_cost: US dollars at most, as far as prices are known.
             timeout: Seconds of wall time at most.
-            disable_progress_bar: Show no line; without a terminal there is none in any case.
+            disable_progress_bar: Show no line, and log none.
+            callbacks: :class:`dspy.promptune.SearchCallback` objects that are told of proposals, trials, the best so
+                far, and the end.
 
         Returns:
             The best program, with upstream's attributes (``trial_logs``, ``score``, ...) and ``optimization_run``.

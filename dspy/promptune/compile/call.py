@@ -12,7 +12,7 @@ __all__ = ["call_of"]
 
 OBJECT = "__object__"  # the name of a value that has no form in JSON
 ELSEWHERE = ("metric", "trainset", "valset", "log_dir", "verbose", "track_stats", "storage", "study_name", "resume")
-HERE = ("share", "disable_progress_bar", "requires_permission_to_run", "provide_traceback")
+HERE = ("share", "callbacks", "disable_progress_bar", "requires_permission_to_run", "provide_traceback")
 
 
 def call_of(optimizer: Any, upstream: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:

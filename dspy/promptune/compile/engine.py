@@ -24,6 +24,7 @@ from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.search_allowance import SearchAllowance
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import embedder_of
+from dspy.promptune.run.events import SearchEvents, check_callbacks
 from dspy.promptune.run.loop import Interrupted, Limits, SearchLoop
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.run.progress import Progress, Standing
@@ -267,12 +268,13 @@ def optimize(task: Task, engine: Engine) -> Module:
     programs = engine.work.programs
     programs.space = space = run.space
     recorder = Recorder(run, programs, engine, task.max_calls)
+    events = SearchEvents(check_callbacks(engine.options.callbacks), space, run.table)
     driver = SearchLoop(
         run.jobs,
         engine.work,
         engine.options.plan(engine.pool.workers),
         limits=Limits(retries=RETRIES, max_calls=task.max_calls, note_every=max(1, task.max_calls // 50)),
-        listeners=[recorder, *run.listeners],
+        listeners=[recorder, *run.listeners, events],
         first=lambda: [
             run.whole_or_block(*head) for head in engine.heads if over is None and not run.past.covers(*head)
         ],
@@ -296,6 +298,7 @@ def optimize(task: Task, engine: Engine) -> Module:
         recorder.close()
     best = _finished(task, run, engine, recorder, found)
     engine.books.end(best, found.ended, **shown(found))
+    events.ended(getattr(best, "optimization_run", found))
     return best
 
 

@@ -20,6 +20,7 @@ from dspy.promptune.options import (
     embedder_of,
     with_batch_size,
 )
+from dspy.promptune.run.events import check_callbacks
 from dspy.promptune.run.loop import Schedule
 
 __all__ = ["CompileOptions"]
@@ -61,6 +62,7 @@ class CompileOptions:
     timeout: float | None = None
     # display
     disable_progress_bar: bool = False
+    callbacks: Any = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> CompileOptions:
@@ -84,6 +86,7 @@ class CompileOptions:
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise OptionError(f"example_timeout={limit!r}: it must be a number of seconds above 0, or None.")
         check_executor(self.executor, self.executor_keys)
+        check_callbacks(self.callbacks)
         self._check_reflect()
 
     def _check_reflect(self) -> None:

@@ -228,7 +228,7 @@ def _winner(record: RunRecord) -> list[Mapping[str, Any]]:
 
     if record.best is None:
         return []
-    found = []
+    found: list[Mapping[str, Any]] = []
     several = len({part.predictor for part in record.space.parts}) > 1
     for i, (part, index) in enumerate(zip(record.space.parts, record.best, strict=True)):
         before, after = (record.space.texts(i)[j] for j in (0, index))

@@ -91,6 +91,9 @@ class LoopListener:
     def on_end(self, job: Job, outcome: Outcome) -> None:
         """A job has ended, its scores are in the table; its trial is still running, and nobody else knows yet."""
 
+    def on_best(self, key: Key) -> None:
+        """Another prompt than before would be returned now."""
+
     def on_tick(self) -> None:
         """Called about twice a second while jobs are running."""
 
@@ -413,6 +416,9 @@ class SearchLoop:
         if not calls or calls - (history[-1][0] if history else 0) < every:
             return
         entry = (calls, self._jobs.policy.best())
+        if not history or history[-1][1] != entry[1]:
+            for listener in self._listeners:
+                listener.on_best(entry[1])
         if not history or history[-1] != entry:
             history.append(entry)
 

@@ -205,7 +205,7 @@ def above_the_bar() -> Iterator[None]:
     handlers = [each for name in LOGGERS for each in logging.getLogger(name).handlers if _is_console(each)]
     wrapped = [each for each in dict.fromkeys(handlers) if "emit" not in vars(each)]
     for handler in wrapped:
-        handler.emit = _emit_above(handler.emit)  # type: ignore[method-assign]
+        handler.emit = _emit_above(handler.emit)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from dspy.promptune.allocation.records import AllocationPolicy, Assignment, Scor
 from dspy.promptune.errors import StorageError
 from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
+from dspy.promptune.run.events import SearchCallback, SearchEvents, check_callbacks
 from dspy.promptune.run.loop import Limits, LoopListener, Schedule, SearchLoop
 from dspy.promptune.run.result import Compared, SearchRun
 from dspy.promptune.space import Key, PromptSpace
@@ -213,6 +214,7 @@ def search(
     resume: ResumeMode = False,
     share: bool = False,
     propose: Propose | None = None,
+    callbacks: Sequence[SearchCallback] | None = None,
     **sampler_options: Any,
 ) -> SearchRun:
     """Search ``space`` for the combination with the highest mean score, within ``max_calls`` scored examples.
@@ -247,6 +249,7 @@ def search(
             measurement, from a thread of its own, or with batches from this one. Each request counts as one of
             ``max_calls``, or as what a returned ``Written(texts, calls)`` says. It needs our sampler without
             ``minibatch_size``; ``space`` itself does not change, that of the result has grown.
+        callbacks: :class:`dspy.promptune.SearchCallback` objects that are told what happens.
         sampler_options: What the sampler takes, such as ``embedder`` or ``max_space_size``.
 
     Raises:
@@ -257,6 +260,7 @@ def search(
     """
     check_jobs(n_jobs, batch_size, schedule)
     check_seed(seed)
+    check_callbacks(callbacks)
     options = with_batch_size(sampler, batch_size or n_jobs, sampler_options)
     budget = {
         "n_examples": n_examples,
@@ -277,7 +281,8 @@ def search(
         keep = keep_nothing if store is None else store.keep_scores
         work: Evaluator = Inline(space, evaluate, keep) if n_jobs == 1 else Threaded(space, evaluate, n_jobs, keep)
         limits = Limits(retries=retries, retry_all=True)
-        driver = SearchLoop(run.jobs, work, plan, limits=limits, listeners=[run.notes, *run.listeners])
+        events = SearchEvents(check_callbacks(callbacks), space, run.table)
+        driver = SearchLoop(run.jobs, work, plan, limits=limits, listeners=[run.notes, *run.listeners, events])
         if run.writing is not None:
             run.writing.wake = driver.wake
         if store is not None:
@@ -285,6 +290,7 @@ def search(
         found = run.result(driver, driver.run(), facts)
         if store is not None:
             store.close(found.ended, **shown(found))
+        events.ended(found)
         return found
     finally:
         if store is not None:

@@ -164,7 +164,7 @@ def compile_manifest(
         for field in predictor.signature.fields.values():
             know_types(field.annotation)
     sampler_options = options.get("sampler_options") or {}
-    hidden = ("sampler_options", "storage", "resume", "study_name", "share", "instructions", "demo_sets")
+    hidden = ("sampler_options", "storage", "resume", "study_name", "share", "instructions", "demo_sets", "callbacks")
     return {
         "format": FORMAT,
         "kind": "compile",
