@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dspy.primitives.module import Module
     from dspy.promptune.run.writing import Propose
 
-__all__ = ["Engine", "Task", "by_blocks", "check_embedder", "optimize", "upstream_budget"]
+__all__ = ["Engine", "Task", "by_blocks", "check_embedder", "optimize", "ours", "upstream_budget"]
 
 logger = logging.getLogger(__name__)
 
@@ -312,7 +312,12 @@ def _searched(driver: SearchLoop) -> str:
 
 def by_blocks(options: CompileOptions) -> bool:
     """Whether the search decides by itself how many examples each prompt deserves."""
-    return embedder_of(options.sampler, options.sampler_options) is not None and options.minibatch_size is None
+    return ours(options) and options.minibatch_size is None
+
+
+def ours(options: CompileOptions) -> bool:
+    """Whether the sampler is one of this package's, which knows what the parts of a prompt mean."""
+    return embedder_of(options.sampler, options.sampler_options) is not None
 
 
 def check_embedder(options: CompileOptions, program: Module) -> None:

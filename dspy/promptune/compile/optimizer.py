@@ -25,6 +25,7 @@ from dspy.promptune.compile.engine import (
     by_blocks,
     check_embedder,
     optimize,
+    ours,
     upstream_budget,
 )
 from dspy.promptune.compile.options import CompileOptions
@@ -161,10 +162,15 @@ class CompileRun(_upstream.MIPROv2):
         return run
 
     def _set_hyperparams_from_run_mode(self, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's numbers, and its budget. For our samplers ``minibatch`` is what the user said.
+
+        Upstream's ``auto`` sets it to False where there are few validation examples, which a race can do without.
+        """
         settled = super()._set_hyperparams_from_run_mode(*args, **kwargs)
-        trials, self._valset, self._minibatch, self._num_instructions = settled[:4]
-        self._budget = self._evaluations(len(self._valset), trials, self._minibatch)
-        return settled
+        trials, self._valset, minibatch, self._num_instructions = settled[:4]
+        self._budget = self._evaluations(len(self._valset), trials, minibatch)
+        self._minibatch = bool(self._given["minibatch"]) if ours(self._options) else minibatch
+        return (*settled[:2], self._minibatch, *settled[3:])
 
     def _evaluations(self, n_examples: int, trials: int, minibatch: bool) -> int:
         """Examples that upstream would evaluate: this compile's budget."""

@@ -259,8 +259,7 @@ class ProgramEvaluator:
             logger.debug("Unreadable answer: %s", said(error))
             self._answered.add(index)
             self._keep(state.job, {index: rules.failure_score})
-            state.outcome.unread[index] = error
-            self._note(state, index, dspy.Prediction(), rules.failure_score, unreadable=True)
+            self._note(state, index, dspy.Prediction(), rules.failure_score, unread=error)
             return
         self._answered.add(index)
         score = self._tried(state, index, lambda: score_of(rules.metric, example, prediction), _no_verdict)
@@ -307,13 +306,17 @@ class ProgramEvaluator:
         if lost is not None:
             self._fail(state, lost, transient=True)
 
-    def _note(self, state: State, index: int, prediction: Any, score: float, *, unreadable: bool = False) -> None:
+    def _note(
+        self, state: State, index: int, prediction: Any, score: float, *, unread: Exception | None = None
+    ) -> None:
         with state.lock:
-            if state.over:
+            if state.over:  # its outcome is being read
                 return
+            if unread is not None:
+                state.outcome.unread[index] = unread
+                state.outcome.unreadable += 1
             state.outcome.scores[index] = score
             state.outcome.predictions[index] = prediction
-            state.outcome.unreadable += unreadable
             state.waiting -= 1
             state.over = state.waiting == 0
             over = state.over
@@ -323,6 +326,8 @@ class ProgramEvaluator:
 
     def _note_error(self, state: State, index: int, error: BaseException) -> None:
         with state.lock:
+            if state.over:
+                return
             state.first_error = state.first_error or error
             state.outcome.errors += 1
             state.outcome.raised[index] = error
