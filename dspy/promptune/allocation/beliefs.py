@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy.promptune.allocation.records import Job
-from dspy.promptune.gp.allocation import next_member
+from dspy.promptune.gp.allocation import RULES, Question, finalist
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.joint import Joint, promising
 from dspy.promptune.gp.posterior import Mark, PoolPosterior
@@ -30,28 +30,30 @@ class Beliefs:
     """The posterior over a pool of prompts: rebuilt now and then, and grown block by block in between.
 
     Args:
-        sampler: Its model and the size of its pool are used.
-        space: The prompts.
+        sampler: Its model and options are used.
+        space: The prompts; candidates appended to the sampler's space are believed in from the next decision on.
+        n_examples: Size of the validation set.
         rng: Draws the pool, where the space is larger.
 
     Attributes:
         pool: The prompts about which something is believed.
     """
 
-    def __init__(self, sampler: QEISampler, space: PromptSpace, rng: random.Random) -> None:
-        self._surrogate, self._size = sampler.surrogate, sampler.options.max_space_size
-        self._space, self._random = space, rng
+    def __init__(self, sampler: QEISampler, space: PromptSpace, n_examples: int, rng: random.Random) -> None:
+        self._sampler, self._surrogate, self._options = sampler, sampler.surrogate, sampler.options
+        self._space, self._whole, self._random = space, n_examples, rng
         self._posterior: PoolPosterior | None = None
         self._mark: Mark | None = None
         self.pool: list[Key] = []
         self._place: dict[Key, int] = {}
         self._measured: set[int] = set()
-        self._built, self._seen = 0, 0
+        self._built = self._seen = self._version = 0
 
     @property
     def current(self) -> bool:
         """Whether there are beliefs; without, :meth:`rebuild` is due."""
-        return self._posterior is not None
+        grown = self._sampler.space.sizes != self._surrogate.sizes or self._version != self._surrogate.version
+        return self._posterior is not None and not grown
 
     @property
     def posterior(self) -> PoolPosterior:
@@ -71,6 +73,8 @@ class Beliefs:
         """
         if not observations:
             return False
+        self._sampler.grow()
+        self._version = self._surrogate.version
         try:
             self.pool = self._new_pool(observations, [job.key for job in running])
             self._posterior = self._surrogate.posterior(observations, self.pool)
@@ -112,52 +116,98 @@ class Beliefs:
         means = self._posterior.mean[places]
         return min(self.pool[j] for j in places[means == means.max()])
 
-    def choose(self, running: Iterable[Job], closed: Iterable[Key], size: int, count: int = 1) -> list[Key]:
-        """The prompts whose next ``size`` scores are worth most, one given another; none where all are closed.
+    def expected(self, key: Key) -> tuple[float, float] | None:
+        """Mean and standard deviation of a prompt's score on new examples; ``None`` where nothing is believed."""
+        if self._posterior is None or key not in self._place:
+            return None
+        self._settle()
+        j = self._place[key]
+        return float(self._posterior.mean[j]), float(np.sqrt(self._posterior.variance[j]))
+
+    def choose(self, running: Sequence[Job], closed: Iterable[Key], block: int, count: int = 1) -> list[Key]:
+        """The prompts that get the next blocks, one given another; none where all are closed.
 
         Args:
             running: Jobs whose scores will come: their uncertainty is taken as gone.
             closed: Prompts that cannot be measured any more.
-            size: Examples in the next job.
+            block: Examples in a job.
             count: How many; a prompt may be among them again.
+        """
+        joint, places, out = self._as_if_told(running, closed)
+        if self._options.n_batches and isinstance(joint, PoolPosterior):
+            chosen = self._best_batch(joint, running, out, block, count)
+        else:
+            chosen = self._greedy(joint, out, block, count)
+        return [self.pool[places[j]] for j in chosen]
+
+    def decide(self, running: Sequence[Job], closed: Iterable[Key]) -> Key | None:
+        """Of the prompts that may win, the one whose next scores decide most; ``None`` where all are closed."""
+        joint, places, out = self._as_if_told(running, closed)
+        members = np.flatnonzero(np.isin(places, list(self._measured)))
+        chosen = finalist(joint, members, out)
+        return None if chosen is None else self.pool[places[chosen]]
+
+    def _greedy(self, posterior: PoolPosterior | Joint, out: NDArray[np.bool_], block: int, count: int) -> list[int]:
+        """Blocks one after another, each as the acquisition has it once those before count as measured."""
+        noise, rule = posterior.noise(1), RULES[self._options.acquisition]
+        question = Question(noise=noise, block=block, whole=self._whole, closed=out, rng=self._random)
+        chosen: list[int] = []
+        while len(chosen) < count and not out.all():
+            chosen.append(rule(posterior, question))
+            if len(chosen) < count:
+                posterior.observe(chosen[-1], float(noise[chosen[-1]]) / block)
+        return chosen
+
+    def _best_batch(
+        self, posterior: PoolPosterior, running: Sequence[Job], out: NDArray[np.bool_], block: int, count: int
+    ) -> list[int]:
+        """Of the greedy batch and random ones, the best by BoTorch's acquisition function on the look-ahead model."""
+        from dspy.promptune.gp.lookahead import best_of_batches
+
+        free = np.flatnonzero(~out).tolist()
+        if not free:
+            return []
+        size = min(count, len(free))
+        batches = [self._random.sample(free, size) for _ in range(self._options.n_batches)]
+        if self._options.greedy:
+            batches.append(self._greedy(posterior, out, block, size))
+        self._settle()
+        pending = [(self._place[job.key], len(job.examples)) for job in running if job.key in self._place]
+        return best_of_batches(
+            self._options.acquisition,
+            posterior,
+            batches,
+            block=block,
+            pending=pending,
+            seed=self._random.getrandbits(31),
+        )
+
+    def _as_if_told(
+        self, running: Sequence[Job], closed: Iterable[Key]
+    ) -> tuple[PoolPosterior | Joint, NDArray[np.intp], NDArray[np.bool_]]:
+        """Beliefs with running jobs as measured, the positions in the pool that they are about, and which are closed.
+
+        In a crowd only the most promising prompts are looked at, and all scores of a running prompt are taken together.
         """
         assert self._posterior is not None
         self._settle()
-        jobs = [(self._place[job.key], job) for job in running if job.key in self._place]
         out = np.zeros(len(self.pool), dtype=bool)
         out[[self._place[key] for key in closed if key in self._place]] = True
-        if len(jobs) > CROWD:
-            return self._choose_in_a_crowd(jobs, out, size, count)
+        jobs = [(self._place[job.key], job) for job in running if job.key in self._place]
         noise = self._posterior.noise(1)
-        for j, job in jobs:
-            self._posterior.observe(j, noise[j] / len(job.examples), None, job.examples)
-        chosen: list[Key] = []
-        while len(chosen) < count and not out.all():
-            member = next_member(self._posterior, self._posterior.noise(size), out)
-            chosen.append(self.pool[member])
-            if len(chosen) < count:
-                self._posterior.observe(member, float(noise[member]) / size)
-        return chosen
-
-    def _choose_in_a_crowd(
-        self, jobs: Sequence[tuple[int, Job]], out: NDArray[np.bool_], size: int, count: int
-    ) -> list[Key]:
-        """The same among the most promising prompts, with all scores of a running prompt taken together."""
-        assert self._posterior is not None
+        if len(jobs) <= CROWD:
+            for j, job in jobs:
+                self._posterior.observe(j, noise[j] / len(job.examples), None, job.examples)
+            return self._posterior, np.arange(len(self.pool)), out
         awaited: dict[int, int] = {}
         for j, job in jobs:
             awaited[j] = awaited.get(j, 0) + len(job.examples)
         places = promising(self._posterior, LOOKED, np.flatnonzero(out))
-        joint, noise = Joint(self._posterior, places), self._posterior.noise(1)[places]
+        joint = Joint(self._posterior, places)
         for j, place in enumerate(places):
             if place in awaited:
-                joint.observe(j, noise[j] / awaited[place])
-        chosen: list[Key] = []
-        while len(chosen) < count and not out[places].all():
-            member = next_member(joint, noise / size, out[places])
-            chosen.append(self.pool[places[member]])
-            joint.observe(member, noise[member] / size)
-        return chosen
+                joint.observe(j, noise[place] / awaited[place])
+        return joint, places, out[places]
 
     def _settle(self) -> None:
         """Take off the running jobs."""
@@ -166,9 +216,10 @@ class Beliefs:
 
     def _new_pool(self, observations: Sequence[Observation], running: Sequence[Key]) -> list[Key]:
         measured = list(dict.fromkeys(one.key for one in observations))
-        if self._space.size <= self._size:
-            return self._space.pool(self._size, self._random)
+        if self._space.size <= self._options.max_space_size:
+            return self._space.pool(self._options.max_space_size, self._random)
         means = self._surrogate.posterior(observations, measured).mean
         leaders = [measured[j] for j in np.argsort(-means)]
-        busy = list(dict.fromkeys(running))[: self._size // BUSY]
-        return self._space.pool(self._size + len(leaders), self._random, [*leaders, *busy])
+        size = self._options.max_space_size
+        busy = list(dict.fromkeys(running))[: size // BUSY]
+        return self._space.pool(size + len(leaders), self._random, [*leaders, *busy])

@@ -20,7 +20,7 @@ from dspy.promptune.space import Key, PromptSpace
 BLOCK = 5  # examples in one job
 FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is asked next
 IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
-CONFIRM = 0.25  # of all calls: what the winner's full evaluation may take at the end; upstream's budgets pay for it
+FINAL = 0.3  # of all calls: the last of them decide between the leaders, and nobody new is looked at
 FEW = 100  # random combinations to look for a new one among, at first
 
 
@@ -31,10 +31,10 @@ class RacingPolicy:
     are in flight, the longer that takes.
 
     All prompts see the validation examples in the same (seeded) order, so that any two were compared on the same
-    examples as far as both went. Which prompt gets the next block is decided by
-    :func:`dspy.promptune.gp.allocation.next_member` from the joint posterior, running blocks counted as done. The
-    winner is the prompt with the highest posterior mean among those measured; it is evaluated on all examples with
-    the last calls, where a quarter of them is enough for that.
+    examples as far as both went. Which prompt gets the next block is decided by the sampler's acquisition
+    (:data:`dspy.promptune.gp.allocation.RULES`) from the joint posterior, running blocks counted as done. The last
+    calls, :data:`FINAL` of all, go to the leaders (:func:`dspy.promptune.gp.allocation.finalist`): what is doubtful
+    then is which of them is best. The winner is the prompt with the highest posterior mean among those measured.
 
     Args:
         sampler: Its model and options are used.
@@ -55,25 +55,31 @@ class RacingPolicy:
         rng: random.Random,
         block: int = BLOCK,
     ) -> None:
-        self._cold = sampler.options.min_cold_start
-        self._beliefs = Beliefs(sampler, space, rng)
+        self._options = sampler.options
+        self._beliefs = Beliefs(sampler, space, budget.n_examples, rng)
         self._running = RunningJobs(table)
         self._space, self._table, self._budget, self._random, self._block = space, table, budget, rng, block
-        self._confirmation = int(CONFIRM * budget.max_calls)
+        self._final = int(FINAL * budget.max_calls)
         self._order = rng.sample(range(budget.n_examples), budget.n_examples)
         self._failed = FailedPrompts()
         self._stumbled: dict[Key, set[int]] = {}  # examples of a prompt's job that failed: they come last
         self._planned: list[Key] = []
         self._known = dict.fromkeys(table.keys())  # prompts with scores, but those that are no longer looked at
+        self._closed: set[Key] = set()  # prompts that cannot be measured now; brought up to date with each job
+        for key in self._known:
+            self._look_at(key)
 
     def next_job(self, left: int) -> Assignment | None:
         """A block for the prompt that deserves it most; ``None`` where no call is left, or nothing is left to ask."""
         if left < 1:
             return None
-        if (winner := self._to_confirm(left)) is not None:
-            return Assignment(winner, tuple(self._open(winner)[:left]), "full")
-        key = self._choose()
-        return None if key is None else Assignment(key, tuple(self._open(key)[: min(self._size(), left)]), "block")
+        while (key := self._choose(left)) is not None:
+            if examples := self._open(key)[: min(self._size(), left)]:
+                return Assignment(key, tuple(examples), "block")
+            self._closed.add(key)  # another start or driver has scored the rest meanwhile
+            if key not in self._beliefs.pool:
+                return None
+        return None
 
     def confirm(self, left: int) -> Assignment | None:
         """The best prompt on all examples."""
@@ -82,11 +88,13 @@ class RacingPolicy:
     def started(self, job: Job) -> None:
         """Its examples are busy, and count as claimed."""
         self._running.open(job)
+        self._look_at(job.key)
 
     def told(self, job: Job, scores: Sequence[float]) -> None:
         """Believe what a job's scores say."""
         self._running.close(job)
         self._known[job.key] = None
+        self._look_at(job.key)
         if job.kind == "block":
             mean = math.fsum(scores) / len(scores)
             self._beliefs.add(job.key, mean, job.examples, beside=len(self._running.jobs))
@@ -102,6 +110,7 @@ class RacingPolicy:
     def dropped(self, job: Job) -> None:
         """A job has ended without its scores; some examples may have theirs."""
         self._running.close(job)
+        self._look_at(job.key)
         if self._row(job.key):
             self._known[job.key] = None
 
@@ -144,29 +153,27 @@ class RacingPolicy:
         spent, jobs = self._table.calls + self._running.claimed(), len(self._running.jobs) + 1
         return min(self._block, max(FIRST_BLOCK, spent // (IN_FLIGHT * jobs)))
 
-    def _choose(self) -> Key | None:
-        while self._planned:
-            key = self._planned.pop(0)
-            if self._may(key):
-                return key
-        if len(self._table) < self._cold or not self._believing():
+    def _choose(self, left: int) -> Key | None:
+        if len(self._table) < self._options.min_cold_start or not self._believing():
             return self._unseen()
-        closed = [key for key in self._beliefs.pool if self._touched(key) and not self._may(key)]
-        count = max(1, len(self._running.jobs) // STRIDE)
-        self._planned = self._beliefs.choose(self._running.jobs.values(), closed, self._block, count)
+        running = list(self._running.jobs.values())
+        if left <= self._final:
+            self._planned.clear()
+            if (key := self._beliefs.decide(running, self._closed)) is not None:
+                return key
+        while self._planned:
+            if self._may(key := self._planned.pop(0)):
+                return key
+        count = max(1, len(running) // STRIDE, self._options.batch_size - len(running))
+        self._planned = self._beliefs.choose(running, self._closed, self._block, count)
         return self._planned.pop(0) if self._planned else None
 
-    def _to_confirm(self, left: int) -> Key | None:
-        """The winner, when the calls left are just those of its full evaluation, and twice as many as are in flight.
-
-        With so many still to come the others are busy while the slowest examples of that evaluation are waited for.
-        """
-        later = 2 * self._running.under_way
-        if left > self._confirmation + later or self._running.full:
-            return None
-        winner = self.best()
-        missing = len(self._open(winner)) if self._may(winner) else 0
-        return winner if max(0, left - self._block - later) < missing <= min(left, self._confirmation) else None
+    def _look_at(self, key: Key) -> None:
+        """Bring up to date whether a prompt can be measured."""
+        if self._may(key):
+            self._closed.discard(key)
+        else:
+            self._closed.add(key)
 
     def _busy(self, key: Key) -> set[int]:
         return {example for job in self._running.of(key) for example in job.examples}
@@ -186,10 +193,6 @@ class RacingPolicy:
         if key in self._failed.out or self._table.count(key) == len(self._order):
             return False
         return not self._busy(key) or bool(self._open(key))
-
-    def _touched(self, key: Key) -> bool:
-        """Whether a prompt has scores, or jobs that are running or have failed."""
-        return bool(self._table.count(key) or key in self._failed or self._running.of(key))
 
     def _row(self, key: Key) -> dict[int, float]:
         """A prompt's scores of jobs that have ended, by example."""

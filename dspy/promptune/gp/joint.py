@@ -27,6 +27,7 @@ class Joint:
     def __init__(self, posterior: PoolPosterior, members: Places) -> None:
         self.mean: Array = posterior.mean[members]
         self.covariance: Array = posterior.covariance(members)
+        self._noise: Array = posterior.noise(1)[members]
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -36,6 +37,10 @@ class Joint:
         """Variances ``(m,)``, never below zero."""
         variances: Array = np.maximum(self.covariance.diagonal(), 0.0)
         return variances
+
+    def noise(self, size: int) -> Array:
+        """Variance of a mean of ``size`` further scores of each member about its true score, ``(m,)``."""
+        return self._noise / size
 
     def column(self, j: int) -> Array:
         """Covariances of member ``j`` with all members, ``(m,)``."""
