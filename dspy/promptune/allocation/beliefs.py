@@ -116,14 +116,6 @@ class Beliefs:
         means = self._posterior.mean[places]
         return min(self.pool[j] for j in places[means == means.max()])
 
-    def expected(self, key: Key) -> tuple[float, float] | None:
-        """Mean and standard deviation of a prompt's score on new examples; ``None`` where nothing is believed."""
-        if self._posterior is None or key not in self._place:
-            return None
-        self._settle()
-        j = self._place[key]
-        return float(self._posterior.mean[j]), float(np.sqrt(self._posterior.variance[j]))
-
     def choose(self, running: Sequence[Job], closed: Iterable[Key], block: int, count: int = 1) -> list[Key]:
         """The prompts that get the next blocks, one given another; none where all are closed.
 

@@ -41,6 +41,9 @@ class SearchRun:
         calls: Examples scored, over all combinations; never more than ``max_calls``.
         history: ``(calls, params)``: what the run would have returned after so many calls, in the order of time.
         best_score: Mean of the winner's scores so far.
+        expected_score: Posterior mean of the winner's score on new examples, in the metric's units: what was lucky in
+            ``best_score`` is taken off. ``None`` for samplers without a model.
+        interval: 90 % interval of that score, ``(low, high)``, or ``None``.
         trials: Frozen trials of the study in the order of their numbers; user attributes hold ``scores``,
             ``examples``, ``kind`` and ``seconds``, or the ``error`` of a failed one.
         order: ``("ask" | "tell" | "fail", trial number)`` as it happened: the same order gives the same run.
@@ -69,6 +72,8 @@ class SearchRun:
     spent: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     space: PromptSpace | None = field(default=None, repr=False)
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    expected_score: float | None = None
+    interval: tuple[float, float] | None = None
     lineage: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     cases: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     programs: Compared | None = field(default=None, repr=False)

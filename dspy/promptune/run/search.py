@@ -148,10 +148,13 @@ class Run:
         spent: Mapping[str, Mapping[str, float]] | None = None,
     ) -> SearchRun:
         """The record of a run that ended; ``facts`` is what was known of it when it began."""
+        from dspy.promptune.run.expectation import expectation
+
         key = self.policy.best()
         if self.sharing is not None:
             key = self.sharing.winner(key)
         row = self.table.row(key)
+        expected = expectation(self.sampler, self.table, key)
         return SearchRun(
             best_params=self.space.params(key),
             calls=self.table.calls,
@@ -164,6 +167,8 @@ class Run:
             spent=spent or {},
             space=self.space,
             facts={**(facts or {}), "embedder": embedder_known(self.sampler, {})},
+            expected_score=expected.score if expected else None,
+            interval=expected.interval if expected else None,
             lineage=() if self.writing is None else self.writing.lineage(),
         )
 
@@ -317,8 +322,9 @@ def shown(found: SearchRun) -> dict[str, Any]:
     """What a stored run says of its end."""
     assert found.space is not None
     history = [[calls, list(found.space.key(params))] for calls, params in found.history]
-    more = {name: list(getattr(found, name)) for name in ("cases", "lineage") if getattr(found, name)}
-    return {"best": found.best_params, "best_score": found.best_score, "history": history, **more}
+    more = {name: list(getattr(found, name)) for name in ("cases", "lineage", "interval") if getattr(found, name)}
+    scores = {"best_score": found.best_score, "expected_score": found.expected_score}
+    return {"best": found.best_params, **scores, "history": history, **more}
 
 
 def make_schedule(n_jobs: int, batch_size: int | None, schedule: str | None) -> Schedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -199,6 +200,16 @@ class QEISampler(BaseSampler):
             logger.warning("%s: the best average is taken instead.", error)
             return max(observations, key=lambda one: one.value).key
         return keys[int(np.argmax(posterior.mean))]
+
+    def belief(self, observations: Sequence[Observation], key: Key) -> tuple[float, float]:
+        """Posterior mean and standard deviation of a prompt's score on new examples, in the metric's units.
+
+        Raises:
+            ArithmeticError: No posterior could be computed.
+        """
+        with self._lock:
+            posterior = self.surrogate.posterior(observations, [key])
+        return float(posterior.mean[0]), math.sqrt(float(posterior.variance[0]))
 
     def next_key(self, study: Study, seen: TrialHistory) -> Key:
         """What a trial would be given that is asked for now; for those who make the trials, and know what they say."""

@@ -1,0 +1,47 @@
+"""What a run believes of its winner: the score to expect on new examples, and how sure that is."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, NamedTuple
+
+from dspy.promptune.allocation.records import ScoreTable
+from dspy.promptune.gp.data import Observation, condensed
+from dspy.promptune.samplers.qei import QEISampler
+from dspy.promptune.space import Key
+
+__all__ = ["Expectation", "expectation"]
+
+logger = logging.getLogger(__name__)
+
+NINETY = 1.6449  # standard deviations on each side of the mean that hold 90 % of a Gaussian
+
+
+class Expectation(NamedTuple):
+    """Posterior mean of a prompt's score on new examples, and its 90 % interval, in the metric's units."""
+
+    score: float
+    interval: tuple[float, float]
+
+
+def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None:
+    """What the sampler's model expects of a prompt, from all scores of a run.
+
+    Of many prompts, the one with the highest mean was lucky: the model draws it back to what its parts and the others
+    say (regression to the mean). Its posterior knows that it chose, because a posterior does not depend on why a
+    prompt was measured.
+
+    Returns:
+        ``None`` for samplers without such a model, without a score, or where the model fails.
+    """
+    if not isinstance(sampler, QEISampler) or not sampler.bound or not table.count(key):
+        return None
+    rows = ((other, table.row(other)) for other in table.keys())
+    found = [Observation(k, math.fsum(row.values()) / len(row), tuple(row.values()), tuple(row)) for k, row in rows]
+    try:
+        mean, sd = sampler.belief(condensed(found), key)
+    except (ArithmeticError, RuntimeError) as error:
+        logger.warning("No expected score of the winner (%s).", error)
+        return None
+    return Expectation(mean, (mean - NINETY * sd, mean + NINETY * sd))
