@@ -15,6 +15,7 @@ from dspy.promptune.gp.allocation import (
     log_over_leader,
     log_over_mean,
     log_over_rivals,
+    log_worth,
     per_call,
 )
 
@@ -63,6 +64,14 @@ def test_the_worth_of_a_measurement_is_the_expected_excess_over_the_leader():
     found = np.exp(log_over_leader(posterior, np.array([0.05, 0.05])))
     move = math.sqrt(0.04**2 / 0.09 + 0.01**2 / 0.06)
     assert found.tolist() == pytest.approx([0.0, improvement(-0.1, move)], rel=1e-6)
+
+
+def test_the_worth_of_one_block_is_that_of_the_gap_it_moves():
+    """A prompt's block moves it towards the leader; the leader's own is worth the largest excess it may leave."""
+    posterior = Fake([0.6, 0.5], [[0.01, 0.0], [0.0, 0.04]])
+    found = np.exp(log_worth(posterior, np.array([0.05, 0.05])))
+    wanted = [improvement(-0.1, 0.01 / math.sqrt(0.06)), improvement(-0.1, 0.04 / 0.3)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_the_excess_over_the_present_mean_needs_no_measurement_of_the_leader():

@@ -12,6 +12,7 @@ from dspy.promptune.gp.allocation import (
     log_over_leader,
     log_over_mean,
     log_over_rivals,
+    log_worth,
     rivals,
 )
 from dspy.promptune.gp.lookahead import LookAheadModel, block_acquisition
@@ -110,6 +111,7 @@ def test_one_block_is_valued_in_closed_form():
     posterior = Random(1)
     j = int(rivals(posterior)[1])
     found = improvement_of(posterior, posterior.noise, [(j, 20)])
+    assert math.log(found) == pytest.approx(log_worth(posterior, posterior.noise / 20)[j])
     assert found == pytest.approx(by_botorch("qei", posterior, [[j, 20]]), rel=0.02)
     assert found == improvement_of(posterior, posterior.noise, [(j, 20)], seed=5)
 

@@ -130,7 +130,8 @@ class RacingPolicy:
 
     def beliefs(self) -> tuple[list[Key], PoolPosterior] | None:
         """The prompts about which something is believed, and what; ``None`` where nothing is yet."""
-        if len(self._table) < min(self._options.min_cold_start, self._space.size) or not self._known or not self._believing():
+        enough = len(self._table) >= min(self._options.min_cold_start, self._space.size)
+        if not enough or not self._known or not self._believing():
             return None
         return self._beliefs.pool, self._beliefs.posterior
 

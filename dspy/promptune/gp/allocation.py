@@ -72,6 +72,31 @@ def log_over_leader(posterior: Beliefs, noise: Array) -> Array:
     return values
 
 
+def log_worth(posterior: Beliefs, noise: Array) -> Array:
+    """Logarithm of how much one more measurement of each pool member is expected to improve the leader, ``(P,)``.
+
+    The leader ``l`` has the highest posterior mean. Measuring member ``j`` moves the gap between the two means by a
+    Gaussian of standard deviation ``|cov(f_j - f_l, f_j)| / sqrt(var f_j + noise_j)``; the worth is the expected
+    excess of ``j`` over ``l`` afterwards (the knowledge gradient of Frazier et al. 2009 between two alternatives).
+    Only differences count, so that what all prompts have in common, such as hard examples, cannot look like a
+    chance. The worth of measuring the leader itself is the largest excess that any other member then has.
+
+    Args:
+        posterior: Beliefs over the pool.
+        noise: ``(P,)`` variance of the next measurement of each member.
+    """
+    mean, variance = posterior.mean, posterior.variance
+    leader = int(np.argmax(mean))
+    shared = posterior.column(leader)
+    moves = np.abs(variance - shared) / np.sqrt(variance + noise)
+    worth = log_improvement(mean, moves, float(mean[leader]))
+    own = np.abs(variance[leader] - shared) / np.sqrt(variance[leader] + noise[leader])
+    others = log_improvement(mean, own, float(mean[leader]))
+    others[leader] = -np.inf
+    worth[leader] = others.max()
+    return worth
+
+
 def log_over_mean(posterior: Beliefs, noise: Array) -> Array:
     """Logarithm of each prompt's expected excess over the highest mean as it is now, ``(P,)``, after it is measured."""
     variance = posterior.variance
