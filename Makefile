@@ -83,6 +83,7 @@ bench-speed: dev ## whole compiles against DSPy's, and where jobs run (about an 
 
 bench-durability: dev ## what kills and faults cost (long)
 	$(BIN)/python -m benchmarks.durability
+	$(BIN)/python -m benchmarks.replies
 
 bench-regret: dev ## search quality on the recorded tables of benchmarks/data (hours; QUICK=1: some minutes)
 	$(BIN)/python -m benchmarks.regret $(if $(QUICK),--seeds 5 --methods qei-async tpe-35 random-35 --results build/quick --plots build/quick)

@@ -23,6 +23,7 @@ from dspy.utils.exceptions import (
 )
 from tests.server import Faults, LMServer, Quality, TaskRule
 from tests.server.behaviour import BODY
+from tests.server.replies import NO_ANSWERS, completion, with_content
 
 ANSWERS = {f"question {i}": ["yes", "no", "maybe"][i % 3] for i in range(6)}
 EXAMPLES = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in ANSWERS.items()]
@@ -33,19 +34,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 def exact(example, prediction, trace=None):
     return example.answer == prediction.answer
-
-
-def completion(**changes):
-    """The body of a reply that is right in form; ``changes`` replaces parts of it, ``...`` leaves one out."""
-    message = {"role": "assistant", "content": "[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]"}
-    parts = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": {"total_tokens": 1}}
-    parts = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", **parts, **changes}
-    return {name: part for name, part in parts.items() if part is not ...}
-
-
-def with_content(content):
-    message = {"role": "assistant"} if content is ... else {"role": "assistant", "content": content}
-    return completion(choices=[{"index": 0, "message": message, "finish_reason": "stop"}])
 
 
 scalars = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.sampled_from(["", " \n"])
@@ -63,6 +51,7 @@ replies = st.one_of(
     no_choices.map(lambda choices: json.dumps(completion(choices=choices))),
     bad_usage.map(lambda usage: json.dumps(completion(choices=[], usage=usage))),
     st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=4).map(json.dumps),
+    st.sampled_from(sorted(NO_ANSWERS.values())),
     st.sampled_from([{"error": {"message": "overloaded", "type": "server_error"}}, {"detail": "no"}]).map(json.dumps),
 )
 

@@ -65,6 +65,16 @@ def test_a_server_that_loads_its_model_first_fails_nothing():
     assert asked(QueueingLM(slots=6, seconds=0.1, loading=1.2), prompts, 0.5) == [[prompt] for prompt in prompts]
 
 
+def test_a_model_that_is_slower_than_the_limit_is_waited_for():
+    """Where answers take longer than the limit, as the first ones show, the limit becomes twice what they take."""
+    prompts = [str(i) for i in range(6)]
+    lm, gateway = QueueingLM(slots=6, seconds=0.7), LMGateway(2)
+    with gateway.active(), Pool(2) as pool:
+        pool.patience = gateway.patience
+        futures = [pool.submit_limited(0.3, through_gateway(lm), prompt) for prompt in prompts]
+        assert [future.result(30) for future in futures] == [[prompt] for prompt in prompts]
+
+
 def limiting(caplog, **how):
     """What is logged about one call that a provider took so."""
     limit = ConcurrencyLimit(8)

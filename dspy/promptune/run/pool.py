@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, wait
+from statistics import median
 from typing import Any, TypeVar
 
 import dspy
@@ -17,6 +19,8 @@ __all__ = ["Pool"]
 
 T = TypeVar("T")
 WATCH_SECONDS = 0.1  # how often tasks are looked at that may take only so long
+SLOW = 2.0  # times the median of the latest tasks that one may take, if that is more than its limit
+LATEST = 50
 IDLE_SECONDS = 10.0  # a thread with nothing to do for so long ends; a run that needs it again starts another
 
 
@@ -46,6 +50,7 @@ class Pool:
         self._idle = 0
         self._running: set[Task] = set()
         self._watched = False
+        self._took: deque[float] = deque(maxlen=LATEST)
         self.given_up = 0
         self.on_idle: Callable[[], None] = lambda: None
         self.patience: Callable[[], float] = lambda: 1.0
@@ -88,7 +93,8 @@ class Pool:
         A thread cannot be stopped from outside: it is replaced, and ends when its call returns, whatever that brings.
 
         Args:
-            seconds: The limit, without the time spent ``waiting``; ``None`` for none.
+            seconds: The limit, without the time spent ``waiting``; ``None`` for none. Where tasks that were answered
+                took as long, it is twice their median.
             function: What to call.
             args: With what.
             filler: Start only when no other work waits for a thread.
@@ -167,13 +173,19 @@ class Pool:
 
     def _abandon(self) -> None:
         with self._ready:
-            times = self.patience()
-            late = [task for task in self._running if task.limit is not None and task.seconds() > times * task.limit]
+            late = [(task, self._allowed(task)) for task in self._running]
+            late = [(task, allowed) for task, allowed in late if task.seconds() > allowed]
             self.given_up += len(late)
-            self._abandoned(late)
-        for task in late:
-            waited = "" if times == 1 else f", {times:g} times as long before the first answer of all"
-            task.fail(TimeoutError(f"No answer within example_timeout={task.limit:g} seconds{waited}."))
+            self._abandoned([task for task, _ in late])
+        for task, allowed in late:
+            told = "" if allowed == task.limit else f", stretched to {allowed:.3g}"
+            task.fail(TimeoutError(f"No answer within example_timeout={task.limit:g} seconds{told}."))
+
+    def _allowed(self, task: Task) -> float:
+        """Seconds that a task may take: its limit, longer where a server loads its model or all tasks take as long."""
+        if task.limit is None:
+            return math.inf
+        return max(self.patience() * task.limit, SLOW * median(self._took) if self._took else 0.0)
 
     def _abandoned(self, tasks: list[Task]) -> None:
         """Under the lock: nobody waits for these tasks any more, and others take the places of their threads."""
@@ -216,6 +228,8 @@ class Pool:
             settle = _run(task)
             with self._ready:
                 self._running.discard(task)
+                if task.limit is not None and not task.abandoned:
+                    self._took.append(task.seconds())
                 if task.abandoned:
                     return  # another thread has taken this one's place
             settle()
