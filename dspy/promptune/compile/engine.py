@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_BLOCK = 20  # examples on which every demo set is tried while instructions are proposed,
 FIRST_SHARE = 0.15  # and the share of the budget that they may take together
+OPEN_BLOCK = 5  # the same where instructions are written during the search: more of the calls are for those
 RETRIES = 1  # times a job is tried again after a time-out, or with a language model out of reach
 
 
@@ -106,8 +107,13 @@ class Engine:
             keep=keep,
         )
 
-    def begin(self, program: Module, rules: EvaluationRules, default: Key) -> None:
-        """Evaluate the default program with whatever threads steps 1 and 2 leave idle, and load the sampler's parts."""
+    def begin(
+        self, program: Module, rules: EvaluationRules, default: Key, examples: Sequence[int] | None = None
+    ) -> None:
+        """Evaluate the default program with whatever threads steps 1 and 2 leave idle, and load the sampler's parts.
+
+        ``examples`` are those it is evaluated on; ``None`` is all.
+        """
         if self.books.store is not None:
             self.books.store.lost = self.expire
         if self.options.timeout is not None:
@@ -118,7 +124,7 @@ class Engine:
             self._timer.start()
         self.work = self._work(ProgramCache(program, default), rules)
         self.rules, self.callbacks = rules, EvaluationCallbacks(rules, self.threads)
-        self._head_start(default, range(len(rules.valset)))
+        self._head_start(default, range(len(rules.valset)) if examples is None else examples)
         if self.tight:
             self.work.await_heads()
         texts = [predictor.signature.instructions for predictor in program.predictors()]

@@ -20,6 +20,7 @@ from dspy.promptune.compile.door import check_program, checked_options
 from dspy.promptune.compile.engine import (
     FIRST_BLOCK,
     FIRST_SHARE,
+    OPEN_BLOCK,
     Engine,
     Task,
     by_blocks,
@@ -295,14 +296,19 @@ class CompileRun(_upstream.MIPROv2):
                     view_data_batch_size=self._given["view_data_batch_size"],
                     report=self._report,
                 )
-        self._engine.begin(program, rules, (0,) * parts * len(program.predictors()))
+        first = self._order()[: 3 * OPEN_BLOCK] if self._options.reflect else None
+        self._engine.begin(program, rules, (0,) * parts * len(program.predictors()), first)
+
+    def _order(self) -> list[int]:
+        """The order in which the race goes through the validation examples."""
+        return random.Random(self.seed).sample(range(len(self._valset)), len(self._valset))
 
     def _begin_demos(self, program: Module, demo_candidates: dict[int, list[list[Any]]]) -> None:
         """Begin with the demo sets, where the search goes by blocks of examples; they are its first blocks."""
         if self._minibatch and by_blocks(self._options) and not self._engine.tight:
-            order = random.Random(self.seed).sample(range(len(self._valset)), len(self._valset))
             share = int(FIRST_SHARE * self._budget / max(map(len, demo_candidates.values())))
-            self._engine.begin_demos(program, demo_candidates, order[: min(FIRST_BLOCK, share)])
+            block = OPEN_BLOCK if self._options.reflect else FIRST_BLOCK
+            self._engine.begin_demos(program, demo_candidates, self._order()[: min(block, share)])
 
     def _propose_instructions(  # type: ignore[override]
         self,

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt", "Attempts", "Reflector"]
 
-SHOWN = 10  # attempts that a text is written from, at most
+SHOWN = 14  # attempts that a text is written from, at most
 FAILED = 3  # of them failures, so that nothing more has to be run
-PAID = 5  # training examples that the parent is run on for one text, at most
+PAID = 3  # training examples that the parent is run on for one text, at most
 CLIP = 1_500  # characters shown of one field
 FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 
@@ -129,10 +129,20 @@ class Attempts:
         best = max(one.score for one in [*self._free, *(a for row in self._of.values() for a in row.values())])
         return attempt.score < max(best, 1e-9)
 
-    def chosen(self, attempts: Iterable[Attempt]) -> list[Attempt]:
-        """Of a parent's attempts at most ``SHOWN``, failures first."""
+    def chosen(self, key: Key, rng: random.Random) -> list[Attempt]:
+        """At most ``SHOWN`` attempts, one an example, drawn at random: a parent's failures first, then others'.
+
+        What other prompts failed on shows what the task asks for, and costs nothing more.
+        """
         with self._lock:
-            return self._chosen(attempts)
+            own = self._of.get(key, {})
+            rows = [row for other, row in self._of.items() if other != key]
+            tried = [*self._free, *(one for row in rows for one in row.values())]
+            others = [one for one in tried if one.example not in own]
+            shown = rng.sample(list(own.values()), len(own)) + rng.sample(others, len(others))
+            groups = (self._is_failure, lambda one: not self._is_failure(one) and one.example in own)
+            ordered = [one for group in groups for one in shown if group(one)]
+            return list({one.example: one for one in reversed(ordered)}.values())[::-1][:SHOWN]
 
 
 class Reflector:
@@ -182,8 +192,7 @@ class Reflector:
         new = rng.sample(fresh, min(PAID, len(fresh)))
         for i in new:
             self._attempts.add(key, self._tried(program, i))
-        latest = self._attempts.of(key)
-        return self._attempts.chosen(latest[i] for i in [*known, *new]), len(new)
+        return self._attempts.chosen(key, rng), len(new)
 
     def _tried(self, program: Module, i: int) -> Attempt:
         example = self._attempts.trainset[i]

@@ -28,7 +28,7 @@ class SearchAllowance:
         self._meter, self._calls_per_example = meter, calls_per_example
         affordable = self._affordable()
         self._reserve = min(n_examples, int(affordable // 2)) if affordable < math.inf else n_examples
-        self._released = False
+        self._released = self._spared = False
 
     def left(self) -> float:
         """Examples that may still be paid for, without the reserve; may be infinite."""
@@ -36,6 +36,8 @@ class SearchAllowance:
 
     def over(self) -> bool:
         """Whether a limit is reached, or only the reserve was left and is released."""
+        if self._spared:
+            return self._meter.reached() is not None
         if self.ended is None:
             self.ended = self._meter.reached()
         return self.ended is not None or self._released
@@ -53,6 +55,10 @@ class SearchAllowance:
             return False
         self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
         return True
+
+    def spare(self) -> None:
+        """The reserve, released, is not needed for a full evaluation: the search goes on with it."""
+        self._spared = True
 
     def _affordable(self) -> float:
         return self._meter.affordable(self._calls_per_example)

@@ -149,6 +149,9 @@ class RunJobs:
         one = one if limits.over() else self._or_write(one)
         if one is None and not self.ledger.jobs and not self.writes and limits.release() and self.ledger.table.calls:
             one = self.policy.confirm(self.ledger.left(limits.left()))
+            if one is None:
+                limits.spare()
+                one = self.policy.next_job(self.ledger.left(limits.left()))
         return one
 
     def _or_write(self, one: Assignment | None) -> Assignment | None:
