@@ -131,14 +131,14 @@ def request_for(program, number=0):
 
 
 def test_the_parent_is_run_on_a_few_examples_it_has_not_tried():
-    """Without attempts of step 1, each text takes five examples and one call, and no example twice."""
+    """Without attempts of step 1, each text takes three examples and one call, and no example twice."""
     world, program = Recorded(0), SortAndPlace(1)
     attempts = Attempts(world.examples(0, 12), metric)
     reflector = Reflector(attempts, lambda params: program, world, seed=0)
     with dspy.context(lm=world):
-        costs = [reflector(request_for(program, i)).calls for i in range(4)]
-    assert costs == [6, 6, 3, 1]
-    assert world.calls == {"task": 12, "write": 4, "other": 0}
+        costs = [reflector(request_for(program, i)).calls for i in range(5)]
+    assert costs == [4, 4, 4, 4, 1]
+    assert world.calls == {"task": 12, "write": 5, "other": 0}
 
 
 def test_fences_around_a_text_are_taken_off():
