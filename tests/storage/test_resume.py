@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import optuna
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import dspy.promptune.storage.lease as lease_module
 from dspy.promptune import EvaluationError, OptionError, StorageError, search
 from dspy.promptune.run.loop import MIN_STREAK
 from tests.tables import Table
@@ -271,3 +273,22 @@ def test_any_interleaving_can_be_resumed(lives):
     assert len(kept) == len(set(kept)) == 30
     assert {trial.state.name for trial in found.trials} <= {"COMPLETE", "FAIL"}
     assert all(trial.value is None for trial in found.trials if trial.state.name == "FAIL")
+
+
+@pytest.mark.parametrize("proc", [True, False])
+def test_a_process_is_known_to_live_on_any_system(monkeypatch, proc):
+    """With and without ``/proc`` a living process holds its note; one that has ended, or has its number, does not."""
+    if not proc:
+        monkeypatch.setattr(lease_module, "_stat", lambda pid: None)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    note = {**lease_module.Lease().note(), "pid": child.pid, "process_start": lease_module._process_start(child.pid)}
+    try:
+        assert lease_module.holder(note) == f"process {child.pid} on this machine"
+        assert lease_module.holder({**note, "process_start": 1.0}) is None
+    finally:
+        child.kill()
+    time.sleep(0.2)
+    assert lease_module.holder(note) is None  # it is dead, though nobody has waited for it
+    child.wait()
+    assert lease_module.holder(note) is None
+    assert lease_module.holder({"token": 1, "pid": "x", "seen": "y"}) is None

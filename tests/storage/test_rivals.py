@@ -74,6 +74,44 @@ def test_two_processes_that_start_at_once(place, table):
     check_rivals(place, table)
 
 
+SWAPS = f"""
+    import json, os, sys
+    sys.path.insert(0, {str(ROOT)!r})
+    import optuna
+    from dspy.promptune.storage.backend import open_storage
+    from dspy.promptune.storage.claims import swap
+    place, count, rounds = sys.argv[1], 6, 20
+    study = optuna.create_study(storage=open_storage(place).storage, study_name="one")._study_id
+    pipes = []
+    for i in range(count):
+        read, write = os.pipe()
+        if os.fork() == 0:
+            opened = open_storage(place)
+            taken = [
+                swap(opened.storage, study, "note", allowed=lambda now, n=n: now is None or now["n"] == n - 1,
+                     note={{"n": n, "by": i}}, file=opened.file if opened.journal else None)
+                for n in range(rounds)
+            ]
+            os.write(write, json.dumps(taken).encode())
+            os._exit(0)
+        os.close(write)
+        pipes.append(read)
+    print(json.dumps([json.load(os.fdopen(pipe)) for pipe in pipes]))
+"""
+
+
+def test_of_several_that_swap_one_succeeds(place):
+    """Processes that replace a note at the same moment, each only if it is as it was: one of them does, every time."""
+    command = [sys.executable, "-c", textwrap.dedent(SWAPS), place]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    taken = json.loads(done.stdout)
+    assert sum(map(sum, taken)) >= 1 and all(sum(each[n] for each in taken) <= 1 for n in range(1, 20))
+    study = optuna.load_study(study_name="one", storage=open_storage(place, read_only=True).storage)
+    last = study._storage.get_study_system_attrs(study._study_id)["note"]
+    assert taken[last["by"]][last["n"]] and not any(each[n] for each in taken for n in range(last["n"] + 1, 20))
+
+
 def test_a_run_that_was_taken_over_ends_with_what_it_has(tmp_path, table, monkeypatch):
     """``resume="force"`` takes a study from a living run: that one gives its best so far, and the other goes on."""
     monkeypatch.setattr(store_module, "RENEW_SECONDS", 0.0)

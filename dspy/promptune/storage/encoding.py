@@ -184,8 +184,8 @@ def _instance(name: str, kind: Any, content: Any) -> Any:
         return kind.model_construct(**found)
     if name == "namedtuple" and _is(kind, tuple) and hasattr(kind, "_fields"):
         return kind._make(found)
-    if name == "dataclass" and kind is not None and dataclasses.is_dataclass(kind):
-        made = object.__new__(kind)
+    if name == "dataclass" and isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        made: Any = object.__new__(kind)
         for field, each in found.items():
             object.__setattr__(made, field, each)
         return made

@@ -304,7 +304,9 @@ def _closure(function: types.FunctionType) -> dict[str, Any]:
 @functools.lru_cache(4096)
 def _changed_names(code: types.CodeType) -> frozenset[str]:
     """Variables from outside that the code itself changes: what they hold depends on how often it has run."""
-    found, last, line = set(), None, set()
+    found: set[str] = set()
+    line: set[str] = set()
+    last: str | None = None
     for step in dis.get_instructions(code):
         if step.starts_line:
             line = set()
@@ -336,7 +338,9 @@ def _changed_attributes(classes: Iterable[type]) -> set[str]:
 
 @functools.lru_cache(4096)
 def _stored_attributes(code: types.CodeType) -> frozenset[str]:
-    found, last, line = set(), None, set()
+    found: set[str] = set()
+    line: set[str] = set()
+    last: str | None = None
     for step in dis.get_instructions(code):
         if step.starts_line:
             line = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import socket
 import time
@@ -57,7 +58,8 @@ def holder(note: Any) -> str | None:
     if not isinstance(note, Mapping) or "token" not in note or note.get("released"):
         return None
     pid, host = note.get("pid"), note.get("host")
-    age = abs(time.time() - float(note.get("seen", 0.0)))
+    seen = note.get("seen")
+    age = abs(time.time() - seen) if isinstance(seen, (int, float)) else math.inf
     if not _here(note):
         return f"process {pid} on {host}, last seen {age:.0f} s ago" if age < STALE_SECONDS else None
     if pid == os.getpid():
@@ -91,23 +93,29 @@ def _space() -> str | None:
 
 
 def _alive(pid: int) -> bool:
+    """Whether there is such a process, on any system; one that is only waited for is none."""
+    import psutil
+
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except OSError:
+    except (psutil.Error, ValueError, OverflowError):
         return True
-    return not _zombie(pid)
 
 
-def _zombie(pid: int) -> bool:
-    return (fields := _stat(pid)) is not None and fields[0] == "Z"
+def _process_start(pid: int) -> float | None:
+    """When a process began, for numbers of processes recur: in clock ticks since the start of the machine, or where
+    the system does not say that in seconds since 1970."""
+    import psutil
 
-
-def _process_start(pid: int) -> int | None:
-    """Clock ticks from the machine's start to the process's, where the system says so: numbers of processes recur."""
     fields = _stat(pid)
-    return int(fields[19]) if fields is not None else None
+    if fields is not None:
+        return int(fields[19])
+    try:
+        return round(psutil.Process(pid).create_time(), 2)
+    except (psutil.Error, ValueError, OverflowError):
+        return None
 
 
 def _stat(pid: int) -> list[str] | None:
