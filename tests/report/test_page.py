@@ -144,3 +144,12 @@ def test_plotly_is_asked_for_where_it_is_missing():
 def test_a_diff_marks_what_changed(before, after, shown):
     """Words that were added or left out are marked, and texts with little in common are shown one after the other."""
     assert compared(before, after) == shown
+
+
+def test_a_run_has_one_name(tmp_path):
+    """In memory the report has the name of the program's class, with a storage that of the study, from either side."""
+    path = str(tmp_path / "runs.db")
+    run = Table().search(storage=path, study_name="letters", max_calls=40)
+    study = optuna.load_study(study_name="letters", storage=f"sqlite:///{path}")
+    assert record_of(run).name == record_of(study).name == "letters"
+    assert record_of(Table().search(max_calls=40)).name == "search"

@@ -33,7 +33,8 @@ def record(program):
 
 def with_rows(record, before, after, *, best=(1, 1), **changes):
     """The record of a run whose original and winner have these scores, and nothing else."""
-    found = replace(record, best=best, evaluations=(), history=(), **changes)
+    facts = {**record.facts, "expected_score": None}
+    found = replace(record, best=best, evaluations=(), history=(), facts=facts, **changes)
     found.__dict__["rows"] = {best: dict(enumerate(after)), record.default: dict(enumerate(before))}
     found.__dict__["beliefs"] = None
     return found
@@ -49,6 +50,14 @@ def test_the_sentence_counts_what_is_right(record):
     assert Verdict(graded).sentence() == (
         "Score 50.0 % instead of 25.0 % on 10 validation examples: +25 points (95 %: +25 to +25)."
     )
+
+
+def test_what_the_run_expects_is_told(record, program):
+    """What the run itself expects of its winner on new data is in sentence and lines, with its 90 % interval."""
+    run = program.optimization_run
+    words = f"about {100 * run.expected_score:.0f} % (90 %: {100 * run.interval[0]:.0f} to "
+    assert f"; on new data {words}" in Verdict(record).sentence()
+    assert any(line.startswith(f"New data {words}") for line in run.verdict())
 
 
 def test_an_original_that_stays_is_said(record):

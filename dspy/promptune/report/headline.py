@@ -8,7 +8,7 @@ from dspy.promptune.report.drawing import percent
 from dspy.promptune.report.record import RunRecord, mean
 from dspy.promptune.report.statistics import Difference, difference, interval
 
-__all__ = ["Number", "credible", "duration", "headline", "total"]
+__all__ = ["Expectation", "Number", "duration", "expectation", "headline", "total"]
 
 DASH = "–"
 
@@ -41,18 +41,47 @@ def headline(record: RunRecord) -> list[Number]:
     ]
 
 
-def _new_data(record: RunRecord) -> Number:
-    belief = record.beliefs.of(record.best) if record.beliefs is not None and record.best else None
+@dataclass(frozen=True)
+class Expectation:
+    """What the winner should score on new data: ``score``, and an interval that holds it with ``level`` percent."""
+
+    score: float
+    low: float
+    high: float
+    level: int
+
+    def words(self) -> str:
+        """For a sentence."""
+        ends = f"{percent(self.low, 0)} to {percent(self.high, 0)}"
+        return f"about {percent(self.score, 0)} % ({self.level} %: {ends})"
+
+
+def expectation(record: RunRecord, *, fit: bool = True) -> Expectation | None:
+    """What the run itself expected of its winner; where it did not say, what a model fitted now does, if it may be."""
+    said, ends = record.facts.get("expected_score"), record.facts.get("interval")
+    if said is not None and ends:
+        return Expectation(float(said), *_within(record, float(ends[0]), float(ends[1])), level=90)
+    if not fit or record.beliefs is None or record.best is None:
+        return None
+    belief = record.beliefs.of(record.best)
     if belief is None:
+        return None
+    mean, sd = belief[:2]
+    return Expectation(mean, *_within(record, mean - 1.645 * sd, mean + 1.645 * sd), level=90)
+
+
+def _new_data(record: RunRecord) -> Number:
+    found = expectation(record)
+    if found is None:
         return Number("expected on new data", DASH, "no model of the prompts")
-    mean, _, best = belief
-    note = f"{_range(*credible(record, belief))} (95 %); best of all with {percent(best, 0)} %"
-    return Number("expected on new data", f"{percent(mean)} %", note)
+    belief = record.beliefs.of(record.best) if record.beliefs is not None and record.best else None
+    best = f"; best of all with {percent(belief[2], 0)} %" if belief else ""
+    note = f"{_range(found.low, found.high)} ({found.level} %){best}"
+    return Number("expected on new data", f"{percent(found.score)} %", note)
 
 
-def credible(record: RunRecord, belief: tuple[float, ...]) -> tuple[float, float]:
-    """The middle 95 % of a belief ``(mean, sd, ...)``; of scores from 0 to 1 it ends there."""
-    low, high = belief[0] - 1.96 * belief[1], belief[0] + 1.96 * belief[1]
+def _within(record: RunRecord, low: float, high: float) -> tuple[float, float]:
+    """An interval; of scores from 0 to 1 it ends there."""
     if all(0.0 <= score <= 1.0 for row in record.rows.values() for score in row.values()):
         return max(0.0, low), min(1.0, high)
     return low, high

@@ -31,6 +31,12 @@
       const short = (text) => (text.length > 22 ? text.slice(0, 21) + "…" : text);
       for (const [name, axis] of Object.entries(layout)) {
         if (/^yaxis\d*$/.test(name) && axis.ticktext) axis.ticktext = axis.ticktext.map(short);
+        if (/^xaxis\d*$/.test(name) && axis.title && axis.title.text) axis.title.text = axis.title.text.split(/[,;]/)[0];
+      }
+      for (const title of layout.annotations || []) {
+        if (title.yanchor === "bottom" && title.xref === "paper") {
+          Object.assign(title, { x: 1, xanchor: "right", font: { ...title.font, size: 12 } });
+        }
       }
       for (const trace of figure.data) {
         if (trace.type === "heatmap") {

@@ -62,8 +62,9 @@ FIGURES = (
     ),
     FigureOnPage(
         name="estimates", title="What every prompt is expected to score", draw=draw_estimates,
-        text="The model's estimate for each combination, the best rows and columns first. Numbers: examples it was "
-        "scored on; none where it is the model alone that says it. ★ is the winner. Point at a cell for its texts.",
+        text="The model's estimate for each combination, the best first. In a matrix, the number in a cell is that of "
+        "the examples it was scored on; without one it is the model alone that says it. In a list, bars are the middle "
+        "95 % of what is believed. ★ is the winner. Point at one for its texts.",
     ),
     FigureOnPage(
         name="effects", title="What each part brings", draw=draw_effects,
@@ -140,9 +141,9 @@ def summary(run: Any) -> str:
     return _rendered("summary.html", record_of(run))
 
 
-def verdict_lines(run: Any, *, model: bool = True) -> list[str]:
-    """The block at the end of a compile; without ``model`` nothing is fitted for it."""
-    return Verdict(record_of(run), model).lines()
+def verdict_lines(run: Any) -> list[str]:
+    """The block at the end of a compile; nothing is fitted for it."""
+    return Verdict(record_of(run), model=False).lines()
 
 
 # ---------------------------------------------------------------------- rendering

@@ -178,9 +178,9 @@ def record_of(run: Any) -> RunRecord:
         return run
     if getattr(run, "space", None) is not None:
         said = {"best": run.best_params, "spent": run.spent, "ended": run.ended}
-        said.update(cases=run.cases, lineage=run.lineage)
+        said.update(cases=run.cases, lineage=run.lineage, expected_score=run.expected_score, interval=run.interval)
         said["history"] = [(calls, run.space.key(params)) for calls, params in run.history]
-        name = str(run.facts.get("program", {}).get("class") or "search")
+        name = str(run.facts.get("study_name") or run.facts.get("program", {}).get("class") or "search")
         embedder = getattr(getattr(run.study, "sampler", None), "embedder", None)
         return _record(name, run.space, {**run.facts, **said}, run.trials, embedder)
     if hasattr(run, "get_trials") and hasattr(run, "user_attrs"):

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from dspy.promptune.report.cases import Cases, cases_of
 from dspy.promptune.report.drawing import percent
-from dspy.promptune.report.headline import credible, duration, total
+from dspy.promptune.report.headline import Expectation, duration, expectation, total
 from dspy.promptune.report.record import RunRecord, mean
 from dspy.promptune.report.statistics import Difference, difference, interval
 from dspy.promptune.run.naming import prompt_name
@@ -28,7 +28,7 @@ class Verdict:
 
     Args:
         record: The run.
-        model: Say also what the model of the prompts expects on new data; to fit it takes a moment.
+        model: Fit a model of the prompts for what the run itself does not say; that takes a moment.
     """
 
     record: RunRecord
@@ -60,12 +60,9 @@ class Verdict:
         return self.record.best is not None and self.record.best != self.record.default
 
     @cached_property
-    def expected(self) -> tuple[float, float] | None:
-        """Score of the winner on new data: posterior mean and standard deviation; ``None`` without a model."""
-        if not self.model or self.record.best is None or self.record.beliefs is None:
-            return None
-        belief = self.record.beliefs.of(self.record.best)
-        return (belief[0], belief[1]) if belief else None
+    def expected(self) -> Expectation | None:
+        """What the winner should score on new data; ``None`` without a model."""
+        return expectation(self.record, fit=self.model) if self.after else None
 
     # ------------------------------------------------------------------ one sentence
 
@@ -86,8 +83,7 @@ class Verdict:
     def _new_data(self) -> str:
         if self.expected is None:
             return ""
-        ends = credible(self.record, self.expected)
-        return f"; on new data about {percent(self.expected[0], 0)} % (95 %: {_range(*ends)})"
+        return f"; on new data {self.expected.words()}"
 
     # ------------------------------------------------------------------ lines
 
@@ -101,8 +97,7 @@ class Verdict:
             f"Gain     {self._gain()}",
         ]
         if self.expected is not None:
-            expected = self._new_data().removeprefix("; on new data ")
-            found.append(f"New data {expected}, as the model of the prompts has it")
+            found.append(f"New data {self.expected.words()}, as the model of the prompts has it")
         found.append(f"Spent    {self.spent()}")
         failed = [f"Failed   {len(self.record.failures)} trials"] if self.record.failures else []
         return found + failed + ([] if failures.many else [f"Failing  {line}" for line in failures.lines()])

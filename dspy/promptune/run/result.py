@@ -104,7 +104,7 @@ class SearchRun:
         it took, and what failed."""
         from dspy.promptune.report.page import verdict_lines
 
-        return verdict_lines(self, model=self.facts.get("embedder") is not None)
+        return verdict_lines(self)
 
     def _repr_html_(self) -> str:
         from dspy.promptune.report.page import summary

@@ -116,6 +116,7 @@ class Run:
         self.writing: Writing | None = None
         if writer is not None:
             self._write(writer, texts, rng)
+        self._named = {} if store is None else {"study_name": store.name}
         self.notes = TrialNotes(trials)
         self._record = JobRecord(self.table)
         self.listeners: list[LoopListener] = [self._record]
@@ -166,7 +167,7 @@ class Run:
             study=self.study,
             spent=spent or {},
             space=self.space,
-            facts={**(facts or {}), "embedder": embedder_known(self.sampler, {})},
+            facts={**(facts or {}), **self._named, "embedder": embedder_known(self.sampler, {})},
             expected_score=expected.score if expected else None,
             interval=expected.interval if expected else None,
             lineage=() if self.writing is None else self.writing.lineage(),
