@@ -13,7 +13,7 @@ import pytest
 
 import dspy
 from benchmarks.tables import data_folder, load_tables
-from examples import replay
+from examples import demo, replay
 from tests.server import LMServer, Quality, TaskRule
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -75,6 +75,34 @@ def test_a_chart_puts_high_values_on_top() -> None:
     """The first row is the highest accuracy, the row before the axis the lowest; equal values share a mark."""
     rows = replay.chart([("a", np.array([0.0, 1.0])), ("b", np.array([0.0, 0.0]))], 0.0, 1.0, 2)
     assert (rows[0], rows[replay.ROWS - 1]) == (" 100 % │ a", f"   0 % │{replay.BOTH}b")
+
+
+def test_the_candidates_of_the_demo_are_letters_to_learn_from() -> None:
+    """Fourteen demo sets: two of six letters, and twelve in which each subject has as many, one or two."""
+    train = demo.letters("train")
+    sets = demo.demo_sets(train, seed=0)
+    assert sorted(map(len, sets)) == [4] * 6 + [6] * 2 + [8] * 6
+    assert all(letter in train for letters in sets for letter in letters)
+    for letters in sets[2:]:
+        assert set(Counter(letter.subject for letter in letters).values()) == {len(letters) // 4}
+
+
+@pytest.mark.parametrize(
+    ("answer", "subject"),
+    [
+        ("[[ ## subject ## ]]\nweather", "weather"),
+        ("Music, not sport.", "music"),
+        ("I do not know.", "none"),
+    ],
+)
+def test_the_demo_reads_the_subject_that_an_answer_names_first(answer: str, subject: str) -> None:
+    """Whatever the form; an answer that names none of the four is read as "none", which is never right."""
+    assert demo.ShortChat().parse(demo.SortLetter, answer) == {"subject": subject}
+
+
+def test_the_letters_of_the_demo_mix_the_subjects() -> None:
+    """A part of a split has every subject alike."""
+    assert set(Counter(letter.subject for letter in demo.letters("test", 20)).values()) == {5}
 
 
 @pytest.mark.parametrize("script", ["demo.py", "gsm8k.py"])
