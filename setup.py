@@ -86,7 +86,7 @@ try:
     FILES = compose.plan(wheel, ROOT / "dspy")
     upstream = compose.metadata(wheel)
     needs = compose.requirements(upstream)
-    (ROOT / "LICENSE.dspy").write_text(compose.licence(wheel), encoding="utf-8")
+    (ROOT / "LICENSE.dspy").write_text(compose.license(wheel), encoding="utf-8")
 except compose.ComposeError as error:
     sys.exit(f"dspy: {error}")
 

@@ -58,7 +58,7 @@ def reach(rows: Array, target: float) -> float:
 
 
 def reach_interval(rows: Array, target_rows: Array, rng: np.random.Generator, draws: int = 500) -> tuple[float, float]:
-    """A 90 % bootstrap interval of ``reach``: the seeds of both methods are drawn anew, the target with them."""
+    """A 90 % bootstrap interval of ``reach``: the seeds of both methods are drawn again, the target with them."""
     found = []
     for _ in range(draws):
         own = rows[rng.integers(len(rows), size=len(rows))]

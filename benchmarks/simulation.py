@@ -6,7 +6,7 @@ and to write is measured in processor time of the whole process, mathematics on 
 machine do not count, nor do waits for a disk), and moves the same clock: while it thinks, workers that are done stand
 idle.
 
-    utilisation = busy worker-seconds / (workers x time), from the moment that all had a first job
+    utilization = busy worker-seconds / (workers x time), from the moment that all had a first job
 
 ``--told`` prints, instead, the milliseconds of the driver for one result (proposed, written down and told) after so
 many others, from one long run for each storage.
@@ -114,7 +114,7 @@ class Workers:
         self._spent += real - self._moved
         self._moved = real
 
-    def utilisation(self) -> float:
+    def utilization(self) -> float:
         """Share of the workers' time that was spent on jobs, from when all had a first one to the last start."""
         first, last = self.full_at, self.last_start
         busy = sum(max(0.0, min(end, last) - max(start, first)) for start, end in self.intervals)
@@ -157,7 +157,7 @@ class Events:
 def simulate(
     workers: int, jobs: int, *, sampler: str, storage: str | None, seconds: float = 10.0, minibatch: int | None = 10
 ) -> dict[str, Any]:
-    """One run: utilisation, and milliseconds of the driver for each result along the run."""
+    """One run: utilization, and milliseconds of the driver for each result along the run."""
     space = PromptSpace(
         {0: [f"instruction {i}" for i in range(40)], 1: [f"answer {i}" for i in range(40)]},
         {0: [f"demos {i}" for i in range(40)], 1: [f"more demos {i}" for i in range(40)]},
@@ -184,7 +184,7 @@ def simulate(
     return {
         "sampler": sampler, "examples": minibatch or "blocks", "workers": workers, "told": told,
         "storage": "memory" if storage is None else Path(storage).suffix,
-        "utilisation": round(simulated.utilisation(), 3), "ms": round(1000 * simulated.spent[-1] / told, 2),
+        "utilization": round(simulated.utilization(), 3), "ms": round(1000 * simulated.spent[-1] / told, 2),
         "seconds": round(simulated.now, 1), "ms_along": simulated.along(),
     }  # fmt: skip
 

@@ -62,7 +62,7 @@ class Table:
         return self.truth[self.space.key(params)]
 
     def shuffled(self, seed: int) -> Table:
-        """The same table with the candidates of each part in another order, so that ties favour nobody."""
+        """The same table with the candidates of each part in another order, so that ties favor nobody."""
         rng = np.random.default_rng(seed)
         orders = [rng.permutation(size).tolist() for size in self.space.sizes]
         places = [{old: new for new, old in enumerate(order)} for order in orders]

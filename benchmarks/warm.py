@@ -1,4 +1,4 @@
-"""Vectors of the packaged embedder on disk: reading a table's prompts anew takes half a minute a process."""
+"""Vectors of the packaged embedder on disk: reading a table's prompts again takes half a minute a process."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_it_is_an_lm_that_answers(lm: LocalLM) -> None:
 
 def test_the_same_request_has_the_same_answer(lm: LocalLM) -> None:
     """At the default temperature of zero, nothing is drawn."""
-    assert lm("Name a colour.") == lm("Name a colour.")
+    assert lm("Name a color.") == lm("Name a color.")
 
 
 def test_copies_share_the_server(lm: LocalLM) -> None:

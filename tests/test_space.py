@@ -97,7 +97,7 @@ def test_a_small_space_is_its_own_pool():
 
 
 def test_a_large_space_is_sampled_around_the_leaders():
-    """A pool of a large space holds its leader, half neighbours one swap away, distinct keys, the same for one seed."""
+    """A pool of a large space holds its leader, half neighbors one swap away, distinct keys, the same for one seed."""
     space, leader = grid(18, 18, 18), (1, 2, 3, 4, 5, 6)
     pool = space.pool(100, random.Random(3), [leader])
     near = [key for key in pool if sum(a != b for a, b in zip(key, leader, strict=True)) == 1]
@@ -108,7 +108,7 @@ def test_a_large_space_is_sampled_around_the_leaders():
 
 
 def test_a_pool_of_allowed_keys_stays_inside_them():
-    """Where only some combinations are allowed, leaders, neighbours and random picks are all among them."""
+    """Where only some combinations are allowed, leaders, neighbors and random picks are all among them."""
     allowed = [(i, (7 * i) % 20) for i in range(20)] + [(3, j) for j in range(20)]
     space = PromptSpace({0: [str(i) for i in range(20)]}, {0: [str(i) for i in range(20)]}, allowed=allowed)
     pool = space.pool(15, random.Random(0), [(3, 1)])

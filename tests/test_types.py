@@ -58,7 +58,7 @@ def test_the_package_says_that_it_is_typed():
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_pyright_finds_every_misspelt_value_and_nothing_else(tmp_path):
+def test_pyright_finds_every_misspelled_value_and_nothing_else(tmp_path):
     """A user's script: options and values of the door are checked, and the result has its attributes."""
     pytest.importorskip("basedpyright")
     settings = {"extraPaths": [str(PACKAGE.parent)], "typeCheckingMode": "standard"}
@@ -69,7 +69,7 @@ def test_pyright_finds_every_misspelt_value_and_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
-def test_mypy_finds_every_misspelt_value_and_nothing_else(tmp_path):
+def test_mypy_finds_every_misspelled_value_and_nothing_else(tmp_path):
     """The same script under mypy, which reads the libraries beneath DSPy for half a minute unless they are skipped."""
     skipped = ",".join(f"{name}.*" for name in HEAVY.split())
     (tmp_path / "mypy.ini").write_text(

@@ -258,8 +258,8 @@ def metadata(wheel: Path) -> Message:
     return Parser().parsestr(_dist_info(wheel, "METADATA"))
 
 
-def licence(wheel: Path) -> str:
-    """The text of the licence that a wheel carries."""
+def license(wheel: Path) -> str:
+    """The text of the license that a wheel carries."""
     return _dist_info(wheel, "LICENSE")
 
 

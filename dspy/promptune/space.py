@@ -205,7 +205,7 @@ class PromptSpace:
         """The combinations worth looking at now: at most about ``max_size`` distinct keys.
 
         A space of no more than ``max_size`` combinations is listed whole. Otherwise half of the pool is the
-        ``leaders`` and their one-swap neighbours (one part changed), taken leader by leader, and the rest is random.
+        ``leaders`` and their one-swap neighbors (one part changed), taken leader by leader, and the rest is random.
 
         Args:
             max_size: Length of the pool, at least 1.
@@ -218,10 +218,10 @@ class PromptSpace:
             return list(self.keys())
         chosen = dict.fromkeys(leaders)
         near = max(len(chosen), max_size // 2)
-        for neighbour in itertools.chain.from_iterable(map(self._neighbours, list(chosen))):
+        for neighbor in itertools.chain.from_iterable(map(self._neighbors, list(chosen))):
             if len(chosen) >= near:
                 break
-            chosen.setdefault(neighbour)
+            chosen.setdefault(neighbor)
         self._fill(chosen, max_size, rng)
         return list(chosen)
 
@@ -246,7 +246,7 @@ class PromptSpace:
                 predictor.demos = list(part.candidates[index])
         return candidate
 
-    def _neighbours(self, key: Key) -> Iterator[Key]:
+    def _neighbors(self, key: Key) -> Iterator[Key]:
         if self.allowed is not None:
             return (other for other in self.allowed if sum(a != b for a, b in zip(key, other, strict=True)) == 1)
         return ((*key[:i], j, *key[i + 1 :]) for i, part in enumerate(self.parts) for j in part.distinct if j != key[i])

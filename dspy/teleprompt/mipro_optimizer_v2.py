@@ -155,7 +155,7 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
                 at a time; the same seed gives the same trials). Default: ``"async"`` with several jobs.
             max_concurrency: LM calls in flight at most; default ``n_jobs`` times ``num_threads``.
             example_timeout: Seconds after which an example that is being evaluated is given up and tried once more;
-                ``None`` waits for ever.
+                ``None`` waits forever.
             executor: Where programs are evaluated: any ``concurrent.futures.Executor``, such as a
                 ``ProcessPoolExecutor`` or ``dask.distributed.Client(...).get_executor()``; ``None`` for threads. The
                 limits are the run's, whatever the number of workers. It is not shut down.
@@ -164,11 +164,11 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
             storage: Where the run is written as it goes: a SQLite file, an Optuna journal (``*.log``), a database URL
                 or an Optuna storage. ``None`` keeps it in memory.
             study_name: Name of the study in the storage; default the class of ``student``.
-            resume: ``True`` goes on with the study if it is there and the same run: what is finished is not paid for
+            resume: ``True`` continues the study if it is there and the same run: what is finished is not paid for
                 again. ``"force"`` accepts that it has changed.
             share: ``True`` lets other processes, on any machine, run the same compile on the same study at the same
                 time, as long as all of them say so. The budgets are for all together, nothing is evaluated twice, and
-                all return the same program. A study that is there is gone on with, as ``resume=True`` does.
+                all return the same program. A study that is there is continued, as ``resume=True`` does.
             max_lm_calls: Calls to language models at most, those of earlier starts included. Here as below the full
                 evaluation of the best program is kept in reserve, and the best so far is returned.
             max_tokens_spent: Tokens at most, of prompts and answers.

@@ -144,7 +144,7 @@ def test_before_any_result_the_first_combination_would_be_returned():
 
 
 def test_a_sampler_that_does_not_know_the_allowed_gets_the_nearest():
-    """TPE proposes freely; what is not allowed fails without a call, and a neighbour takes its place."""
+    """TPE proposes freely; what is not allowed fails without a call, and a neighbor takes its place."""
     demos = {0: [f"q: {i}" for i in range(6)]}
     space = by_length(6, demos, allowed=[(i, i) for i in range(6)])
     play = Play(space, "tpe", minibatch_size=10).run(n_jobs=1)

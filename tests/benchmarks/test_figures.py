@@ -24,7 +24,7 @@ def test_calls_to_a_target_are_a_share_of_the_budget():
 
 
 def test_the_interval_of_identical_seeds_has_no_width():
-    """Where all seeds agree, drawing them anew changes nothing."""
+    """Where all seeds agree, drawing them again changes nothing."""
     rows = np.tile([0.1, 0.4, 0.6], (5, 1))
     target = np.tile([0.0, 0.2, 0.4], (7, 1))
     assert reach_interval(rows, target, np.random.default_rng(0)) == (2 / 3, 2 / 3)

@@ -413,7 +413,7 @@ def test_an_embedder_that_fails_costs_no_call(embedder, message, form):
 
 
 def test_a_program_without_predictors_is_refused():
-    """There would be nothing to optimise, and the message says so."""
+    """There would be nothing to optimize, and the message says so."""
 
     class Nothing(dspy.Module):
         def forward(self, question):

@@ -136,7 +136,7 @@ def interrupt(act):
 
 
 def test_d_an_interrupt_ends_the_run_and_keeps_the_best():
-    """D: interrupted, plain pools go on with their calls; here nothing new starts, and the best so far is returned."""
+    """D: interrupted, plain pools continue their calls; here nothing new starts, and the best so far is returned."""
     returned, calls, _ = interrupt('naive_pool(dspy.Predict("question -> answer"), threads=1, metric=announcing)')
     assert not returned and calls >= 2 * len(VALSET)  # all of them, where hazard C does not strike first
     returned, calls, _ = interrupt('logging.getLogger("dspy").addHandler(FirstTrial()); compiled(lm, num_threads=1)')

@@ -235,7 +235,7 @@ def test_a_metric_that_always_raises_ends_the_run_early():
 
 
 def test_one_thread_is_enough():
-    """With a single worker, nothing waits for ever, and one call is in flight at a time."""
+    """With a single worker, nothing waits forever, and one call is in flight at a time."""
     lm = model()
     demos = our_sets(Chain(3), lm, random.Random(0), True, workers=1)
     with dspy.context(lm=lm), Pool(1) as pool:

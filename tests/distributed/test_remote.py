@@ -140,7 +140,7 @@ def test_a_record_that_cannot_be_used_is_a_lost_block(work, change):
 
 
 def test_scores_that_cannot_be_kept_fail_their_job(work):
-    """A storage that raises while a block's scores are taken in does not leave the job waiting for ever."""
+    """A storage that raises while a block's scores are taken in does not leave the job waiting forever."""
 
     def full(job, scores):
         raise OSError("disk full")

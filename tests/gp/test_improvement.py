@@ -89,7 +89,7 @@ def test_what_has_been_chosen_is_not_worth_choosing_again():
 
 
 def test_pending_prompts_have_to_be_beaten_and_are_not_chosen():
-    """The batch goes elsewhere when its favourite is already being evaluated."""
+    """The batch goes elsewhere when its favorite is already being evaluated."""
     posterior, _ = problem()
     best = float(posterior.mean.max())
     first = greedy_batch(posterior, 3, best=best, seed=0)

@@ -94,9 +94,9 @@ def test_requirements_are_sorted_by_extra_with_their_markers(wheel):
     }
 
 
-def test_the_licence_is_read_from_the_wheel(wheel):
-    """Upstream's licence text comes out of its wheel."""
-    assert compose.licence(wheel) == "Do as you like, but keep this text.\n"
+def test_the_license_is_read_from_the_wheel(wheel):
+    """Upstream's license text comes out of its wheel."""
+    assert compose.license(wheel) == "Do as you like, but keep this text.\n"
 
 
 def test_upgrading_pins_the_new_wheel_and_keeps_the_old(pins, wheel, tmp_path, monkeypatch):

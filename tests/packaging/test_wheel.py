@@ -96,14 +96,14 @@ def test_the_command_is_installed(ours):
         assert "dspy-promptune = dspy.promptune.cli:main" in archive.read(entry).decode()
 
 
-def test_both_licences_travel(ours, upstream, checkout):
-    """Our licence and upstream's, as their files are, lie where the metadata says they do."""
+def test_both_licenses_travel(ours, upstream, checkout):
+    """Our license and upstream's, as their files are, lie where the metadata says they do."""
     with zipfile.ZipFile(ours) as archive:
         files = {name: archive.read(name).decode() for name in archive.namelist() if "/licenses/" in name}
         (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
         said = email.parser.Parser().parsestr(archive.read(name).decode()).get_all("License-File")
     texts = {name.rsplit("/", 1)[-1]: text for name, text in files.items()}
-    assert texts == {"LICENSE": (checkout / "LICENSE").read_text(), "LICENSE.dspy": compose.licence(upstream)}
+    assert texts == {"LICENSE": (checkout / "LICENSE").read_text(), "LICENSE.dspy": compose.license(upstream)}
     assert sorted(said) == sorted(texts)
 
 

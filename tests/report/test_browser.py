@@ -117,7 +117,7 @@ def test_dark_mode_can_be_read(opened):
 
 
 def luminance(page, selector, what):
-    """Relative luminance of a colour in use, as WCAG 2 defines it."""
+    """Relative luminance of a color in use, as WCAG 2 defines it."""
     style = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{what}")
     parts = [float(each) / 255 for each in style.partition("(")[2].rstrip(")").split(",")[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]

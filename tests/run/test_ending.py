@@ -136,7 +136,7 @@ def test_the_end_of_the_budget_is_another_end():
 
 
 def test_what_failed_is_tried_anew_by_a_run_that_is_taken_up_again(tmp_path):
-    """Its cause may have been mended: a prompt that was out of the running has two chances more in each start."""
+    """Its cause may have been fixed: a prompt that was out of the running has two chances more in each start."""
     space = PromptSpace({0: list("abcd")})
     given = {"n_examples": 5, "minibatch_size": 5, "sampler": "random", "seed": 0, "storage": str(tmp_path / "a.log")}
     evaluate = Failing(space, {(1,)}, {(3,)}, set(), ValueError)

@@ -98,7 +98,7 @@ def test_promoted_fillers_wait_in_line():
 
 
 def test_stopping_cancels_what_waits():
-    """After a stop nothing starts, waiting tasks are cancelled, and new ones are refused."""
+    """After a stop nothing starts, waiting tasks are canceled, and new ones are refused."""
     gate, ran = threading.Event(), []
     pool = Pool(1)
     first = pool.submit(gate.wait, 5)

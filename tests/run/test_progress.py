@@ -116,7 +116,7 @@ def terminal(monkeypatch, columns):
 
 
 def rows(written):
-    """What stood in the rows of the screen, each as it was when the next one began or when it was drawn anew."""
+    """What stood in the rows of the screen, each as it was when the next one began or when it was drawn again."""
     return [row.rstrip() for row in re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", written.decode()))]
 
 

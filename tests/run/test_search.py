@@ -212,7 +212,7 @@ def test_context_variables_are_carried_into_threads(table):
 
 def test_an_evaluation_that_returns_nothing_is_named(table):
     """A function that forgets its ``return`` is told so, and not that its list is too short."""
-    with pytest.raises(EvaluationError, match=r"returned None: return a list of one score an example\. Mend"):
+    with pytest.raises(EvaluationError, match=r"returned None: return a list of one score an example\. Fix"):
         search(table.space, lambda params, examples: None, n_examples=40, max_calls=80, sampler="random")
 
 

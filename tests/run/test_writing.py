@@ -135,7 +135,7 @@ def test_a_run_that_is_taken_up_again_has_its_texts(tmp_path):
 
 
 def test_open_and_closed_runs_are_not_mixed(tmp_path):
-    """A study without written texts is not gone on with an open space, nor the other way round."""
+    """A study without written texts is not continued with an open space, nor the other way round."""
     task = Task()
     for name, begun, now in (("a.db", None, task.better), ("b.db", task.better, None)):
         run(task, begun, max_calls=60, storage=str(tmp_path / name))

@@ -147,8 +147,8 @@ def test_equal_texts_share_their_results():
     assert {one.key for one in measured(study, space)} == {(0,), (1,)}
 
 
-def test_minimising_turns_everything_round():
-    """A study that minimises has its best at the lowest value."""
+def test_minimizing_turns_everything_round():
+    """A study that minimizes has its best at the lowest value."""
     space = by_length(30)
     study, sampler = start(space, direction="minimize")
     for _ in range(20):

@@ -110,7 +110,7 @@ class Core:
         self.reset()
 
     def reset(self) -> bool:
-        """Start counting anew."""
+        """Start counting again."""
         self.records: list[Record] = []
         self.attempts: Counter[str] = Counter()
         self.requests = self.in_flight = 0

@@ -70,7 +70,7 @@ def test_the_time_limit_ends_a_run(server):
 
 
 def test_a_budget_is_counted_over_all_starts(server, tmp_path):
-    """What the first start spent is spent: the second goes on with the rest of it."""
+    """What the first start spent is spent: the second continues the rest of it."""
     place = str(tmp_path / "runs.db")
     server.reset()
     compiled(server.url, place, num_trials=20, max_lm_calls=120)
@@ -233,7 +233,7 @@ def test_limits_out_of_range_are_refused(given):
 
 
 def test_the_program_saves_and_loads(server, tmp_path):
-    """The optimised program is saved and loaded as upstream's."""
+    """The optimized program is saved and loaded as upstream's."""
     program = compiled(server.url, str(tmp_path / "runs.db"))
     program.save(tmp_path / "program.json")
     other = dspy.Predict("question -> answer")

@@ -100,7 +100,7 @@ DEEPER = "RATE = 1.0\n"
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """Writes three modules of a user anew, some text in them replaced, and gives their metrics."""
+    """Writes three modules of a user again, some text in them replaced, and gives their metrics."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 

@@ -137,7 +137,7 @@ def test_what_cannot_be_compared_needs_force(tmp_path, caplog):
 
 
 def test_what_changes_no_score_may_change(place):
-    """Another sampler, budget, or number of jobs or threads goes on with the run."""
+    """Another sampler, budget, or number of jobs or threads continues the run."""
     lm, program = compiled(place, sampler="tpe", n_jobs=1, num_trials=5, init={"num_threads": 3})
     assert len(program.optimization_run.trials) > 3 and not [call for call in lm.calls if call.label != "answer"]
 

@@ -134,7 +134,7 @@ def test_partly_evaluated_prompts_keep_their_scores(table, tmp_path):
 def test_a_study_that_is_there_is_not_overwritten(table, place):
     """Without ``resume`` a name that is taken is refused, with the two ways out."""
     run(table, place)
-    with pytest.raises(StorageError, match="resume=True goes on with it, another study_name"):
+    with pytest.raises(StorageError, match="resume=True continues it, another study_name"):
         run(table, place, resume=False)
 
 

@@ -149,7 +149,7 @@ def test_an_embedders_key_is_masked(capsys):
     ],
 )
 def test_what_looks_like_a_secret_is_one(text):
-    """Keys and headers are recognised by their form, wherever they come from."""
+    """Keys and headers are recognized by their form, wherever they come from."""
     assert MASK in SecretMasker().text(f"It failed with {text}, sorry.")
 
 

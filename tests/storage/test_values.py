@@ -129,7 +129,7 @@ class Answer(pydantic.BaseModel):
 
 
 class Worded(TaskRule):
-    """Answers with a model in JSON, worded anew each time."""
+    """Answers with a model in JSON, worded again each time."""
 
     def __init__(self):
         super().__init__(QUESTIONS)
@@ -161,7 +161,7 @@ def typed(lm, place, **options):
 
 
 def test_a_run_with_typed_demos_is_resumed_and_exported(tmp_path):
-    """Demos with models are the same at the next start though the language model words them anew; the program loads."""
+    """Demos with models are the same at the next start though the model rewords them; the program loads."""
     place = str(tmp_path / "runs.db")
     first = typed(RuleLM(Worded()), place)
     lm = RuleLM(Worded())

@@ -229,7 +229,7 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be optimised, and by what measure."""
+    """What is to be optimized, and by what measure."""
 
     program: Module
     instructions: Mapping[int, Sequence[str]]

@@ -269,7 +269,7 @@ class CompileRun(_upstream.MIPROv2):
         return {**manifest, "call": self._call}
 
     def _unsearched(self, program: Module) -> Module:
-        """The run ended in step 1 or 2: the program as it came, with a record that says why and what was spent."""
+        """The run ended in step 1 or 2: the original program, with a record that says why and what was spent."""
         engine, why = self._engine, str(self._engine.over)
         logger.warning("Nothing was searched, the program is returned as it was: %s", why)
         scores = engine.books.early(engine.heads[0][0]) if engine.heads else {}

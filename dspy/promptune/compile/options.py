@@ -25,7 +25,7 @@ from dspy.promptune.run.loop import Schedule
 
 __all__ = ["CompileOptions"]
 
-TIMEOUT = 120.0  # seconds for one example, upstream's time until it starts a straggler anew
+TIMEOUT = 120.0  # seconds for one example, upstream's time until it starts a straggler again
 
 
 @dataclass(frozen=True, kw_only=True)

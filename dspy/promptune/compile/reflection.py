@@ -250,7 +250,7 @@ class Reflector:
         return "\n".join(lines)
 
     def _rollout(self, request: WriteRequest) -> Any:
-        """A view of the language model that answers anew."""
+        """A view of the language model that answers again."""
         lm = self._lm or dspy.settings.lm
         told = f"{self._seed}/{request.number}/{request.text}"
         return lm.copy(rollout_id=int(hashlib.sha256(told.encode()).hexdigest()[:8], 16), temperature=1.0)

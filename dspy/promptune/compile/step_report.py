@@ -35,7 +35,7 @@ class Limited:
 
     Attributes:
         pool: Where they run.
-        seconds: At work, waiting for a place not counted; ``None`` for ever.
+        seconds: At work, waiting for a place not counted; ``None`` forever.
         per_call: The limit is on each call to a language model that a task makes.
     """
 

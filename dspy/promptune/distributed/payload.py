@@ -213,7 +213,7 @@ def _reason(parts: Mapping[str, Any], error: Exception) -> str:
                 f"executor=: {path} ({type(culprit).__name__}) cannot be pickled, so it cannot travel to a worker: "
                 "make it where it is used, or leave it out in the object's __getstate__."
             )
-    return f"executor=: {' or '.join(parts)} cannot be pickled: {said(error)}. Leave executor out, or mend that."
+    return f"executor=: {' or '.join(parts)} cannot be pickled: {said(error)}. Leave executor out, or fix that."
 
 
 def _culprit(path: str, value: Any, depth: int) -> tuple[str, Any]:

@@ -72,7 +72,7 @@ class ProgramCache:
     """The programs of a space, built once each; the default combination is the student itself.
 
     Until :meth:`release` the language models of their predictors are the run's views of them. ``space`` may be set
-    anew as long as the combinations built so far keep their meaning.
+    again as long as the combinations built so far keep their meaning.
     """
 
     def __init__(self, student: Module, default: Key) -> None:

@@ -350,7 +350,7 @@ def _record_of(future: Future[Record], examples: int) -> Record:
     try:
         return _checked(future.result(), examples)
     except CancelledError:
-        return _lost(RuntimeError("It was cancelled."))
+        return _lost(RuntimeError("It was canceled."))
     except BaseException as error:
         return _lost(error)
 

@@ -103,7 +103,7 @@ BATCHES: dict[str, Callable[[PoolPosterior, Request], list[int]]] = {
     "qlognei": noisy_improvement,
     "thompson": thompson,
 }
-"""Acquisition to greedy batch. ``qei`` and ``qlogei`` have the same maximum, and are maximised by the same search."""
+"""Acquisition to greedy batch. ``qei`` and ``qlogei`` have the same maximum, and are maximized by the same search."""
 
 
 def shortlist(posterior: PoolPosterior, size: int) -> Places:

@@ -160,7 +160,7 @@ class PromptGP(Module):  # type: ignore[misc]
         return loss
 
     def fit(self, data: Evidence) -> None:
-        """Maximise the posterior of the hyper-parameters, from their present values, in a bounded number of steps.
+        """Maximize the posterior of the hyper-parameters, from their present values, in a bounded number of steps.
 
         Raises:
             ArithmeticError: The loss is not finite at the present values; they are kept.

@@ -16,7 +16,7 @@ MAX_DIMS = 24  # recorded tables: 16 fits texts that vary in few ways best, 40 l
 def project(vectors: Array, max_dims: int = MAX_DIMS) -> Array:
     """Project the candidates of one part on their principal directions.
 
-    Rows are L2-normalised, centred on the candidates, rotated, cut to ``max_dims`` and divided by one common number
+    Rows are L2-normalized, centered on the candidates, rotated, cut to ``max_dims`` and divided by one common number
     so that the mean squared distance between two different candidates is 1. Scores play no part in it.
 
     Args:

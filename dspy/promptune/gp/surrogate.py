@@ -52,7 +52,7 @@ class Surrogate:
     def extend(self, part: int, vectors: Array) -> None:
         """Add candidates to a part, after those it has; fitted hyper-parameters stay.
 
-        The part is projected anew, so that points of earlier candidates move too: a posterior computed before does
+        The part is projected again, so that points of earlier candidates move too: a posterior computed before does
         not hold for the extended space, and ``version`` says that one is needed.
 
         Args:
@@ -68,7 +68,7 @@ class Surrogate:
         self.version += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without GPyTorch's modules, which cannot be pickled: they are built anew from the vectors."""
+        """Without GPyTorch's modules, which cannot be pickled: they are built again from the vectors."""
         return {
             "vectors": self._vectors,
             "max_dims": self._max_dims,

@@ -239,7 +239,7 @@ class BudgetMeter:
             for kind, each in (("tokens", tokens), ("cost", cost or 0.0)):
                 self._largest[kind] = max(self._largest.get(kind, 0.0), each)
                 if each > self._reckoned.get(kind, 0.0) and self._covered < math.inf:
-                    self._covered = 0.0  # dearer than what is written: that is written anew before the next call
+                    self._covered = 0.0  # dearer than what is written: that is written again before the next call
         if cost is not None:
             self._add("cost", cost)
         elif self.caps.max_cost is not None:

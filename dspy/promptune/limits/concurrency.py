@@ -11,7 +11,7 @@ __all__ = ["ConcurrencyLimit"]
 logger = logging.getLogger(__name__)
 
 SHRINK = 0.5  # of the calls allowed, when the provider asks for less
-MAX_PAUSE = 60.0  # seconds; a longer Retry-After is honoured piece by piece, so that a wrong one cannot end a run
+MAX_PAUSE = 60.0  # seconds; a longer Retry-After is honored piece by piece, so that a wrong one cannot end a run
 
 
 class ConcurrencyLimit:

@@ -37,7 +37,7 @@ GATEWAY = "promptune_guard"  # the setting of DSPy that holds the guard: it trav
 
 
 class Stopped(BaseException):
-    """The run has been stopped: no more calls are made. Not an ``Exception``, so that no program can go on with it."""
+    """The run has been stopped: no more calls are made. Not an ``Exception``, so that no program swallows it."""
 
 
 @dataclass

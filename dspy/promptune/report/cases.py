@@ -37,7 +37,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Examples by what became of them; ``same`` is the number of those whose score did not change."""
+    """Examples by what happened to them; ``same`` is the number of those whose score did not change."""
 
     fixed: tuple[Case, ...]
     broken: tuple[Case, ...]

@@ -67,7 +67,7 @@ FIGURES = (
         "95 % of what is believed. ★ is the winner. Point at one for its texts.",
     ),
     FigureOnPage(
-        name="effects", title="What each part brings", draw=draw_effects,
+        name="effects", title="Effect of each part", draw=draw_effects,
         text="The expected score of each instruction and demo set over everything it can be combined with. Bars: how "
         "much it depends on that. Amber: the winner's.",
     ),
@@ -77,7 +77,7 @@ FIGURES = (
     ),
     FigureOnPage(
         name="timeline", title="What ran when", draw=draw_timeline, folded=True,
-        text="One lane for each evaluation that ran at once. Amber: prompts being chosen. Thin grey: a chosen prompt "
+        text="One lane for each evaluation that ran at once. Amber: prompts being chosen. Thin gray: a chosen prompt "
         "that waited. Red: an evaluation that failed.",
     ),
 )  # fmt: skip

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_effects", "draw_estimates"]
 
 BAR = {"thickness": 12, "outlinewidth": 0, "len": 0.9}
-LEAST = 5.0  # points to either side of the middle that the colours span at least: less is noise
+LEAST = 5.0  # points to either side of the middle that the colors span at least: less is noise
 SHOWN = 30  # prompts of a list
 LABEL = 60  # characters of a text on an axis
 MOST_CELLS = 40  # rows or columns of a matrix that can be read
@@ -165,14 +165,14 @@ def _label(record: RunRecord, part: int, j: int) -> str:
 def _add_effect(found: Figure, record: RunRecord, effect: Effect, row: int) -> None:
     texts, shown = record.space.texts(effect.part), _ranked(effect)[:SHOWN]
     chosen = record.best[effect.part] if record.best else None
-    colours = [COLOURS["best"] if j == chosen else COLOURS["line"] for j in shown]
+    colors = [COLOURS["best"] if j == chosen else COLOURS["line"] for j in shown]
     hovers = [
         f"<b>{_label(record, effect.part, j)}</b>{' (the winner has it)' if j == chosen else ''}: "
         f"{percent(effect.mean[j])} % over all else, ± {percent(effect.sd[j])} with what it is combined with<br>"
         f"{hover(texts[j].strip() or '(none)')}"
         for j in shown
     ]
-    looks: dict[str, Any] = {"mode": "markers", "marker": {"size": 10, "color": colours}, "hoverinfo": "text"}
+    looks: dict[str, Any] = {"mode": "markers", "marker": {"size": 10, "color": colors}, "hoverinfo": "text"}
     found.add_trace(
         graph_objects().Scatter(
             x=[100 * float(effect.mean[j]) for j in shown], y=list(range(len(shown))), hovertext=hovers, **looks,

@@ -115,7 +115,7 @@ class RunRecord:
 
     @property
     def default(self) -> Key:
-        """The program as it came: the first candidate of each part."""
+        """The original program: the first candidate of each part."""
         return (0,) * len(self.space.names)
 
     @property
@@ -215,7 +215,7 @@ def _record(
 def _space(name: str, candidates: Mapping[str, Any] | None) -> PromptSpace:
     if not candidates:
         raise StorageError(
-            f"Run {name!r} has no candidates to show: it ended before its search began (resume=True goes on with it), "
+            f"Run {name!r} has no candidates to show: it ended before its search began (resume=True continues it), "
             "or was not made by promptune."
         )
     kinds: dict[str, dict[int, list[Any]]] = {"instruction": {}, "demos": {}}

@@ -55,7 +55,7 @@ def _student(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     if n < 2:
         return math.nan, math.nan
-    centre = math.fsum(values) / n
-    error = math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1) / n)
+    center = math.fsum(values) / n
+    error = math.sqrt(math.fsum((value - center) ** 2 for value in values) / (n - 1) / n)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    return centre - half, centre + half
+    return center - half, center + half

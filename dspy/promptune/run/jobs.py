@@ -81,7 +81,7 @@ class RunJobs:
         return "the budget is spent" if self.ledger.left() < 1 else "nothing is left to evaluate"
 
     def claim(self, one: Assignment) -> Job:
-        """A job that is decided on outside, such as the evaluation of the program as it came."""
+        """A job that is decided on outside, such as the evaluation of the original program."""
         job = self._begin(one)
         if self.sharing is not None:
             self.sharing.claim(job)

@@ -404,7 +404,7 @@ class SearchLoop:
                 self.stop(f"{count} {what} in a row, the last with {said(error)}")
 
     def _lost(self, job: Job, outcome: Outcome) -> int:
-        """Calls that a failed job took for nothing, at least one: else it might fail for ever and cost nothing."""
+        """Calls that a failed job took for nothing, at least one: else it might fail forever and cost nothing."""
         begun = self._begun.pop(job.number, set())
         unscored = len(self._table.missing(job.key, begun))
         tried = unscored if outcome.tried is None else min(unscored, outcome.tried)
@@ -454,7 +454,7 @@ class SearchLoop:
             last = said(self._last_error).rstrip(".")
             raise EvaluationError(
                 f"Every evaluation failed ({self.log.failed} of {self.log.failed}), the last with {last}. "
-                "Mend the program, the metric or the language model and run again."
+                "Fix the program, the metric or the language model and run again."
             ) from cause(self._last_error)
         return self._stopping or "nothing to evaluate"
 

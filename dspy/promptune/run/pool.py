@@ -132,7 +132,7 @@ class Pool:
             return min((task.seconds() for task in self._running), default=0.0)
 
     def stop(self) -> None:
-        """Start nothing more: waiting tasks are cancelled, running ones end by themselves and nobody waits."""
+        """Start nothing more: waiting tasks are canceled, running ones end by themselves and nobody waits."""
         with self._ready:
             self.stopped.set()
             queued = [task.future for tasks in self._tasks for task in tasks]
@@ -222,7 +222,7 @@ class Pool:
                     return
                 task = (self._tasks[0] or self._tasks[1]).popleft()
                 if not task.future.set_running_or_notify_cancel():
-                    continue  # cancelled while it waited; what is running can no longer be, only given up
+                    continue  # canceled while it waited; what is running can no longer be, only given up
                 task.started = time.monotonic()
                 self._running.add(task)
             settle = _run(task)
@@ -254,7 +254,7 @@ def _run(task: Task) -> Callable[[], None]:
     try:
         result = task.context.run(_call, task)
     except CancelledError as error:
-        failure: BaseException = RuntimeError(f"Cancelled: {error}")
+        failure: BaseException = RuntimeError(f"Canceled: {error}")
     except BaseException as error:
         failure = error
     else:

@@ -245,11 +245,11 @@ def search(
         storage: Where the run is written as it goes, so that it can be resumed: a SQLite file, an Optuna journal
             (``*.log``), a database URL or an Optuna storage. ``None`` keeps it in memory.
         study_name: Name of the study in the storage; default "search".
-        resume: ``True`` goes on with the study if it is there and of the same space, examples and ``evaluate``;
-            ``"force"`` in any case. ``max_calls`` counts what it has scored already; what failed is tried anew.
+        resume: ``True`` continues the study if it is there and of the same space, examples and ``evaluate``;
+            ``"force"`` in any case. ``max_calls`` counts what it has scored already; what failed is tried again.
         share: ``True`` lets other processes search the same study at the same time, each with this same call:
             ``max_calls`` is for all of them, no (combination, example) is scored by two, and all have the same winner.
-            A study that is there is gone on with.
+            A study that is there is continued.
         propose: Writes new instructions during the search: ``(request) -> texts``, with a
             :class:`dspy.promptune.run.writing.WriteRequest`. It is called when a text is worth more than a
             measurement, from a thread of its own, or with batches from this one. Each request counts as one of

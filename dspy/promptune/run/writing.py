@@ -349,7 +349,7 @@ def restored(space: PromptSpace, trials: Sequence[FrozenTrial]) -> list[Text]:
 
 
 def check_distributions(space: PromptSpace, trials: Sequence[FrozenTrial], place: str) -> None:
-    """Refuse to go on with an open space where a study has a closed one, or the other way round.
+    """Refuse to continue an open space where a study has a closed one, or the other way round.
 
     Raises:
         StorageError: The study was begun the other way.

@@ -13,7 +13,7 @@ from dspy.promptune.gp.surrogate import Surrogate
 from dspy.promptune.samplers.options import QEIOptions
 from dspy.promptune.space import Key, PromptSpace
 
-LEADERS = 20  # prompts whose neighbours are looked at where the space is larger than the pool
+LEADERS = 20  # prompts whose neighbors are looked at where the space is larger than the pool
 BUSY = 4  # prompts that are waiting are one in so many of a pool larger spaces have, at most
 
 
@@ -62,7 +62,7 @@ class Proposer:
         return [pool[j] for j in chosen]
 
     def pool(self, observations: Sequence[Observation], waiting: Sequence[Key], rng: random.Random) -> list[Key]:
-        """The combinations looked at: all, or the leaders with their neighbours, those waiting, and random ones."""
+        """The combinations looked at: all, or the leaders with their neighbors, those waiting, and random ones."""
         size = self._options.max_space_size
         if self._space.size <= size:
             return self._space.pool(size, rng)

@@ -61,7 +61,7 @@ class TrialHistory:
 
 
 def measured(study: Study, space: PromptSpace) -> list[Observation]:
-    """The finished trials of a study as observations to be maximised, in the order of their numbers.
+    """The finished trials of a study as observations to be maximized, in the order of their numbers.
 
     A trial counts when it is complete, its value is finite and its parameters are a combination of the space; its
     user attributes ``scores`` and ``examples`` are taken where they are well formed.

@@ -28,7 +28,7 @@ class Memory(Protocol):
 
 
 class NoMemory:
-    """Everything is produced anew."""
+    """Everything is produced again."""
 
     def once(self, name: str, produce: Callable[[], T]) -> T:
         """Produce it."""

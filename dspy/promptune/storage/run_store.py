@@ -43,7 +43,7 @@ def open_run_store(
         caps: What may be spent.
         storage: See :func:`dspy.promptune.storage.backend.open_storage`; ``None`` keeps everything in memory.
         study_name: Name of the study; ``None`` takes ``name``.
-        resume: Whether to go on with a study that is there.
+        resume: Whether to continue a study that is there.
         name: The default name.
         lms: The language models of the run, whose keys must not be written.
         share: Whether other drivers may work on the study at the same time.

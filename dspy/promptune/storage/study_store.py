@@ -80,10 +80,10 @@ class StudyStore:
     Args:
         opened: Where.
         name: Of the study.
-        resume: What to do when the study is there already: ``False`` refuses, ``True`` goes on with it if it is the
+        resume: What to do when the study is there already: ``False`` refuses, ``True`` continues it if it is the
             same run, ``"force"`` goes on in any case.
         scrubber: Keeps secrets out.
-        share: Whether others may run it at the same time. A study that is there is gone on with, then.
+        share: Whether others may run it at the same time. A study that is there is continued, then.
 
     Attributes:
         leads: Whether this run makes the candidates; false where it takes those of another driver.
@@ -257,7 +257,7 @@ class StudyStore:
         self.study._storage = self._storage  # type: ignore[assignment]
         if not self._resume:
             raise StorageError(
-                f"Study {self.name!r} is in {self.place} already: resume=True goes on with it, another study_name "
+                f"Study {self.name!r} is in {self.place} already: resume=True continues it, another study_name "
                 "begins a new one."
             )
         self.resumed = True
@@ -394,7 +394,7 @@ class StudyStore:
         )
 
     def refuse(self, changed: list[str]) -> None:
-        """Refuse to go on with a run that has changed, unless that is forced.
+        """Refuse to continue a run that has changed, unless that is forced.
 
         Raises:
             StorageError: With all that ``changed``.
@@ -439,7 +439,7 @@ class StudyStore:
         return found
 
     def refresh(self) -> None:
-        """Read anew what others have written."""
+        """Read again what others have written."""
         self._notes = self._read_notes()
 
     def search_begins(self) -> None:
@@ -484,7 +484,7 @@ class StudyStore:
         return found.st_dev, found.st_ino
 
     def _check_file(self) -> None:
-        """A SQLite file that was deleted can be written for ever, and nobody would find it again."""
+        """A SQLite file that was deleted can be written forever, and nobody would find it again."""
         if self.broken is None and self._identity() != self._file_id:
             raise self._storage.give_up(FileNotFoundError(f"{self._file} was deleted or replaced during the run"))
 
