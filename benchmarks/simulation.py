@@ -33,8 +33,9 @@ from dspy.promptune.allocation.racing import BLOCK
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.options import OURS
 from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
-from dspy.promptune.run.loop import Limits, Schedule, SearchLoop
+from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.storage.backend import open_storage, quiet_optuna

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspy.promptune import EvaluationError, PromptSpace, search
-from dspy.promptune.run.loop import Limits, Schedule, SearchLoop
+from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
 
 MODES = {"race": {}, "minibatches": {"minibatch_size": 3, "full_eval_steps": 2}, "full": {"full_eval_steps": 0}}

@@ -5,8 +5,10 @@ import signal
 
 import pytest
 
-from dspy.promptune.run.loop import Limits, Schedule, SearchLoop, interrupts
+from dspy.promptune.run.interrupts import interrupts
+from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import dspy.promptune.storage.lease as lease_module
 from dspy.promptune import EvaluationError, OptionError, StorageError, search
-from dspy.promptune.run.loop import MIN_STREAK
+from dspy.promptune.run.streak import MIN_STREAK
 from tests.tables import Table
 
 ROOT = Path(__file__).resolve().parents[2]

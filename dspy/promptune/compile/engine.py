@@ -25,9 +25,11 @@ from dspy.promptune.limits.search_allowance import SearchAllowance
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import embedder_of
 from dspy.promptune.run.events import SearchEvents, check_callbacks
-from dspy.promptune.run.loop import Interrupted, Limits, SearchLoop
+from dspy.promptune.run.interrupts import Interrupted
+from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.run.progress import Progress, Standing
+from dspy.promptune.run.schedule import Limits
 from dspy.promptune.run.search import Compared, Run, SearchRun, Writer, shown
 from dspy.promptune.secrets import said
 from dspy.promptune.space import Key, PromptSpace

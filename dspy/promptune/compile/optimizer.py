@@ -47,7 +47,7 @@ from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import check_seed
-from dspy.promptune.run.loop import interrupts
+from dspy.promptune.run.interrupts import interrupts
 from dspy.promptune.storage.manifest import compile_manifest
 from dspy.promptune.storage.run_store import open_run_store
 

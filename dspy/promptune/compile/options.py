@@ -21,7 +21,7 @@ from dspy.promptune.options import (
     with_batch_size,
 )
 from dspy.promptune.run.events import check_callbacks
-from dspy.promptune.run.loop import Schedule
+from dspy.promptune.run.schedule import Schedule
 
 __all__ = ["CompileOptions"]
 

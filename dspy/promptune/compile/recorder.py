@@ -14,7 +14,8 @@ from dspy.promptune.compile.attributes import Entry, entries_of
 from dspy.promptune.distributed.programs import ProgramCache
 from dspy.promptune.limits.usage import Usage
 from dspy.promptune.run.failures import FailureLog
-from dspy.promptune.run.loop import LoopListener, SearchLoop
+from dspy.promptune.run.listeners import LoopListener
+from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.progress import Standing

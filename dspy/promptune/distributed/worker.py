@@ -21,7 +21,7 @@ from dspy.promptune.errors import MetricError
 from dspy.promptune.limits.budgets import SEARCH, BudgetMeter
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.views import through_gateway
-from dspy.promptune.run.loop import interrupts
+from dspy.promptune.run.interrupts import interrupts
 from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.pool import Pool
 from dspy.promptune.secrets import said

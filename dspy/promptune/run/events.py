@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.records import Job, ScoreTable
 from dspy.promptune.errors import OptionError
-from dspy.promptune.run.loop import LoopListener
+from dspy.promptune.run.listeners import LoopListener
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.secrets import said

@@ -4,98 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from dspy.promptune.allocation.records import Assignment, Job
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.run.evaluators import Evaluator
+from dspy.promptune.run.interrupts import Interrupted, interrupts
 from dspy.promptune.run.jobs import RunJobs
+from dspy.promptune.run.listeners import LoopListener, SearchLog
 from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.run.schedule import Limits, Schedule
+from dspy.promptune.run.streak import FailureStreak
 from dspy.promptune.secrets import cause, said
 from dspy.promptune.space import Key
 from dspy.promptune.storage.sharing import Sharing
 
-__all__ = ["Interrupted", "Limits", "LoopListener", "Schedule", "SearchLoop", "interrupts"]
+__all__ = ["SearchLoop"]
 
 logger = logging.getLogger(__name__)
 
-MIN_STREAK = 5  # prompts that fail one after another, with no example scored between them, before a run gives up
-PATIENCE = 4  # times as many may fail once a prompt was scored: the program works, these prompts do not
 TICK_SECONDS = 0.5  # how often a run looks after its work while nothing ends
 GRACE_SECONDS = 2.0  # for calls in flight to end after an interrupt
-
-
-class Interrupted(KeyboardInterrupt):
-    """Interrupted once, before there was anything to return."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How jobs are handed out.
-
-    Attributes:
-        n_jobs: Jobs at once.
-        batch: Jobs asked for, evaluated and told together; ``None`` hands one out whenever there is room for it.
-        ahead: Jobs asked for before there is room, so that a proposal is ready when there is; without batches only.
-    """
-
-    n_jobs: int = 1
-    batch: int | None = None
-    ahead: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a run puts up with.
-
-    Attributes:
-        retries: Times a job for which no answer came is tried again before its trial is FAILED.
-        retry_all: Whether a job is that failed for any other reason, too.
-        streak: Evaluations without an answer, or different prompts that fail while nothing was ever scored, in a row
-            before the run gives up; four times as many prompts once one was scored. ``None`` is 5, or two rounds of
-            ``n_jobs``.
-        max_calls: Scored examples after which the run is over. Where it is known, a run does not wait for the last
-            stragglers of its last jobs; never in batches, whose results must not depend on time.
-        note_every: Scored examples between two entries of the history; to say what is best takes a moment.
-    """
-
-    retries: int = 0
-    retry_all: bool = False
-    streak: int | None = None
-    max_calls: int | None = None
-    note_every: int = 1
-
-
-@dataclass
-class Log:
-    """What happened, in its order: ``("ask" | "tell" | "fail", number of the trial)``, and how the best changed."""
-
-    order: list[tuple[str, int]] = field(default_factory=list)
-    history: list[tuple[int, Key]] = field(default_factory=list)
-    failed: int = 0
-
-
-class LoopListener:
-    """Takes note of what happens in the loop, in its thread; each method does nothing unless it is overridden."""
-
-    def on_start(self, job: Job, when: datetime, seconds: float) -> None:
-        """A job was decided on, which began at ``when`` and took ``seconds``; its trial is running."""
-
-    def on_end(self, job: Job, outcome: Outcome) -> None:
-        """A job has ended, its scores are in the table; its trial is still running, and nobody else knows yet."""
-
-    def on_best(self, key: Key) -> None:
-        """Another prompt than before would be returned now."""
-
-    def on_tick(self) -> None:
-        """Called about twice a second while jobs are running."""
 
 
 class SearchLoop:
@@ -121,7 +54,7 @@ class SearchLoop:
         listeners: Sequence[LoopListener] = (),
         first: Callable[[], Iterable[Assignment]] = tuple,
     ) -> None:
-        self.log = Log()
+        self.log = SearchLog()
         self._jobs, self._table, self._work = jobs, jobs.ledger.table, work
         self._schedule, self._limits = schedule, limits or Limits()
         self._listeners, self._first, self._sharing = listeners, first, jobs.sharing
@@ -133,8 +66,7 @@ class SearchLoop:
         self._flying: dict[tuple[Key, int], int] = {}  # examples being evaluated, and by which job
         self._parts: dict[int, Outcome] = {}  # what jobs that were taken up again had brought before
         self._tries: dict[int, int] = {}
-        self._failing: set[Key] = set()  # prompts that failed since the last score,
-        self._unanswered = 0  # and jobs for which no answer came
+        self._streak = FailureStreak(self._limits.streak, schedule.n_jobs)
         self._begun: dict[int, set[int]] = {}  # examples that a running job has begun, in its last attempt
         self._over = False
         self._last_error: BaseException | None = None
@@ -367,8 +299,7 @@ class SearchLoop:
         if self._again(job, outcome):
             return False
         if outcome.scores:
-            self._failing.clear()
-            self._unanswered = 0
+            self._streak.scored()
         for listener in self._listeners:
             listener.on_end(job, outcome)
         if outcome.error is None:
@@ -391,17 +322,9 @@ class SearchLoop:
         if isinstance(error, MetricError):
             self._broken = error
             self.stop("the metric is broken")
-        if blamed:
-            self._failing.add(job.key)
-        else:
-            self._unanswered += 1
-        limit = self._limits.streak or max(MIN_STREAK, 2 * self._schedule.n_jobs)
-        for count, what, most in (
-            (self._unanswered, "evaluations got no answer", limit),
-            (len(self._failing), "prompts failed", limit * (PATIENCE if self._table.calls else 1)),
-        ):
-            if count >= most:
-                self.stop(f"{count} {what} in a row, the last with {said(error)}")
+        self._streak.failed(job, blamed=blamed)
+        if why := self._streak.too_long(works=self._table.calls > 0):
+            self.stop(f"{why}, the last with {said(error)}")
 
     def _lost(self, job: Job, outcome: Outcome) -> int:
         """Calls that a failed job took for nothing, at least one: else it might fail forever and cost nothing."""
@@ -457,33 +380,3 @@ class SearchLoop:
                 "Fix the program, the metric or the language model and run again."
             ) from cause(self._last_error)
         return self._stopping or "nothing to evaluate"
-
-
-@contextlib.contextmanager
-def interrupts(first: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C once calls ``first``, twice raises. Only the main thread can say so; elsewhere nothing changes.
-
-    Inside another such block the first one calls this ``first`` alone, and the second raises wherever it comes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before is None:  # not set from Python, so it could not be restored
-        yield
-        return
-    default = getattr(before, "default", before)  # what was there before the outermost of these blocks
-    pressed = False
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, default)
-        first()
-
-    handler.default = default  # type: ignore[attr-defined]
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, default if pressed else before)

@@ -15,8 +15,10 @@ from dspy.promptune.errors import StorageError
 from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
 from dspy.promptune.run.events import SearchCallback, SearchEvents, check_callbacks
-from dspy.promptune.run.loop import Limits, LoopListener, Schedule, SearchLoop
+from dspy.promptune.run.listeners import LoopListener
+from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.result import Compared, SearchRun
+from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.backend import quiet_optuna
 from dspy.promptune.storage.history import RunHistory, frozen

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dspy.promptune.allocation.records import Job, ScoreTable
 from dspy.promptune.errors import StorageError
 from dspy.promptune.run.failures import samples_of
-from dspy.promptune.run.loop import LoopListener
+from dspy.promptune.run.listeners import LoopListener
 from dspy.promptune.run.outcome import Outcome
 
 if TYPE_CHECKING:
