@@ -100,8 +100,13 @@ def end(tally: Tally) -> None:
 
 
 def _tells(instance: Any) -> bool:
-    """Whether a model tells trackers of each answer of a provider, as DSPy's own ones do."""
+    """Whether a model tells trackers of each answer of a provider, as those of DSPy 3.4 do.
+
+    Those of DSPy 3.3 leave out answers whose usage is not known.
+    """
     kind = getattr(instance, MODEL_CLASS, type(instance))
+    if hasattr(kind, "_finalize_lm_response"):
+        return False
     own = ("__call__", "acall", "_process_lm_response", "_record_response")
     return all(getattr(kind, name, None) is getattr(BaseLM, name, None) for name in own)
 
