@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -27,6 +28,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMServerError
 from dspy.utils.usage_tracker import track_usage
 from tests.server import Latency, LMServer, Quality, RuleLM, TaskRule
+from tests.threads import at_once
 
 ANSWERS = {f"question {i}": ["yes", "no", "maybe"][i % 3] for i in range(80)}
 EXAMPLES = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in ANSWERS.items()]
@@ -298,11 +300,7 @@ def test_two_compiles_of_one_optimizer_at_once():
                 )
             )  # fmt: skip
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in (3, 4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    at_once(partial(work, 3), partial(work, 4))
     assert one.__dict__ == before and results[3] != results[4]
     work(3)
     assert set(results) == {3, 4}

@@ -8,6 +8,7 @@ import pytest
 import dspy
 from dspy.promptune import EmbeddingError, PromptSpace
 from dspy.promptune.features import embed, embed_parts
+from tests.threads import at_once
 
 
 class Counting:
@@ -59,11 +60,7 @@ def test_threads_share_one_embedding():
         gate.wait()
         embed_parts(PromptSpace({0: ["same", "texts"]}), embedder)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*[work] * 4)
     assert embedder.texts == ["same", "texts"]
 
 

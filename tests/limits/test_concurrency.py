@@ -6,6 +6,7 @@ import time
 import pytest
 
 from dspy.promptune.limits.concurrency import ConcurrencyLimit
+from tests.threads import at_once
 
 
 def test_no_more_than_the_limit_at_once():
@@ -22,18 +23,14 @@ def test_no_more_than_the_limit_at_once():
 def test_a_place_is_looked_for_and_taken_in_one_step(monkeypatch):
     """However slowly a place is taken, nobody else who asks in the meantime is given the same one."""
     limiter = ConcurrencyLimit(1)
-    acquire, found = limiter.acquire, []
+    acquire = limiter.acquire
 
     def slowly(**options):
         time.sleep(0.05)
         return acquire(**options)
 
     monkeypatch.setattr(limiter, "acquire", slowly)
-    threads = [threading.Thread(target=lambda: found.append(limiter.try_acquire())) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = at_once(*[limiter.try_acquire] * 4)
     assert limiter.peak == 1 and found.count(None) == 3
 
 
@@ -105,9 +102,5 @@ def test_many_threads_never_exceed_it(threads):
                 holders[0] -= 1
             limiter.release(taken)
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
+    at_once(*[work] * threads)
     assert most[0] <= 3 and limiter.in_flight == 0

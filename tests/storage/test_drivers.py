@@ -1,6 +1,5 @@
 """Several drivers on one study: each pair of prompt and example is evaluated by one, and all have the same winner."""
 
-import threading
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from dspy.promptune.run.search import Run
 from dspy.promptune.storage.manifest import search_manifest
 from dspy.promptune.storage.study_store import open_study_store
 from tests.tables import Table
+from tests.threads import at_once
 
 ROOT = Path(__file__).resolve().parents[2]
 BUDGET = 80
@@ -75,7 +75,6 @@ def two(table, memory):
 
 def together(table, storage, count=2, **options):
     """Searches of one study in so many threads: what each found, and what it paid for."""
-    found, paid = [], []
 
     def one():
         mine = []
@@ -88,15 +87,9 @@ def together(table, storage, count=2, **options):
 
         evaluate.__qualname__, evaluate.__module__ = Table.__qualname__, Table.__module__
         given = {"n_examples": 12, "max_calls": BUDGET, "seed": 2, "n_jobs": 2, "study_name": "one", **options}
-        found.append(search(table.space, evaluate, storage=storage, share=True, **given))
-        paid.append(mine)
+        return search(table.space, evaluate, storage=storage, share=True, **given), mine
 
-    threads = [threading.Thread(target=one) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(found) == count
+    found, paid = zip(*at_once(*[one] * count), strict=True)
     return found, paid
 
 

@@ -1,7 +1,6 @@
 """Budgets hold over any number of starts, and one that cannot pay for the first result is refused in words."""
 
 import math
-import threading
 
 import pytest
 
@@ -15,6 +14,7 @@ from dspy.promptune.storage.study_store import open_study_store
 from tests.server import LMServer, TaskRule
 from tests.storage.lives import QUESTIONS, compiled
 from tests.storage.test_kill import killed
+from tests.threads import at_once
 
 EXAMPLES = len(QUESTIONS) - 20
 BUDGET = 200
@@ -94,11 +94,7 @@ def test_what_is_let_through_is_on_disk_first(tmp_path):
             ahead.append(read - admitted)
             meter.ended()
 
-    threads = [threading.Thread(target=call) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*[call] * 4)
     store.close()
     assert len(ahead) == 80 and min(ahead) >= -3  # of calls that other threads were let through meanwhile
 
