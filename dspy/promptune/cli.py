@@ -256,8 +256,8 @@ def _summary(study: Study) -> dict[str, Any]:
 def _held(study: Study) -> str | None:
     """Who is running a study, in words."""
     from dspy.promptune.storage.drivers import sharers
+    from dspy.promptune.storage.held_study import LEASE
     from dspy.promptune.storage.lease import holder
-    from dspy.promptune.storage.study_store import LEASE
 
     notes = study._storage.get_study_system_attrs(study._study_id)
     return " and ".join(sharers(notes)) or holder(notes.get(LEASE))

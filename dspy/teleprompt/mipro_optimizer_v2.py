@@ -191,13 +191,16 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         upstream = {name: given[name] for name in _UPSTREAM_OPTIONS}
         added = {name: given[name] for name in _ADDED_OPTIONS if given[name] != _DEFAULTS[name]}
         upstream["minibatch_size"] = int(minibatch_size)
+        best: OptimizedModule
         if not added or added == {"sampler": "tpe"}:
-            return super().compile(student, **upstream)
+            best = super().compile(student, **upstream)
+            return best
         from dspy.promptune.compile.optimizer import compile_program
 
         if not isinstance(minibatch_size, _Default):
             added["minibatch_size"] = minibatch_size
-        return compile_program(self, student, upstream, added)
+        best = compile_program(self, student, upstream, added)
+        return best
 
 
 _UPSTREAM_OPTIONS = tuple(

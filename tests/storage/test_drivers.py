@@ -8,7 +8,7 @@ import pytest
 
 import dspy.promptune.run.loop as driver_module
 import dspy.promptune.storage.drivers as drivers_module
-import dspy.promptune.storage.study_store as store_module
+import dspy.promptune.storage.held_study as held_study
 from dspy.promptune import OptionError, StorageError, search
 from dspy.promptune.allocation.records import Assignment
 from dspy.promptune.limits.budgets import BudgetLimits, BudgetMeter
@@ -28,7 +28,7 @@ MINIBATCHES = {"sampler": "random", "minibatch_size": 4}
 def quick(monkeypatch):
     """Nobody waits long for anybody."""
     monkeypatch.setattr(drivers_module, "SETTLE_SECONDS", 0.02)
-    monkeypatch.setattr(store_module, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(held_study, "WAIT_SECONDS", 0.02)
     monkeypatch.setattr(driver_module, "TICK_SECONDS", 0.05)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-import dspy.promptune.storage.study_store as store_module
+import dspy.promptune.storage.held_study as held_study
 from dspy.promptune import StorageError, search
 from dspy.promptune.storage.backend import open_storage
 from tests.tables import Table
@@ -114,7 +114,7 @@ def test_of_several_that_swap_one_succeeds(place):
 
 def test_a_run_that_was_taken_over_ends_with_what_it_has(tmp_path, table, monkeypatch):
     """``resume="force"`` takes a study from a living run: that one gives its best so far, and the other goes on."""
-    monkeypatch.setattr(store_module, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(held_study, "RENEW_SECONDS", 0.0)
     place, others = str(tmp_path / "runs.db"), []
 
     def evaluate(params, examples):
@@ -137,7 +137,7 @@ def test_a_run_that_was_taken_over_ends_with_what_it_has(tmp_path, table, monkey
 @pytest.mark.parametrize("ahead", [-7200.0, 7200.0])
 def test_a_clock_that_differs_takes_no_study_away(table, tmp_path, monkeypatch, ahead):
     """A run on a machine whose clock is two hours off keeps its study as long as it renews its lease, no longer."""
-    monkeypatch.setattr(store_module, "WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(held_study, "WATCH_SECONDS", 0.5)
     place = str(tmp_path / "runs.db")
     search(table.space, table, n_examples=12, max_calls=20, sampler="random", storage=place, study_name="one")
     storage = open_storage(place).storage
@@ -147,7 +147,7 @@ def test_a_clock_that_differs_takes_no_study_away(table, tmp_path, monkeypatch, 
     def renew():
         while not over.wait(0.05):
             note = {"token": "theirs", "pid": 1, "host": "elsewhere", "seen": time.time() + ahead}
-            storage.set_study_system_attr(study_id, store_module.LEASE, note)
+            storage.set_study_system_attr(study_id, held_study.LEASE, note)
 
     def again():
         return search(

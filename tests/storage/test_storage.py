@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages.journal import JournalFileSymlinkLock
 
 import dspy.promptune.storage.backend as storage_module
+import dspy.promptune.storage.held_study as held_study
 import dspy.promptune.storage.sqlite as sqlite_module
 import dspy.promptune.storage.study_store as store_module
 from dspy.promptune import StorageError, search
@@ -156,7 +157,7 @@ def test_relative_and_url_paths_name_the_same_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("what", ["study", "file"])
 def test_what_is_deleted_in_the_midst_of_a_run_is_said(tmp_path, table, monkeypatch, caught, name, what):
     """A study, or the file with it, that somebody deletes ends the run with the best so far, and the reason."""
-    monkeypatch.setattr(store_module, "RENEW_SECONDS", 0.0)
+    monkeypatch.setattr(held_study, "RENEW_SECONDS", 0.0)
     path = tmp_path / name
 
     deleted = []

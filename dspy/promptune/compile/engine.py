@@ -349,7 +349,7 @@ def _load(options: CompileOptions, space: PromptSpace) -> None:
     with contextlib.suppress(Exception):
         importlib.import_module("dspy.promptune.samplers")
         embedder = embedder_of(options.sampler, options.sampler_options)
-        if isinstance(embedder, str) and embedder != "onehot":
+        if embedder in ("minilm", "ngram"):
             from dspy.promptune.features import embed_parts
 
             embed_parts(space, embedder)
