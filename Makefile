@@ -87,6 +87,7 @@ bench-durability: dev ## what kills and faults cost (long)
 
 bench-regret: dev ## search quality on the recorded tables of benchmarks/data (hours; QUICK=1: some minutes)
 	$(BIN)/python -m benchmarks.regret $(if $(QUICK),--seeds 5 --methods qei-async tpe-35 random-35 --results build/quick --plots build/quick)
+	$(BIN)/python -m benchmarks.overview $(if $(QUICK),--results build/quick --out build/quick/overview.png)
 
 test-upstream: install ## DSPy's own suite on this fork and on unmodified DSPy (DSPY_TESTS=DIR, or git clones them)
 	$(BIN)/python tools/upstream_suite.py
