@@ -316,7 +316,7 @@ def part_many(server: LMServer, lm: Any, predictors: int, options: argparse.Name
 
 def part_cpu(server: LMServer, lm: Any, predictors: int, options: argparse.Namespace) -> None:
     """What Python takes for a call, in evaluations and in whole compiles."""
-    with LMServer(server.behaviour.rule, process=True) as quick:
+    with LMServer(server.behavior.rule, process=True) as quick:
         model = language_model(quick)
         runs = {"MIPROv2, upstream's": lambda: upstream(quick, model, predictors, 8)}
         for name in ("random", options.sampler):

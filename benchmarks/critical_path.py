@@ -19,7 +19,7 @@ from typing import Any
 import dspy
 from dspy.utils.callback import BaseCallback
 from tests.server import Prompt, Record
-from tests.server.behaviour import digest
+from tests.server.behavior import digest
 
 SLACK = 0.05  # seconds by which a call may seem to begin before, or end after, its evaluation
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import dspy
 from tests.server import Faults, LMServer, Quality, TaskRule
-from tests.server.behaviour import BODY, Messages, unit
+from tests.server.behavior import BODY, Messages, unit
 from tests.server.replies import NO_ANSWERS
 
 RATES = (0.2, 0.5)

@@ -707,7 +707,7 @@ def test_no_global_state_is_left_changed(sampler):
     assert {name for name in before if before[name] != after[name]} == set()
 
 
-def test_logs_have_no_colours(caplog):
+def test_logs_have_no_colors(caplog):
     """Log messages are plain text, without control characters."""
     with caplog.at_level(logging.INFO, logger="dspy"):
         logging.getLogger("dspy").addHandler(caplog.handler)

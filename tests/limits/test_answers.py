@@ -22,7 +22,7 @@ from dspy.utils.exceptions import (
     LMUnexpectedError,
 )
 from tests.server import Faults, LMServer, Quality, TaskRule
-from tests.server.behaviour import BODY
+from tests.server.behavior import BODY
 from tests.server.replies import NO_ANSWERS, completion, with_content
 
 ANSWERS = {f"question {i}": ["yes", "no", "maybe"][i % 3] for i in range(6)}

@@ -4,7 +4,7 @@
 the request alone, so that two runs that send the same requests meet the same model.
 """
 
-from tests.server.behaviour import Faults, Latency
+from tests.server.behavior import Faults, Latency
 from tests.server.lm import LMServer
 from tests.server.records import Record, max_in_flight, mean_in_flight, profile
 from tests.server.rule_lm import Call, RuleLM

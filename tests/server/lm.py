@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from tests.server.behaviour import BODY, Faults, Latency, Messages, digest
+from tests.server.behavior import BODY, Faults, Latency, Messages, digest
 from tests.server.records import Record
 from tests.server.rules import Prompt
 
@@ -27,7 +27,7 @@ REASONS = {200: "OK", 404: "Not Found", 429: "Too Many Requests", 500: "Internal
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class Behavior:
     """All that decides an answer; it must be picklable for a server in a process of its own."""
 
     rule: Callable[[Messages], str]
@@ -57,7 +57,7 @@ class LMServer:
         faults: Faults | None = None,
         process: bool = False,
     ) -> None:
-        self.behaviour = Behaviour(rule, latency or Latency(), faults or Faults())
+        self.behavior = Behavior(rule, latency or Latency(), faults or Faults())
         self.port = 0
         self._host: _Thread | _Process = _Process() if process else _Thread()
 
@@ -67,7 +67,7 @@ class LMServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> LMServer:
-        self.port = self._host.start(self.behaviour)
+        self.port = self._host.start(self.behavior)
         return self
 
     def __exit__(
@@ -105,8 +105,8 @@ class Ask(NamedTuple):
 class Core:
     """Counts, records and decisions of one server; touched by its loop alone."""
 
-    def __init__(self, behaviour: Behaviour) -> None:
-        self.behaviour = behaviour
+    def __init__(self, behavior: Behavior) -> None:
+        self.behavior = behavior
         self.reset()
 
     def reset(self) -> bool:
@@ -129,14 +129,14 @@ class Core:
         key = digest(json.dumps(messages))
         attempt = self.attempts[key]
         self.attempts[key] += 1
-        faults = self.behaviour.faults
+        faults = self.behavior.faults
         prompt = Prompt.read(messages)
         ask = Ask(key, prompt.label, prompt.digest, digest(next(iter(prompt.inputs.values()))))
         if faults.limit is not None and self.in_flight > faults.limit:
             return ask, 0.0, 429, _failure(429, faults.retry_after)
-        kind, late = faults.kind(messages, key, attempt), self.behaviour.latency.seconds(key)
+        kind, late = faults.kind(messages, key, attempt), self.behavior.latency.seconds(key)
         if kind is None:
-            return ask, late, 200, _completion(model, self.behaviour.rule(messages), messages)
+            return ask, late, 200, _completion(model, self.behavior.rule(messages), messages)
         if kind == "hang":
             return ask, float("inf"), 0, None
         if kind == "close":
@@ -202,9 +202,9 @@ class Connection(asyncio.Protocol):
             self.transport.write(answer)
 
 
-async def serve(behaviour: Behaviour, started: Callable[[int], None], stop: asyncio.Event) -> None:
+async def serve(behavior: Behavior, started: Callable[[int], None], stop: asyncio.Event) -> None:
     """Listen until ``stop`` is set; ``started`` is told the port."""
-    core = Core(behaviour)
+    core = Core(behavior)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(core), "127.0.0.1", 0, backlog=1024)
     started(server.sockets[0].getsockname()[1])
@@ -215,7 +215,7 @@ async def serve(behaviour: Behaviour, started: Callable[[int], None], stop: asyn
 class _Thread:
     """The loop in a daemon thread of this process."""
 
-    def start(self, behaviour: Behaviour) -> int:
+    def start(self, behavior: Behavior) -> int:
         ready: list[int] = []
         up = threading.Event()
 
@@ -225,7 +225,7 @@ class _Thread:
 
         async def main() -> None:
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            await serve(behaviour, started, self._stop)
+            await serve(behavior, started, self._stop)
 
         self._thread = threading.Thread(target=asyncio.run, args=(main(),), name="lm-server", daemon=True)
         self._thread.start()
@@ -241,11 +241,11 @@ class _Thread:
 class _Process:
     """The loop in a child that ends when its standard input does, so with its parent at the latest."""
 
-    def start(self, behaviour: Behaviour) -> int:
+    def start(self, behavior: Behavior) -> int:
         code = f"import sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}; from tests.server.lm import child; child()"
         self._child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._child.stdin is not None and self._child.stdout is not None
-        payload = pickle.dumps(behaviour)
+        payload = pickle.dumps(behavior)
         self._child.stdin.write(len(payload).to_bytes(8, "big") + payload)
         self._child.stdin.flush()
         line = self._child.stdout.readline()
@@ -263,7 +263,7 @@ class _Process:
 def child() -> None:
     """The main function of a server's own process."""
     size = int.from_bytes(sys.stdin.buffer.read(8), "big")
-    behaviour = pickle.loads(sys.stdin.buffer.read(size))
+    behavior = pickle.loads(sys.stdin.buffer.read(size))
 
     async def main() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -274,7 +274,7 @@ def child() -> None:
                 loop.call_soon_threadsafe(stop.set)
 
         threading.Thread(target=parent, daemon=True).start()
-        await serve(behaviour, lambda port: print(port, flush=True), stop)
+        await serve(behavior, lambda port: print(port, flush=True), stop)
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(main())

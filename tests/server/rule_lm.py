@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import dspy
-from tests.server.behaviour import Messages
+from tests.server.behavior import Messages
 from tests.server.rules import Prompt, chat_text
 
 

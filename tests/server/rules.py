@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tests.server.behaviour import Messages, digest, unit
+from tests.server.behavior import Messages, digest, unit
 
 HEADER = re.compile(r"^\[\[ ## (\w+) ## \]\]\s*$", re.MULTILINE)
 OBJECTIVE = "your objective is:"

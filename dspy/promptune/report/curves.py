@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import OptionError
-from dspy.promptune.report.drawing import COLOURS, as_text, empty, figure, graph_objects, percent
+from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, percent
 from dspy.promptune.report.record import Moment, RunRecord, mean
 from dspy.promptune.report.statistics import interval
 from dspy.promptune.run.naming import prompt_name
@@ -40,8 +40,8 @@ def draw_best_so_far(record: RunRecord, against: str) -> Figure:
     now = [100 * mean(record.rows[moment.key].values()) for moment in record.history]
     texts = [_text(record, moment) for moment in record.history]
     for name, values, style in (
-        ("best, as known then", then, {"color": COLOURS["quiet"], "width": 1.5, "dash": "dot"}),
-        ("best, as known at the end", now, {"color": COLOURS["line"], "width": 3}),
+        ("best, as known then", then, {"color": COLORS["quiet"], "width": 1.5, "dash": "dot"}),
+        ("best, as known at the end", now, {"color": COLORS["line"], "width": 3}),
     ):
         looks: dict[str, Any] = {"line": {**style, "shape": "hv"}, "mode": "lines", "hoverinfo": "text"}
         found.add_trace(go.Scatter(x=at, y=[*values, values[-1]], name=name, hovertext=[*texts, texts[-1]], **looks))
@@ -93,6 +93,6 @@ def _add_default(found: Figure, record: RunRecord) -> None:
     row = record.rows.get(record.default)
     if row:
         found.add_hline(
-            y=100 * mean(row.values()), line={"color": COLOURS["quiet"], "width": 1, "dash": "dash"},
+            y=100 * mean(row.values()), line={"color": COLORS["quiet"], "width": 1, "dash": "dash"},
             annotation_text="original program", annotation_position="bottom right",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What all figures have in common: colours that can be read on light and dark, and texts that stay texts."""
+"""What all figures have in common: colors that can be read on light and dark, and texts that stay texts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dspy.promptune.space import Key
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["COLOURS", "SCALE", "as_text", "figure", "hover", "percent", "prompt_lines"]
+__all__ = ["COLORS", "SCALE", "as_text", "figure", "hover", "percent", "prompt_lines"]
 
-COLOURS = {
+COLORS = {
     "block": "#3b82f6", "minibatch": "#14b8a6", "full": "#8b5cf6", "failed": "#ef4444", "running": "#64748b",
     "waiting": "#94a3b8", "proposal": "#f59e0b", "best": "#f59e0b", "line": "#3b82f6", "quiet": "#94a3b8",
 }  # fmt: skip

@@ -4,25 +4,25 @@
   const narrow = matchMedia("(max-width: 640px)");
   const touch = matchMedia("(pointer: coarse)");
 
-  // What of a figure depends on the page's colours, as plotly's own names of layout attributes.
+  // What of a figure depends on the page's colors, as plotly's own names of layout attributes.
   function theme(layout) {
-    const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
     const found = {
-      "font.color": colour("--ink"), "font.family": getComputedStyle(document.body).fontFamily, "font.size": 13,
-      "hoverlabel.bgcolor": colour("--card"), "hoverlabel.bordercolor": colour("--quiet"),
-      "hoverlabel.font.color": colour("--ink"), "hoverlabel.font.size": 12,
+      "font.color": color("--ink"), "font.family": getComputedStyle(document.body).fontFamily, "font.size": 13,
+      "hoverlabel.bgcolor": color("--card"), "hoverlabel.bordercolor": color("--quiet"),
+      "hoverlabel.font.color": color("--ink"), "hoverlabel.font.size": 12,
     };
     for (const name of Object.keys(layout).filter((each) => /^[xy]axis\d*$/.test(each))) {
-      found[`${name}.gridcolor`] = colour("--line");
-      found[`${name}.zerolinecolor`] = colour("--line");
-      found[`${name}.linecolor`] = colour("--line");
+      found[`${name}.gridcolor`] = color("--line");
+      found[`${name}.zerolinecolor`] = color("--line");
+      found[`${name}.linecolor`] = color("--line");
       found[`${name}.title.font.size`] = 12;
     }
-    (layout.annotations || []).forEach((_, i) => { found[`annotations[${i}].font.color`] = colour("--ink"); });
+    (layout.annotations || []).forEach((_, i) => { found[`annotations[${i}].font.color`] = color("--ink"); });
     return found;
   }
 
-  // On a phone a colour bar lies under its figure or is left out, and a finger scrolls the page instead of zooming.
+  // On a phone a color bar lies under its figure or is left out, and a finger scrolls the page instead of zooming.
   function fitted(figure) {
     const layout = figure.layout;
     layout.dragmode = touch.matches ? false : "zoom";
@@ -78,9 +78,9 @@
     const target = document.getElementById(source.dataset.for);
     const figure = fitted(JSON.parse(source.textContent));
     await Plotly.newPlot(target, figure.data, figure.layout, { responsive: true, displayModeBar: false });
-    const colour = () => Plotly.relayout(target, theme(target.layout));
-    await colour();
-    dark.addEventListener("change", colour);
+    const color = () => Plotly.relayout(target, theme(target.layout));
+    await color();
+    dark.addEventListener("change", color);
     if (figure.layout.meta && figure.layout.meta.views) switches(target, figure.layout.meta.views);
     target.dataset.drawn = "yes";
   }

@@ -8,7 +8,7 @@ import numpy as np
 
 from dspy.promptune.report.beliefs import Beliefs, Effect, effects_of
 from dspy.promptune.report.drawing import (
-    COLOURS,
+    COLORS,
     SCALE,
     as_text,
     empty,
@@ -79,8 +79,8 @@ def _list(record: RunRecord, beliefs: Beliefs) -> Figure:
     found.add_trace(
         graph_objects().Scatter(
             x=[100 * mean for mean, _, _ in beliefs_of], y=list(range(len(shown))), mode="markers", name="expected",
-            error_x={"type": "data", "array": [196 * sd for _, sd, _ in beliefs_of], "color": COLOURS["quiet"]},
-            marker={"size": 9, "color": [COLOURS["best" if key == record.best else "line"] for key in shown]},
+            error_x={"type": "data", "array": [196 * sd for _, sd, _ in beliefs_of], "color": COLORS["quiet"]},
+            marker={"size": 9, "color": [COLORS["best" if key == record.best else "line"] for key in shown]},
             hovertext=[_belief(record, beliefs, key) for key in shown], hoverinfo="text",
         )
     )  # fmt: skip
@@ -165,7 +165,7 @@ def _label(record: RunRecord, part: int, j: int) -> str:
 def _add_effect(found: Figure, record: RunRecord, effect: Effect, row: int) -> None:
     texts, shown = record.space.texts(effect.part), _ranked(effect)[:SHOWN]
     chosen = record.best[effect.part] if record.best else None
-    colors = [COLOURS["best"] if j == chosen else COLOURS["line"] for j in shown]
+    colors = [COLORS["best"] if j == chosen else COLORS["line"] for j in shown]
     hovers = [
         f"<b>{_label(record, effect.part, j)}</b>{' (the winner has it)' if j == chosen else ''}: "
         f"{percent(effect.mean[j])} % over all else, ± {percent(effect.sd[j])} with what it is combined with<br>"
@@ -176,7 +176,7 @@ def _add_effect(found: Figure, record: RunRecord, effect: Effect, row: int) -> N
     found.add_trace(
         graph_objects().Scatter(
             x=[100 * float(effect.mean[j]) for j in shown], y=list(range(len(shown))), hovertext=hovers, **looks,
-            error_x={"type": "data", "array": [100 * float(effect.sd[j]) for j in shown], "color": COLOURS["quiet"]},
+            error_x={"type": "data", "array": [100 * float(effect.sd[j]) for j in shown], "color": COLORS["quiet"]},
         ),
         row=row, col=1,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dspy.promptune.report.drawing import COLOURS, as_text, empty, figure, graph_objects, percent, prompt_lines
+from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, percent, prompt_lines
 from dspy.promptune.report.record import Evaluation, RunRecord, mean
 from dspy.promptune.space import Key
 
@@ -37,7 +37,7 @@ def draw_spending(record: RunRecord) -> Figure:
         found.add_trace(
             graph_objects().Bar(
                 x=[rest / len(others)], y=[len(shown)], orientation="h", name="others, on average", hovertext=[text],
-                hoverinfo="text", marker={"color": COLOURS["quiet"]},
+                hoverinfo="text", marker={"color": COLORS["quiet"]},
             )
         )  # fmt: skip
     names = [as_text(record.codes(key)) + (" ★" if key == record.best else "") for key in shown]
@@ -57,7 +57,7 @@ def _add(found: Figure, record: RunRecord, kind: str, some: list[Evaluation], pl
         graph_objects().Bar(
             x=[each.paid for each in some], y=[place[each.key] for each in some if each.key is not None],
             orientation="h", name=kind, hovertext=[_text(record, each) for each in some], hoverinfo="text",
-            marker={"color": COLOURS[kind], "line": {"width": 1, "color": "rgba(255,255,255,0.55)"}},
+            marker={"color": COLORS[kind], "line": {"width": 1, "color": "rgba(255,255,255,0.55)"}},
         )
     )  # fmt: skip
 

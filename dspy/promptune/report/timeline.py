@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.report.drawing import COLOURS, as_text, empty, figure, graph_objects, hover, percent
+from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, hover, percent
 from dspy.promptune.report.record import Evaluation, RunRecord
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _add(
             y=[each.lane if lane is None else lane for each, _, _ in long],
             base=[begin for _, begin, _ in long], x=[length for _, _, length in long], orientation="h", name=what,
             hovertext=[_text(record, each, what) for each, _, _ in long], hoverinfo="text",
-            marker={"color": COLOURS[what], "line": {"width": 0}}, **thin,
+            marker={"color": COLORS[what], "line": {"width": 0}}, **thin,
         )
     )  # fmt: skip
 
