@@ -1,6 +1,7 @@
 """Texts written during a search: without programs, and with a proposer that is a function."""
 
 import re
+import threading
 
 import pytest
 
@@ -159,3 +160,36 @@ def test_the_search_goes_on_with_texts_from_a_thread():
     found = run(task, task.better, n_jobs=3)
     assert len(found.lineage) >= 1
     assert found.calls > N
+
+
+def test_drivers_of_a_shared_study_have_the_same_texts(tmp_path):
+    """Two drivers that write at the same time end with the same candidates at the same indices."""
+    file, found = str(tmp_path / "runs.db"), {}
+
+    class Shared(Task):
+        def evaluate(self, params, examples):
+            text = runs[id(self)].parts[0].candidates[params["0_predictor_instruction"]]
+            return [float((hash_of(text, example) % 1000) / 1000 < quality(text)) for example in examples]
+
+    runs = {}
+    tasks = [Shared(), Shared()]
+    for task in tasks:
+        opened = task.space.open()
+        runs[id(task)] = task.space = opened
+
+    def drive(i):
+        def better(request):
+            return [f"{request.text} +{i}.{request.number}"]
+
+        found[i] = run(tasks[i], better, storage=file, share=True, resume="force", n_jobs=2)
+
+    threads = [threading.Thread(target=drive, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first, second = (found[i].space.parts[0].candidates for i in range(2))
+    shared = min(len(first), len(second))
+    assert shared > 3
+    assert first[:shared] == second[:shared]
+    assert found[0].best_params == found[1].best_params

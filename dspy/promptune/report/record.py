@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.errors import StorageError
 from dspy.promptune.report.clock import Span, clock_of
 from dspy.promptune.run.failures import ExampleFailures, failures_of
+from dspy.promptune.run.writing import is_text, lineage_of, restored
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.encoding import decode
@@ -184,8 +185,12 @@ def record_of(run: Any) -> RunRecord:
         embedder = getattr(getattr(run.study, "sampler", None), "embedder", None)
         return _record(name, run.space, {**run.facts, **said}, run.trials, embedder)
     if hasattr(run, "get_trials") and hasattr(run, "user_attrs"):
-        space = _space(run.study_name, run.user_attrs.get("candidates"))
-        return _record(run.study_name, space, run.user_attrs, run.get_trials(deepcopy=False))
+        space, trials = _space(run.study_name, run.user_attrs.get("candidates")), run.get_trials(deepcopy=False)
+        facts = dict(run.user_attrs)
+        if any(map(is_text, trials)):
+            space = space.open()
+            facts["lineage"] = lineage_of(space, restored(space, trials))
+        return _record(run.study_name, space, facts, trials)
     raise StorageError(f"{type(run).__name__} is no run: give program.optimization_run, or the study of a stored run.")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dspy.promptune.allocation.racing import RacingPolicy
     from dspy.promptune.samplers.qei import QEISampler
 
-__all__ = ["Propose", "WriteRequest", "Writing", "Written", "check_distributions", "is_text", "restored"]
+__all__ = ["Propose", "WriteRequest", "Writing", "Written", "check_distributions", "is_text", "lineage_of", "restored"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,17 +148,7 @@ class Writing:
 
     def lineage(self) -> list[dict[str, Any]]:
         """Who was written from whom, see :class:`dspy.promptune.run.search.SearchRun`."""
-        return [
-            {
-                "part": text.part,
-                "index": text.index,
-                "predictor": self._space.parts[self._space.names.index(text.part)].predictor,
-                "parent": self._space.params(text.parent),
-                "cost": text.calls,
-                "at": text.at,
-            }
-            for text in self.texts
-        ]
+        return lineage_of(self._space, self.texts)
 
     def look(self, left: float, *, blocked: bool = False) -> bool:
         """Take in what has been written, and ask for more where it is worth it; whether something has changed.
@@ -324,6 +314,21 @@ class Writing:
 
     def _took(self, text: Text) -> None:
         self.policy.wrote(text)
+
+
+def lineage_of(space: PromptSpace, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    """Who was written from whom, see :class:`dspy.promptune.run.search.SearchRun`."""
+    return [
+        {
+            "part": text.part,
+            "index": text.index,
+            "predictor": space.parts[space.names.index(text.part)].predictor,
+            "parent": space.params(text.parent),
+            "cost": text.calls,
+            "at": text.at,
+        }
+        for text in texts
+    ]
 
 
 def is_text(trial: FrozenTrial) -> bool:
