@@ -98,7 +98,6 @@ setup(
     extras_require={extra: needs.get(extra, []) + EXTRAS.get(extra, []) for extra in [*needs, *EXTRAS]},
     packages=["dspy"],
     package_dir={"": "build/dev"},
-    entry_points={"console_scripts": ["dspy-promptune = dspy.promptune.cli:main"]},
     cmdclass={"build_py": ComposedPackage},
     options={"egg_info": {"egg_base": "build"}},
 )
