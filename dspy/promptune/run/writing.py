@@ -16,6 +16,7 @@ from optuna.trial import TrialState, create_trial
 
 from dspy.promptune.allocation.writing import Text, WriteDecision, WritingPolicy, WritingState
 from dspy.promptune.errors import EmbeddingError, OptionError, StorageError
+from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.secrets import said
 from dspy.promptune.space import PromptSpace
 
@@ -310,7 +311,8 @@ class Writing:
         self._sampler.grow()
         self._racing.grown()
         self._took(text)
-        logger.info("Wrote candidate %d of %s from %s.", text.index, text.part, text.parent)
+        parent = prompt_name(self._space, text.parent)
+        logger.info("Wrote candidate %d of %s from %s.", text.index, text.part, parent)
 
     def _took(self, text: Text) -> None:
         self.policy.wrote(text)
