@@ -33,3 +33,12 @@ def test_importing_dspy_loads_nothing_heavy():
     code = f"import sys, dspy, dspy.promptune; print([n for n in {heavy!r} if n in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_search_loads_no_package_that_it_does_not_need():
+    """What every search imports leaves out statistics, transformers and figures, which take seconds."""
+    spared = "scipy.stats transformers sentence_transformers sklearn botorch pandas plotly matplotlib".split()
+    loaded = "import sys, dspy.promptune.samplers, dspy.promptune.run.search"
+    code = f"{loaded}; print([n for n in {spared!r} if n in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

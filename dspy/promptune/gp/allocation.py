@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, qmc
 
 from dspy.promptune.gp.batches import joint_draws, shortlist
-from dspy.promptune.gp.improvement import log_improvement
+from dspy.promptune.gp.improvement import log_improvement, normal_points
 from dspy.promptune.gp.joint import Joint
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior
@@ -112,7 +111,7 @@ def log_over_rivals(posterior: Beliefs, noise: Array) -> Array:
     mean, deviation = posterior.mean, np.sqrt(np.maximum(posterior.variance + noise, 1e-300))
     best = rivals(posterior)
     z = np.linspace(-TAIL, TAIL, STEPS)[:, None]
-    weight = norm.pdf(z) * (z[1] - z[0])
+    weight = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi) * (z[1] - z[0])
     envelope = np.full((STEPS, len(mean)), -np.inf)
     for rival in best:
         line = mean[rival] + z * (posterior.column(rival) / deviation)
@@ -154,7 +153,7 @@ def improvement_of(posterior: Beliefs, noise: Array, blocks: Blocks, *, seed: in
     gaps, moves = posterior.mean[places] - posterior.mean[leader], moves[:-1] - moves[-1]
     if len(places) == 1:
         return float(np.exp(log_improvement(gaps, np.linalg.norm(moves, axis=1), 0.0))[0])
-    points = norm.ppf(np.clip(qmc.Sobol(len(measured), seed=seed).random(SAMPLES), 1e-9, 1 - 1e-9))
+    points = normal_points(SAMPLES, len(measured), seed)
     return float(np.maximum((gaps + points @ moves.T).max(axis=1), 0.0).mean())
 
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtr
-from scipy.stats import norm, qmc
+from scipy.special import ndtr, ndtri
 
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior
@@ -38,6 +37,14 @@ def log_improvement(mean: Array, sd: Array, best: Array | float) -> Array:
     return result
 
 
+def normal_points(count: int, dims: int, seed: int) -> Array:
+    """Scrambled Sobol points of a standard normal distribution, ``(count, dims)``; ``count`` is a power of two."""
+    from scipy.stats import qmc  # 0.4 seconds, which most searches can do without
+
+    points: Array = ndtri(np.clip(qmc.Sobol(dims, seed=seed).random(count), 1e-9, 1 - 1e-9))
+    return points
+
+
 class Batch:
     """A batch under construction: joint samples of its members, and what each further prompt would add.
 
@@ -57,8 +64,7 @@ class Batch:
         self._mean, self._variance = posterior.mean, posterior.variance
         self._floor = 1e-10 * float(self._variance.max(initial=0.0)) + 1e-18
         self._factors = np.zeros((0, len(posterior)))
-        points = qmc.Sobol(max(size, 1), seed=seed).random(SAMPLES)
-        self._normal: Array = norm.ppf(np.clip(points, 1e-9, 1 - 1e-9))
+        self._normal = normal_points(SAMPLES, max(size, 1), seed)
         self._best: Array = np.full(SAMPLES, best)
 
     def add(self, j: int) -> None:
