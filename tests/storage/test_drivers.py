@@ -11,9 +11,9 @@ import dspy.promptune.storage.drivers as drivers_module
 import dspy.promptune.storage.held_study as held_study
 from dspy.promptune import OptionError, StorageError, search
 from dspy.promptune.allocation.records import Assignment
+from dspy.promptune.identity.manifest import search_manifest
 from dspy.promptune.limits.budgets import BudgetLimits, BudgetMeter
 from dspy.promptune.run.search import Run
-from dspy.promptune.storage.manifest import search_manifest
 from dspy.promptune.storage.study_store import open_study_store
 from tests.tables import Table
 from tests.threads import at_once

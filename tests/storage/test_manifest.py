@@ -8,7 +8,7 @@ import pytest
 
 import dspy
 from dspy.promptune import QEISampler, StorageError, search
-from dspy.promptune.storage.manifest import compile_manifest, differences
+from dspy.promptune.identity.manifest import compile_manifest, differences
 from tests.server import RuleLM, TaskRule
 from tests.tables import Table
 

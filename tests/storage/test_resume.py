@@ -110,7 +110,7 @@ def test_partly_evaluated_prompts_keep_their_scores(table, tmp_path):
         import os, sys
         sys.path.insert(0, {str(ROOT)!r})
         from dspy.promptune.storage.study_store import open_study_store
-        from dspy.promptune.storage.manifest import search_manifest
+        from dspy.promptune.identity.manifest import search_manifest
         from dspy.promptune.run.search import Run
         from tests.tables import Table
         table = Table(instructions=4, demos=3, n_examples=12)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from dspy.promptune.storage.manifest import name_of
+from dspy.promptune.identity.manifest import name_of
 
 __all__ = ["call_of"]
 

@@ -42,13 +42,13 @@ from dspy.promptune.compile.steps import (
 )
 from dspy.promptune.distributed.programs import EvaluationRules
 from dspy.promptune.errors import OptionError, StorageError
+from dspy.promptune.identity.manifest import compile_manifest
 from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE
 from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import check_seed
 from dspy.promptune.run.interrupts import interrupts
-from dspy.promptune.storage.manifest import compile_manifest
 from dspy.promptune.storage.run_store import open_run_store
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ def believe(record: RunRecord) -> Beliefs | None:
 def _vectors(record: RunRecord) -> tuple[list[Array], str, str | None]:
     """Vectors of the candidates by the run's embedder, or by n-grams where that cannot be had."""
     from dspy.promptune.features import embed_parts
-    from dspy.promptune.storage.manifest import embedder_name
+    from dspy.promptune.identity.manifest import embedder_name
 
     own: Any = record.embedder
     if own is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable
 from dspy.promptune.errors import StorageError
+from dspy.promptune.identity.manifest import embedder_known, search_manifest
 from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
 from dspy.promptune.run.events import SearchCallback, SearchEvents, check_callbacks
@@ -22,7 +23,6 @@ from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.backend import quiet_optuna
 from dspy.promptune.storage.history import RunHistory, frozen
-from dspy.promptune.storage.manifest import embedder_known, search_manifest
 from dspy.promptune.storage.sharing import Sharing
 from dspy.promptune.storage.study_store import StudyStore, open_study_store
 

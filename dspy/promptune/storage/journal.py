@@ -45,7 +45,8 @@ def check_journal(path: Path) -> None:
         raise StorageError(f"The storage {path} is an empty file: delete it, or name a file that is not there yet.")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if _is_record(line) or (number > 1 and not line.endswith(b"\n") and _begins_record(line)):
+            half = number > 1 and not line.endswith(b"\n") and line.startswith(BEGINNING[: len(line)])
+            if half or _is_record(line):
                 continue
             if number == 1:
                 raise StorageError(f"The storage {path} is not an Optuna journal: names of SQLite files end in .db.")
@@ -62,10 +63,6 @@ def _is_record(line: bytes) -> bool:
         return False
     known = {each.value for each in JournalOperation}
     return isinstance(found, dict) and type(found.get("op_code")) is int and found["op_code"] in known
-
-
-def _begins_record(line: bytes) -> bool:
-    return line.startswith(BEGINNING[: len(line)])
 
 
 class JournalFile(JournalFileBackend):

@@ -113,7 +113,7 @@ def _process_start(pid: int) -> float | None:
     if fields is not None:
         return int(fields[19])
     try:
-        return round(psutil.Process(pid).create_time(), 2)
+        return float(round(psutil.Process(pid).create_time(), 2))
     except (psutil.Error, ValueError, OverflowError):
         return None
 

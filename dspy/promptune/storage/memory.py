@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dspy.promptune.errors import StorageError
-from dspy.promptune.storage.encoding import decode, encode, restorable
+from dspy.promptune.identity.encoding import decode, encode, restorable
 
 if TYPE_CHECKING:
     from dspy.promptune.storage.study_store import StudyStore

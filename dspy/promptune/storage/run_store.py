@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.errors import StorageError
+from dspy.promptune.identity.encoding import as_json
+from dspy.promptune.identity.manifest import candidates_of
+from dspy.promptune.identity.plain import plain
 from dspy.promptune.limits.budgets import BudgetLimits, BudgetMeter
 from dspy.promptune.secrets import know, said, secrets_of
 from dspy.promptune.space import Key, PromptSpace
-from dspy.promptune.storage.encoding import as_json
-from dspy.promptune.storage.manifest import candidates_of
 from dspy.promptune.storage.memory import Memory, NoMemory, StoredMemory, candidates
-from dspy.promptune.storage.plain import plain
 from dspy.promptune.storage.study_store import StudyStore, open_study_store
 from dspy.utils.saving import get_dependency_versions
 

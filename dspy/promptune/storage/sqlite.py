@@ -111,8 +111,7 @@ def _relational(path: Path, *, read_only: bool, skip_table_creation: bool = Fals
 
 
 def _relax(connection: Any, _: Any) -> None:
-    # With the write-ahead log, what is committed outlives the process; only a power cut can lose the very last.
-    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA synchronous=NORMAL")  # only a power cut can lose the very last of what is committed
 
 
 def _head(path: Path) -> bytes:

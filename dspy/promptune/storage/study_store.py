@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.errors import OptionError, StorageError
+from dspy.promptune.identity.encoding import as_json
+from dspy.promptune.identity.manifest import differences
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.backend import changed_trials, open_storage
 from dspy.promptune.storage.drivers import DRIVER, OWNER
-from dspy.promptune.storage.encoding import as_json
 from dspy.promptune.storage.held_study import PREFIX, HeldStudy
 from dspy.promptune.storage.history import RunHistory, history_of, told_scores
-from dspy.promptune.storage.manifest import differences
 from dspy.promptune.storage.messages import explain
 from dspy.promptune.storage.writer import Writer
 from dspy.promptune.visible import visible

@@ -19,8 +19,8 @@ import pydantic
 import pytest
 
 import dspy
-from dspy.promptune.storage.fingerprint import fingerprint, lm_settings
-from dspy.promptune.storage.manifest import data_of
+from dspy.promptune.identity.fingerprint import fingerprint, lm_settings
+from dspy.promptune.identity.manifest import data_of
 from tests.tables import Table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,7 +251,7 @@ class Point:
 VALUES = """
 import dspy, sys, datetime, decimal
 sys.path[:0] = {paths!r}
-from tests.storage.test_fingerprint import Color, Item, Point, data_of, fingerprint, VALUED
+from tests.identity.test_fingerprint import Color, Item, Point, data_of, fingerprint, VALUED
 print(data_of([dspy.Example(**VALUED)])["digest"], fingerprint(lambda e, p: e.tags == VALUED, "m")["code"])
 """
 VALUED = {

@@ -17,8 +17,8 @@ import pytest
 
 import dspy
 from dspy.promptune.cli import main
-from dspy.promptune.storage.encoding import TAG, as_json, decode, encode, know_types, restorable
-from dspy.promptune.storage.plain import plain
+from dspy.promptune.identity.encoding import TAG, as_json, decode, encode, know_types, restorable
+from dspy.promptune.identity.plain import plain
 from tests.server import RuleLM, TaskRule
 
 

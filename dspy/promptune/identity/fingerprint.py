@@ -17,10 +17,10 @@ from typing import Any
 import pydantic
 
 import dspy
+from dspy.promptune.identity.encoding import digest, encode, type_name
 from dspy.promptune.limits.views import without_gateway
 from dspy.promptune.secrets import is_credential
 from dspy.promptune.space import PromptSpace
-from dspy.promptune.storage.encoding import digest, encode, type_name
 
 __all__ = ["Fingerprint", "fingerprint", "lm_settings"]
 

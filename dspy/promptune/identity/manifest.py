@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.promptune.identity.encoding import as_json, digest, encode, know_types, restorable
+from dspy.promptune.identity.fingerprint import fingerprint, lm_settings
 from dspy.promptune.options import embedder_of
-from dspy.promptune.storage.encoding import as_json, digest, encode, know_types, restorable
-from dspy.promptune.storage.fingerprint import fingerprint, lm_settings
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
