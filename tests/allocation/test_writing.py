@@ -1,0 +1,71 @@
+"""When a text is written: decided from beliefs and counts alone."""
+
+import random
+
+import numpy as np
+import pytest
+
+from dspy.promptune import PromptSpace
+from dspy.promptune.allocation.writing import Text, WritingPolicy, WritingState
+from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.surrogate import Surrogate
+
+
+def told(scores):
+    """An open space of so many texts, unlike each other, the pool, and beliefs after these scores of each."""
+    space = PromptSpace({0: [f"text {i}" for i in range(2)]}).open()
+    policy = WritingPolicy(space, random.Random(0))
+    for i in range(2, len(scores)):
+        index = space.append("0_predictor_instruction", f"text {i}")
+        policy.wrote(Text("0_predictor_instruction", index, (0,), calls=4, at=40 + 10 * i))
+    seen = [Observation((i,), float(np.mean(row)), tuple(row), tuple(range(len(row)))) for i, row in enumerate(scores)]
+    pool = [(i,) for i in range(len(scores))]
+    return policy, pool, Surrogate([np.eye(len(scores))]).posterior(seen, pool)
+
+
+def state(**values):
+    return WritingState(**{"max_calls": 600, "left": 400, "spent": 200, "written": 10, "in_flight": 0, **values})
+
+
+HALF, ALL, NONE = [0.0, 1.0] * 20, [1.0] * 40, [0.0] * 40
+
+
+def test_a_text_is_asked_for_while_nothing_is_known_of_texts():
+    """With all calls before it, a run whose prompts are well known writes from one of them."""
+    decision = (found := told([HALF, HALF]))[0].next(state(), *found[1:])
+    assert decision is not None
+    assert decision.part == "0_predictor_instruction"
+    assert decision.parent in [(0,), (1,)]
+
+
+@pytest.mark.parametrize(
+    "values", [{"in_flight": 1}, {"left": 100}, {"written": 30}, {"spent": 45}], ids=lambda values: next(iter(values))
+)
+def test_nothing_is_asked_for_when_it_must_not_be(values):
+    """While as many are written as may be, at the end, beyond the unproven share, and right after another text."""
+    policy, pool, posterior = told([HALF, HALF])
+    policy.wrote(Text("0_predictor_instruction", 1, (0,), at=40))
+    assert policy.next(state(**values), pool, posterior) is None
+
+
+def test_a_text_that_has_proved_better_frees_the_share():
+    """Beyond 5 % of the calls, only a run whose texts are better than all else goes on to write."""
+    for scores, proven in ((ALL, True), (NONE, False)):
+        policy, pool, posterior = told([HALF, HALF, scores])
+        assert policy.proven(pool, posterior) is proven
+        assert (policy.next(state(written=60), pool, posterior) is not None) is proven
+
+
+def test_the_record_says_what_the_next_text_may_bring():
+    """After good children the mean is above zero, after bad ones below; without any it is zero."""
+    runs = [told(scores) for scores in ([HALF, HALF], [HALF, HALF, ALL], [HALF, HALF, NONE])]
+    means = [policy.record(*beliefs)[0] for policy, *beliefs in runs]
+    assert means[2] < 0 == means[0] < means[1]
+
+
+def test_parents_are_drawn_by_what_they_may_be_worth():
+    """A prompt that is surely better is always the parent; of two alike each is now and then."""
+    policy, pool, posterior = told([ALL, NONE])
+    assert {policy._parent(pool, posterior) for _ in range(50)} == {(0,)}
+    policy, pool, posterior = told([HALF, HALF])
+    assert {policy._parent(pool, posterior) for _ in range(50)} == {(0,), (1,)}
