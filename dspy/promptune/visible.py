@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-__all__ = ["as_text", "visible"]
+__all__ = ["HALF", "as_text", "visible"]
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 HALF = re.compile(r"[\ud800-\udfff]")

@@ -8,7 +8,7 @@ import sys
 import optuna
 import pytest
 
-from dspy.promptune import StorageError, search
+from dspy.promptune import OptionError, StorageError, search
 from dspy.promptune.cli import main
 from dspy.promptune.storage.backend import open_storage
 from tests.tables import Table
@@ -216,3 +216,15 @@ def test_no_stream_to_write_to_is_no_error(tmp_path, monkeypatch):
     assert main(["runs", str(tmp_path / "runs.db")]) == 0
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert main(["runs", str(tmp_path / "runs.db")]) == 0
+
+
+@pytest.mark.parametrize("name", ["runs.db", "runs.log"])
+def test_a_study_may_have_any_name_that_storages_take(tmp_path, capsys, name):
+    """Control characters in a name are stored, and shown as escapes; half a character and NUL are refused."""
+    path, table = tmp_path / name, Table(instructions=2, demos=2, n_examples=6)
+    given = {"n_examples": 6, "max_calls": 12, "sampler": "random", "storage": path}
+    search(table.space, table, study_name="x\x1b[2Jy", **given)
+    assert main(["runs", str(path)]) == 0 and r"x\x1b[2Jy" in capsys.readouterr().out
+    for bad in ("half \ud83d", "a\x00b"):
+        with pytest.raises(OptionError, match="of whole characters"):
+            search(table.space, table, study_name=bad, **given)

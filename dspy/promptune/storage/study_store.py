@@ -21,7 +21,7 @@ from dspy.promptune.storage.held_study import PREFIX, HeldStudy
 from dspy.promptune.storage.history import RunHistory, history_of, told_scores
 from dspy.promptune.storage.messages import explain
 from dspy.promptune.storage.writer import Writer
-from dspy.promptune.visible import visible
+from dspy.promptune.visible import HALF
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -56,8 +56,8 @@ def open_study_store(
         return None
     if study_name is not None and (not isinstance(study_name, str) or not study_name):
         raise OptionError(f"study_name={study_name!r}: it must be a text, or None for {default_name!r}.")
-    if study_name is not None and visible(study_name) != study_name:
-        raise OptionError(f"study_name={study_name!a}: it must be a text without control characters.")
+    if study_name is not None and ("\x00" in study_name or HALF.search(study_name)):
+        raise OptionError(f"study_name={study_name!a}: it must be a text of whole characters, without NUL.")
     opened = open_storage(storage)
     if share and opened.journal:
         raise StorageError(
