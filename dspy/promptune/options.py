@@ -81,7 +81,7 @@ def check_sampler(sampler: Any, options: Mapping[str, Any]) -> None:
     for name, least in LEAST.items():
         if name in options:
             check_integer(name, options[name], least)
-    _check_acquisition(sampler, options.get("acquisition"))
+    _check_acquisition(sampler, options.get("acquisition"), options.get("n_batches", 0))
 
 
 def check_seed(seed: Any) -> None:
@@ -90,7 +90,13 @@ def check_seed(seed: Any) -> None:
         raise OptionError(f"seed={seed!r}: it must be an integer, 0 included, or None.")
 
 
-def _check_acquisition(sampler: Any, acquisition: Any) -> None:
+def _check_acquisition(sampler: Any, acquisition: Any, n_batches: int = 0) -> None:
+    drawn = "thompson" in (acquisition, sampler)
+    if drawn and (n_batches or sampler == "botorch"):
+        raise OptionError(
+            f"n_batches={n_batches} and acquisition='thompson': joint draws give batches no value to choose by; leave "
+            "n_batches out, or take qei, qlogei or qlognei."
+        )
     if acquisition is None:
         return
     if acquisition not in ACQUISITIONS:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.gp.allocation import RULES, Question, finalist
 from dspy.promptune.gp.data import Observation
-from dspy.promptune.gp.joint import Joint, promising
+from dspy.promptune.gp.joint import Joint, promising, random_batches
 from dspy.promptune.gp.posterior import Mark, PoolPosterior
 from dspy.promptune.samplers.proposal import BUSY
 from dspy.promptune.samplers.qei import QEISampler
@@ -160,7 +160,7 @@ class Beliefs:
         if not free:
             return []
         size = min(count, len(free))
-        batches = [self._random.sample(free, size) for _ in range(self._options.n_batches)]
+        batches = random_batches(posterior.optimistic, free, size, self._options.n_batches, self._random)
         if self._options.greedy:
             batches.append(self._greedy(posterior, out, block, size))
         self._settle()

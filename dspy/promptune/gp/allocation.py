@@ -25,8 +25,8 @@ Blocks = Sequence[tuple[int, int]]
 
 RIVALS = 8  # prompts of which any may turn out to be the best; more change no value that can be seen
 SIZES = (1, 2, 4, 8, 16, 32)  # blocks in a row that a prompt is valued by; the best number per call counts
-TAIL, STEPS = 8.0, 161  # the integral over a standard normal: from -TAIL to TAIL, at so many places
-DRAWN = 400  # prompts in a joint draw at most
+TAIL, STEPS = 6.5, 79  # the integral over a standard normal: from -TAIL to TAIL, at so many places
+DRAWN = 150  # prompts in a joint draw at most
 FINALISTS, OPTIMISM = 6, 1.5  # prompts between which the end of a race decides, and standard deviations above a mean
 SAMPLES = 512  # of the value of several blocks
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior
+
+NEAR = 4  # promising positions for each place of a random batch
 
 Places = NDArray[np.intp]
 """Positions in a pool."""
@@ -66,3 +71,19 @@ def promising(posterior: PoolPosterior, size: int, apart: Places | None = None, 
     aside = np.isin(order, [] if apart is None else apart)
     leader = int(np.argmax(posterior.mean))
     return np.unique(np.concatenate([order[~aside][:size], order[aside][:most], [leader]]))
+
+
+def random_batches(
+    optimistic: Array, free: Sequence[int], size: int, count: int, rng: random.Random
+) -> list[list[int]]:
+    """Batches of different positions by chance, every other one of the most promising positions only.
+
+    Args:
+        optimistic: ``(P,)`` what each member may be worth.
+        free: Positions that may be chosen, at least ``size``.
+        size: Of a batch.
+        count: Batches.
+        rng: Draws them.
+    """
+    best = sorted(free, key=lambda j: -optimistic[j])[: NEAR * size]
+    return [rng.sample(best if i % 2 else list(free), size) for i in range(count)]

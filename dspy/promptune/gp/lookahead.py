@@ -134,14 +134,13 @@ def best_of_batches(
     """The batch of positions whose blocks are worth most by BoTorch; the first of equals.
 
     Args:
-        name: Acquisition; joint draws have no value, and ``"thompson"`` is judged as ``"qei"``.
+        name: Acquisition, see :func:`block_acquisition`.
         posterior: Beliefs about the pool, without the pending blocks.
         batches: Of one size.
         block: Examples in each block.
         pending: Blocks that are running.
         seed: Of the quasi-random samples.
     """
-    name = "qei" if name == "thompson" else name
     function = block_acquisition(name, posterior, posterior.noise(1), pending=pending, seed=seed)
     rows = [np.array([[place, block] for place in batch], dtype=np.float64) for batch in batches]
     return list(batches[int(np.argmax(score_batches(function, rows)))])

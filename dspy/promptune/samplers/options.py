@@ -17,10 +17,10 @@ class QEIOptions:
     Attributes:
         acquisition: ``"qei"`` or ``"qlogei"`` (improvement on the best posterior mean; the second by logarithms),
             ``"qlognei"`` (improvement on the uncertain best so far), ``"thompson"`` (maxima of joint draws).
-        batch_size: Prompts per proposal (q).
+        batch_size: Prompts, or blocks of a race, that are chosen together (q), running ones included.
         max_space_size: Combinations looked at in one proposal. Smaller spaces are looked at whole.
-        n_batches: Random q-batches that are scored jointly by BoTorch's ``qExpectedImprovement`` beside the greedy
-            batch; the best is proposed. 0 leaves them out.
+        n_batches: Random q-batches, half of them of promising prompts, that BoTorch's acquisition function scores
+            jointly beside the greedy batch; the best is proposed. 0 leaves them out.
         min_cold_start: Results to wait for, proposing at random, before the model is asked.
         greedy: Whether a greedy batch is built; without it the best of ``n_batches`` random ones is proposed.
     """
@@ -37,6 +37,11 @@ class QEIOptions:
             raise OptionError(f"acquisition={self.acquisition!r}: it must be one of {', '.join(ACQUISITIONS)}.")
         for name, low in LEAST.items():
             check_integer(name, getattr(self, name), low)
+        if self.acquisition == "thompson" and self.n_batches:
+            raise OptionError(
+                f"n_batches={self.n_batches} with acquisition='thompson': joint draws give batches no value to choose "
+                "by; leave n_batches out, or take the acquisition qei, qlogei or qlognei."
+            )
         if not self.greedy and not self.n_batches:
             raise OptionError("n_batches=0 with greedy=False leaves nothing to propose: give n_batches, such as 100.")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dspy.promptune.gp.batches import BATCHES, Request
 from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.joint import random_batches
 from dspy.promptune.gp.surrogate import Surrogate
 from dspy.promptune.samplers.options import QEIOptions
 from dspy.promptune.space import Key, PromptSpace
@@ -57,7 +58,9 @@ class Proposer:
         if self._options.greedy:
             candidates.append(BATCHES[self._options.acquisition](posterior, request))
         if self._options.n_batches:
-            candidates.extend(self._random_batches(len(pool), request, rng))
+            free = sorted(set(range(len(pool))) - set(request.pending)) or list(range(len(pool)))
+            size, count = min(request.q, len(free)), self._options.n_batches
+            candidates.extend(random_batches(posterior.optimistic, free, size, count, rng))
         chosen = candidates[0] if len(candidates) == 1 else self._best(candidates, observations, pool, request)
         return [pool[j] for j in chosen]
 
@@ -75,11 +78,6 @@ class Proposer:
             busy = [crowd[j] for j in np.argsort(-posterior.optimistic[len(seen) :])[: size // BUSY]]
         return self._space.pool(size, rng, dict.fromkeys([*leaders, *busy]))
 
-    def _random_batches(self, size: int, request: Request, rng: random.Random) -> list[list[int]]:
-        free = sorted(set(range(size)) - set(request.pending)) or list(range(size))
-        q = min(request.q, len(free))
-        return [rng.sample(free, q) for _ in range(self._options.n_batches)]
-
     def _best(
         self, candidates: list[list[int]], observations: Sequence[Observation], pool: list[Key], request: Request
     ) -> list[int]:
@@ -89,7 +87,7 @@ class Proposer:
         model, rows = self._surrogate.botorch_model(observations), np.array(pool, dtype=np.float64)
         seen = list(dict.fromkeys(one.key for one in observations))
         best = float(self._surrogate.posterior(observations, seen).mean.max())
-        name = "qei" if self._options.acquisition == "thompson" else self._options.acquisition
+        name = self._options.acquisition
         full = [batch for batch in candidates if len(batch) == len(candidates[-1])]
         function = acquisition(name, model, best=best, seed=request.seed, pending=rows[list(request.pending)])
         return full[int(np.argmax(score_batches(function, [rows[batch] for batch in full])))]
