@@ -21,8 +21,8 @@ import dspy
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.limits.gateway import LMGateway
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.views import through_gateway
-from dspy.promptune.run.pool import Pool
 from tests.server import LMServer
 
 REPEATS = 5

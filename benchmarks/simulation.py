@@ -29,12 +29,12 @@ from queue import Empty
 from typing import Any
 
 from dspy.promptune import PromptSpace
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.racing import BLOCK
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.options import OURS
 from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
 from dspy.promptune.run.loop import SearchLoop
-from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
 from dspy.promptune.secrets import SecretMasker

@@ -16,7 +16,7 @@ import dspy
 from dspy.promptune import PromptSpace
 from dspy.promptune.compile.steps import ProposeOptions, propose_instructions
 from dspy.promptune.errors import EvaluationError
-from dspy.promptune.run.pool import Pool
+from dspy.promptune.limits.pool import Pool
 from dspy.propose import GroundedProposer
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 from tests.compile.hazards import ANSWERS, TRAINSET, VALSET, compiled, metric, naive_pool, rule_lm, served

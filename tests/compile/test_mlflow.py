@@ -3,10 +3,10 @@
 import pytest
 
 import dspy
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.compile.callbacks import EvaluationCallbacks
 from dspy.promptune.distributed.programs import EvaluationRules
-from dspy.promptune.run.outcome import Outcome
 from tests.compile.hazards import TRAINSET, VALSET, compiled, metric, rule_lm
 
 mlflow = pytest.importorskip("mlflow")

@@ -4,7 +4,7 @@ import pytest
 
 import dspy
 from dspy.promptune import OptionError
-from dspy.promptune.compile.feedback import feedback_of
+from dspy.promptune.reflection.feedback import feedback_of
 from tests.compile.test_compile import Chain, compiled, exact
 
 OWN = ["Answer briefly.", "Answer with care."]

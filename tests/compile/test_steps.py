@@ -17,7 +17,7 @@ from dspy.promptune.compile.steps import (
 )
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.gateway import LMGateway, Stopped
-from dspy.promptune.run.pool import Pool
+from dspy.promptune.limits.pool import Pool
 from dspy.propose import GroundedProposer
 from dspy.teleprompt.utils import create_n_fewshot_demo_sets
 from dspy.utils.exceptions import LMTransportError

@@ -16,7 +16,7 @@ from dspy.promptune.errors import MetricError
 from dspy.promptune.limits.allowance import WorkerAllowances
 from dspy.promptune.limits.budgets import BudgetLimits, BudgetMeter
 from dspy.promptune.limits.gateway import LMGateway
-from dspy.promptune.run.pool import Pool
+from dspy.promptune.limits.pool import Pool
 from tests.distributed.conftest import EXAMPLES
 
 GATE = threading.Event()

@@ -12,8 +12,8 @@ from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.limits.answers import NoAnswerError, blank, may_repeat, of_call, unanswered, whole
 from dspy.promptune.limits.gateway import LMGateway
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.views import through_gateway
-from dspy.promptune.run.pool import Pool
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
     LMAuthError,

@@ -10,8 +10,8 @@ import pytest
 import dspy
 from dspy.promptune.limits.budgets import BOOTSTRAP
 from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.views import through_gateway
-from dspy.promptune.run.pool import Pool
 from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
 from dspy.utils.parallelizer import ParallelExecutor
 from tests.server import Faults, Latency, LMServer, TaskRule, max_in_flight

@@ -10,8 +10,8 @@ import pytest
 import dspy
 from dspy.promptune.limits.concurrency import ConcurrencyLimit
 from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.views import through_gateway
-from dspy.promptune.run.pool import Pool
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspy.promptune import EvaluationError, PromptSpace, search
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.run.loop import SearchLoop
-from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
 

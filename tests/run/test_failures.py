@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import dspy
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.cli import main
 from dspy.promptune.run.failures import ExampleFailures, FailureLog
 from dspy.promptune.run.naming import prompt_name
-from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.space import PromptSpace
 from tests.compile.hazards import ANSWERS, compiled, rule_lm, served
 from tests.server import LMServer, Quality, TaskRule

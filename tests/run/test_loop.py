@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.run.interrupts import interrupts
 from dspy.promptune.run.loop import SearchLoop
-from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.space import Key
 
 __all__ = ["Answers", "case_texts"]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
+from dspy.promptune.distributed.metrics import Metric
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.answers import may_repeat
 from dspy.promptune.limits.gateway import Stopped
-from dspy.promptune.run.metrics import Metric
 from dspy.promptune.secrets import cause, said
 from dspy.teleprompt.bootstrap import BootstrapFewShot
 from dspy.teleprompt.vanilla import LabeledFewShot

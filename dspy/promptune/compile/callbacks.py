@@ -13,9 +13,9 @@ from dspy.promptune.secrets import said
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
+    from dspy.promptune.allocation.outcome import Outcome
     from dspy.promptune.allocation.records import Job
     from dspy.promptune.distributed.programs import EvaluationRules
-    from dspy.promptune.run.outcome import Outcome
 
 __all__ = ["EvaluationCallbacks"]
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.promptune.distributed.metrics import check_metric
 from dspy.promptune.errors import OptionError, SpaceError
 from dspy.promptune.options import check_integer
-from dspy.promptune.run.metrics import check_metric
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
-__all__ = ["check_program", "checked_options"]
+__all__ = ["check_program", "checked_options", "lms_of", "split_size"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,3 +102,13 @@ def _predictors(path: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     elif depth and isinstance(value, (list, tuple, set)):
         for number, each in enumerate(value):
             yield from _predictors(f"{path}[{number}]", each, depth - 1)
+
+
+def lms_of(program: Any) -> list[Any]:
+    """The language models that predictors have of their own."""
+    return [lm for lm in (getattr(each, "lm", None) for each in program.predictors()) if lm is not None]
+
+
+def split_size(trainset: list[Any]) -> int:
+    """Size of the validation set that upstream splits off."""
+    return min(1000, max(1, int(len(trainset) * 0.80)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import logging
 import random
 import threading
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.compile.attributes import Ledger, attach
 from dspy.promptune.compile.callbacks import EvaluationCallbacks
+from dspy.promptune.compile.loading import load
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.recorder import Recorder
 from dspy.promptune.compile.step_report import Limited
@@ -21,14 +20,13 @@ from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, P
 from dspy.promptune.distributed.remote import RemoteEvaluator
 from dspy.promptune.limits.budgets import LOAD, REFLECT
 from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.search_allowance import SearchAllowance
 from dspy.promptune.limits.views import through_gateway
-from dspy.promptune.options import embedder_of
+from dspy.promptune.progress import Progress, Standing
 from dspy.promptune.run.events import SearchEvents, check_callbacks
 from dspy.promptune.run.interrupts import Interrupted
 from dspy.promptune.run.loop import SearchLoop
-from dspy.promptune.run.pool import Pool
-from dspy.promptune.run.progress import Progress, Standing
 from dspy.promptune.run.schedule import Limits
 from dspy.promptune.run.search import Compared, Run, SearchRun, Writer, shown
 from dspy.promptune.secrets import said
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from dspy.primitives.module import Module
     from dspy.promptune.run.writing import Propose
 
-__all__ = ["Engine", "Task", "by_blocks", "check_embedder", "optimize", "ours", "upstream_budget"]
+__all__ = ["Engine", "Task", "optimize", "upstream_budget"]
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +176,7 @@ class Engine:
             thread.join()
 
     def _load(self, space: PromptSpace) -> None:
-        thread = threading.Thread(target=_load, args=(self.options, space), name="promptune-load", daemon=True)
+        thread = threading.Thread(target=load, args=(self.options, space), name="promptune-load", daemon=True)
         self._loading.append(thread)
         thread.start()
 
@@ -316,43 +314,6 @@ def _searched(driver: SearchLoop) -> str:
         return driver.run()
     except Interrupted as interrupt:
         raise Stopped("interrupted") from interrupt
-
-
-def by_blocks(options: CompileOptions) -> bool:
-    """Whether the search decides by itself how many examples each prompt deserves."""
-    return ours(options) and options.minibatch_size is None
-
-
-def ours(options: CompileOptions) -> bool:
-    """Whether the sampler is one of this package's, which knows what the parts of a prompt mean."""
-    return embedder_of(options.sampler, options.sampler_options) is not None
-
-
-def check_embedder(options: CompileOptions, program: Module) -> None:
-    """Try the user's embedder on the program's own instructions, before a language model is called.
-
-    What is packaged is not tried: it loads while the first two steps wait for answers.
-
-    Raises:
-        EmbeddingError: It is unknown, raises, or returns what are no vectors.
-    """
-    embedder = embedder_of(options.sampler, options.sampler_options)
-    if embedder is None or (isinstance(embedder, str) and embedder in ("minilm", "onehot")):
-        return
-    from dspy.promptune.features import embed_parts
-
-    embed_parts(PromptSpace({0: [each.signature.instructions for each in program.predictors()]}), embedder)
-
-
-def _load(options: CompileOptions, space: PromptSpace) -> None:
-    """Import and load what step 3 needs. What goes wrong here goes wrong there again, and is told there."""
-    with contextlib.suppress(Exception):
-        importlib.import_module("dspy.promptune.samplers")
-        embedder = embedder_of(options.sampler, options.sampler_options)
-        if embedder in ("minilm", "ngram"):
-            from dspy.promptune.features import embed_parts
-
-            embed_parts(space, embedder)
 
 
 def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:

@@ -16,22 +16,19 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
 )
 from dspy.promptune.compile.attributes import attach_unsearched
 from dspy.promptune.compile.call import call_of
-from dspy.promptune.compile.door import check_program, checked_options
+from dspy.promptune.compile.door import check_program, checked_options, lms_of, split_size
 from dspy.promptune.compile.engine import (
     FIRST_BLOCK,
     FIRST_SHARE,
     OPEN_BLOCK,
     Engine,
     Task,
-    by_blocks,
-    check_embedder,
     optimize,
-    ours,
     upstream_budget,
 )
+from dspy.promptune.compile.loading import by_blocks, check_embedder, ours
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.own import extended, own_candidates
-from dspy.promptune.compile.reflection import Attempts, Reflector
 from dspy.promptune.compile.step_report import StepReport
 from dspy.promptune.compile.steps import (
     BootstrapOptions,
@@ -48,6 +45,7 @@ from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.options import check_seed
+from dspy.promptune.reflection.reflection import Attempts, Reflector
 from dspy.promptune.run.interrupts import interrupts
 from dspy.promptune.storage.run_store import open_run_store
 
@@ -81,7 +79,7 @@ def compile_program(
     given = checked_options(upstream, optimizer.metric)
     if "minibatch_size" not in added:
         valset = given["valset"]
-        size = _split_size(given["trainset"]) if valset is None else len(valset)
+        size = split_size(given["trainset"]) if valset is None else len(valset)
         given["minibatch_size"] = min(given["minibatch_size"], max(1, size))
     options = CompileOptions.of(added)
     run = CompileRun.of(optimizer, student, options, given)
@@ -144,7 +142,8 @@ class CompileRun(_upstream.MIPROv2):
         run.__dict__.update(optimizer.__dict__)
         run.seed, run._options, run._given = seed, options, given
         run._own = {name: own_candidates(name, getattr(options, name), student) for name in _OWN}
-        lms = [run.task_model, run.prompt_model, options.reflection_lm, *run.teacher_settings.values(), *_lms(student)]
+        own = [options.reflection_lm, *run.teacher_settings.values(), *lms_of(student)]
+        lms = [run.task_model, run.prompt_model, *own]
         books = open_run_store(
             options.caps(),
             options.storage,
@@ -392,13 +391,3 @@ class CompileRun(_upstream.MIPROv2):
         assert self._attempts is not None
         lm = through_gateway(self._options.reflection_lm) or self.prompt_model
         return Reflector(self._attempts, lambda params: programs[space.key(params)], lm, seed=self.seed)
-
-
-def _lms(program: Any) -> list[Any]:
-    """The language models that predictors have of their own."""
-    return [lm for lm in (getattr(each, "lm", None) for each in program.predictors()) if lm is not None]
-
-
-def _split_size(trainset: list[Any]) -> int:
-    """Size of the validation set that upstream splits off."""
-    return min(1000, max(1, int(len(trainset) * 0.80)))

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.compile.answers import Answers
 from dspy.promptune.compile.attributes import Entry, entries_of
 from dspy.promptune.distributed.programs import ProgramCache
 from dspy.promptune.limits.usage import Usage
+from dspy.promptune.progress import Standing
 from dspy.promptune.run.failures import FailureLog
 from dspy.promptune.run.listeners import LoopListener
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.naming import prompt_name
-from dspy.promptune.run.outcome import Outcome
-from dspy.promptune.run.progress import Standing
 from dspy.promptune.run.search import Run
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from dspy.promptune.run.pool import Pool
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.secrets import said
 from dspy.promptune.storage.memory import Memory, NoMemory
 

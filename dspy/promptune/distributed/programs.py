@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import dspy
 import dspy.utils.callback_context as callback_context
 from dspy.promptune.allocation.records import Job, JobKind
+from dspy.promptune.distributed.metrics import score_of
 from dspy.promptune.distributed.states import Abandoned, Head, Lost, State
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.answers import unanswered
 from dspy.promptune.limits.gateway import Stopped
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.task import waiting
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
-from dspy.promptune.run.metrics import score_of
-from dspy.promptune.run.pool import Pool
 from dspy.promptune.secrets import said
 from dspy.promptune.space import Key, PromptSpace
 from dspy.utils.exceptions import AdapterParseError

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
+from dspy.promptune.allocation.outcome import Outcome, added
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.payload import JobPayload, PayloadBuilder, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache
@@ -22,9 +23,8 @@ from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.allowance import WorkerAllowances
 from dspy.promptune.limits.budgets import BudgetLimits
 from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
-from dspy.promptune.run.outcome import Outcome, added
-from dspy.promptune.run.pool import Pool
 from dspy.promptune.secrets import said
 from dspy.promptune.space import Key
 

@@ -8,9 +8,9 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.run.evaluators import Done
-from dspy.promptune.run.outcome import Outcome
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module

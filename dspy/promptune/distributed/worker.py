@@ -14,16 +14,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dspy.clients.base_lm import BaseLM
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.payload import Frame, JobPayload, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.errors import MetricError
 from dspy.promptune.limits.budgets import SEARCH, BudgetMeter
 from dspy.promptune.limits.gateway import LMGateway, Stopped
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.run.interrupts import interrupts
-from dspy.promptune.run.outcome import Outcome
-from dspy.promptune.run.pool import Pool
 from dspy.promptune.secrets import said
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 from dspy.clients.base_lm import BaseLM
 from dspy.dsp.utils.settings import dotdict, thread_local_overrides
-from dspy.promptune.limits.budgets import amount, answered_by_cache, tokens_of
+from dspy.promptune.limits.amounts import amount, answered_by_cache, tokens_of
 from dspy.promptune.limits.prices import price_of
 
 __all__ = ["MODEL_CLASS", "Tally", "begin", "end"]

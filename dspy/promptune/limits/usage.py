@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from dspy.promptune.limits.budgets import amount, tokens_of
+from dspy.promptune.limits.amounts import amount, tokens_of
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module

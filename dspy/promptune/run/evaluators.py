@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from dspy.promptune.allocation.outcome import Outcome, numbers
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.limits.answers import unanswered
-from dspy.promptune.run.outcome import Outcome, numbers
-from dspy.promptune.run.pool import Pool
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.space import PromptSpace
 
 __all__ = ["Evaluate", "Evaluator", "Inline", "Keep", "Threaded", "keep_nothing"]

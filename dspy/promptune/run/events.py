@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job, ScoreTable
 from dspy.promptune.errors import OptionError
 from dspy.promptune.run.listeners import LoopListener
 from dspy.promptune.run.naming import prompt_name
-from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.secrets import said
 from dspy.promptune.space import Key, PromptSpace
 

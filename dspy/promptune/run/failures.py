@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.run.outcome import Outcome
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.secrets import said, traced
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
-from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.space import Key
 
 __all__ = ["LoopListener", "SearchLog"]

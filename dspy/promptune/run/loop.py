@@ -10,13 +10,13 @@ from dataclasses import replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
 
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Assignment, Job
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.run.evaluators import Evaluator
 from dspy.promptune.run.interrupts import Interrupted, interrupts
 from dspy.promptune.run.jobs import RunJobs
 from dspy.promptune.run.listeners import LoopListener, SearchLog
-from dspy.promptune.run.outcome import Outcome
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.streak import FailureStreak
 from dspy.promptune.secrets import cause, said

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+    from optuna.study import Study
     from optuna.trial import FrozenTrial
 
     from dspy.promptune.allocation.policy import Budget
@@ -71,8 +72,6 @@ class Run:
         store: StudyStore | None = None,
         writer: Writer | None = None,
     ) -> None:
-        import optuna
-
         from dspy.promptune.allocation.policy import Budget
         from dspy.promptune.run.jobs import RunJobs
         from dspy.promptune.run.timing import JobRecord, TrialNotes
@@ -87,13 +86,7 @@ class Run:
         self.past = RunHistory() if store is None else store.past(space, limits.n_examples)
         salt = 0 if store is None or store.leads else store.drivers.salt
         self.sampler: BaseSampler = make_sampler(sampler, space=space, seed=self.past.seed(seed, salt), **options)
-        if store is None:
-            with quiet_optuna():
-                self.study = optuna.create_study(direction="maximize", sampler=self.sampler)
-        else:
-            self.study = store.study
-            self.study.sampler = self.sampler
-            store.show("embedder", embedder_known(self.sampler, {}))
+        self.study = self._study(store)
         self.table = ScoreTable()
         self.past.refill(self.table)
         rng = random.Random(seed)
@@ -123,6 +116,17 @@ class Run:
         self._record = JobRecord(self.table)
         self.listeners: list[LoopListener] = [self._record]
 
+    def _study(self, store: StudyStore | None) -> Study:
+        """The study that the sampler is asked in: the store's, or one in memory."""
+        import optuna
+
+        if store is None:
+            with quiet_optuna():
+                return optuna.create_study(direction="maximize", sampler=self.sampler)
+        store.study.sampler = self.sampler
+        store.show("embedder", embedder_known(self.sampler, {}))
+        return store.study
+
     def _write(self, writer: Writer, texts: Sequence[Text], rng: random.Random) -> None:
         """Instructions are written during the search, and those of earlier starts are known."""
         from dspy.promptune.run.writing import Writing, check_sampler
@@ -151,7 +155,7 @@ class Run:
         spent: Mapping[str, Mapping[str, float]] | None = None,
     ) -> SearchRun:
         """The record of a run that ended; ``facts`` is what was known of it when it began."""
-        from dspy.promptune.run.expectation import expectation
+        from dspy.promptune.allocation.expectation import expectation
 
         key = self.policy.best()
         if self.sharing is not None:
@@ -307,7 +311,7 @@ def search(
 
 def _writer(propose: Propose, plan: Schedule) -> Writer:
     """A thread for the proposer, unless the same seed must give the same trials."""
-    from dspy.promptune.run.pool import Pool
+    from dspy.promptune.limits.pool import Pool
 
     return Writer(propose) if plan.batch is not None else Writer(propose, Pool(1, name="promptune-write").submit)
 

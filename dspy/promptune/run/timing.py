@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job, ScoreTable
 from dspy.promptune.errors import StorageError
 from dspy.promptune.run.failures import samples_of
 from dspy.promptune.run.listeners import LoopListener
-from dspy.promptune.run.outcome import Outcome
 
 if TYPE_CHECKING:
     from dspy.promptune.run.trials import StudyTrials

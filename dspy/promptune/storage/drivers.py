@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dspy.promptune.limits.budgets import total
+from dspy.promptune.limits.amounts import total
 from dspy.promptune.storage.lease import RENEW_SECONDS, SETTLE_SECONDS, STALE_SECONDS, Lease, abroad, holder
 
 __all__ = ["DRIVER", "OWNER", "WATCH_SECONDS", "SharedDrivers", "sharers"]

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 import dspy
+from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.task import Task, waiting
-from dspy.promptune.run.pool import Pool
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import dspy
+from dspy.promptune.distributed.metrics import Metric, check_metric, score_of
 from dspy.promptune.errors import MetricError, OptionError
-from dspy.promptune.run.metrics import Metric, check_metric, score_of
 
 EXAMPLE, PREDICTION = dspy.Example(answer="a"), dspy.Prediction(answer="a")
 

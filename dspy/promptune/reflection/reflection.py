@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.promptune.compile.feedback import feedback_of
+from dspy.promptune.allocation.outcome import number
+from dspy.promptune.distributed.metrics import score_of
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.answers import unanswered
-from dspy.promptune.run.metrics import score_of
-from dspy.promptune.run.outcome import number
+from dspy.promptune.reflection.feedback import feedback_of
 from dspy.promptune.run.writing import WriteRequest, Written
 from dspy.promptune.space import Key
 from dspy.utils.exceptions import AdapterParseError

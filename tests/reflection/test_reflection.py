@@ -7,7 +7,7 @@ import pytest
 import dspy
 from benchmarks.warehouse import SortAndPlace, Warehouse, metric
 from dspy.promptune import OptionError
-from dspy.promptune.compile.reflection import Attempts, Reflector, unfenced
+from dspy.promptune.reflection.reflection import Attempts, Reflector, unfenced
 from dspy.promptune.run.writing import WriteRequest
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:dspy.LM")]

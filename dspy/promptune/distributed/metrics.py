@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from dspy.promptune.allocation.outcome import number
 from dspy.promptune.errors import EvaluationError, MetricError, OptionError
-from dspy.promptune.run.outcome import number
 
 __all__ = ["Metric", "check_metric", "score_of"]
 

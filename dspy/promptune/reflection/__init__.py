@@ -1,0 +1,1 @@
+"""New instructions from failures: the attempts they are written from, and who writes them."""
