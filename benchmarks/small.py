@@ -1,7 +1,7 @@
 """Few validation examples: recorded tables cut to 20, 30 and 50 of theirs. ``python -m benchmarks.small``.
 
 The budget is upstream's with as many examples: so many trials (10 with ``auto="light"``, 18 with ``"medium"``, 27 with
-``"heavy"``) and the program as it came, all in full. TPE spends it as upstream does, one evaluation in full a trial;
+``"heavy"``) and the original program, all in full. TPE spends it as upstream does, one evaluation in full a trial;
 ours races. A line of the output says, of one size, the mean regret over the budget (``area``: the best mean on these
 examples less that of the prompt that would be returned), the same at the end, the mean regret over the budget on all
 examples of the table (``true``), and by how much the reported score is above the mean of all scores of the returned

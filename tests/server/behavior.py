@@ -48,7 +48,7 @@ class Faults:
     """Which requests go wrong.
 
     Args:
-        rates: Share of requests for each kind of ``KINDS``; the sum is at most 1. A repeated request is drawn anew.
+        rates: Share of requests for each kind of ``KINDS``; the sum is at most 1. A repeated request is drawn again.
         rule: ``(messages, attempt) -> kind or None`` where ``attempt`` counts equal requests from 0; it goes first.
             Beside ``KINDS`` it may return ``BODY`` followed by what the server replies instead of an answer.
         retry_after: Seconds in the ``Retry-After`` header of a 429 and a 503.

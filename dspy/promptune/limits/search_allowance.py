@@ -57,7 +57,7 @@ class SearchAllowance:
         return True
 
     def spare(self) -> None:
-        """The reserve, released, is not needed for a full evaluation: the search goes on with it."""
+        """The reserve, released, is not needed for a full evaluation: the search spends it."""
         self._spared = True
 
     def _affordable(self) -> float:
