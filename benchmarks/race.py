@@ -29,7 +29,7 @@ from benchmarks.warm import warm
 from dspy.promptune.allocation.policy import Budget
 from dspy.promptune.allocation.racing import RacingPolicy
 from dspy.promptune.allocation.records import Job, ScoreTable
-from dspy.promptune.run.expectation import expectation
+from dspy.promptune.allocation.expectation import expectation
 from dspy.promptune.samplers import make_sampler
 
 RESULTS = Path(__file__).resolve().parent / "results" / "race.json"

@@ -31,7 +31,7 @@ class Recorded(Warehouse):
 
 def compiled(world, steps=1, **options):
     options = {"sampler": "qei", "n_jobs": 4, "reflect": True, "disable_progress_bar": True, **options}
-    options = {"embedder": "ngram", "num_trials": 12, **options}
+    options = {"embedder": "ngram", "num_trials": 12, "schedule": "batch", **options}
     with dspy.context(lm=world):
         optimizer = dspy.MIPROv2(metric=metric, auto=None, num_candidates=4, num_threads=4, seed=1)
         return optimizer.compile(
