@@ -26,10 +26,10 @@ from benchmarks.methods import METHODS, Trace, trace, without
 from benchmarks.models import halving, thompson_blocks
 from benchmarks.tables import Table, data_folder, load_tables
 from benchmarks.warm import warm
+from dspy.promptune.allocation.expectation import expectation
 from dspy.promptune.allocation.policy import Budget
 from dspy.promptune.allocation.racing import RacingPolicy
 from dspy.promptune.allocation.records import Job, ScoreTable
-from dspy.promptune.allocation.expectation import expectation
 from dspy.promptune.samplers import make_sampler
 
 RESULTS = Path(__file__).resolve().parent / "results" / "race.json"

@@ -78,6 +78,17 @@ def test_the_last_evaluation_of_a_limited_search_is_the_best_in_full(make):
     assert policy.confirm(100) is None
 
 
+def test_a_race_that_another_limit_ends_early_looks_at_new_prompts_all_the_same():
+    """With a fifth of the budget's calls to spend, a race sees as many prompts as one whose budget is that fifth."""
+    seen = {}
+    for max_calls in (60, 300):
+        table = ScoreTable()
+        policy = racing(table, Budget(n_examples=20, max_calls=max_calls))
+        drive(policy, table, 60, lambda key, example: float(example % 6 < key[0]))
+        seen[max_calls] = len(table)
+    assert seen[300] == seen[60] > 2
+
+
 def test_a_ledger_counts_what_is_claimed():
     """Two jobs that want the same example claim it both, and what is scored claims nothing."""
     table = ScoreTable()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy.promptune.allocation.records import Job
-from dspy.promptune.gp.allocation import RULES, Question, finalist
+from dspy.promptune.gp.allocation import RULES, Question, challenge, finalist, most_moving
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.joint import Joint, promising, random_batches
 from dspy.promptune.gp.posterior import Mark, PoolPosterior
@@ -142,6 +142,8 @@ class Beliefs:
     def _greedy(self, posterior: PoolPosterior | Joint, out: NDArray[np.bool_], block: int, count: int) -> list[int]:
         """Blocks one after another, each as the acquisition has it once those before count as measured."""
         noise, rule = posterior.noise(1), RULES[self._options.acquisition]
+        if self._space.is_open and rule is challenge:
+            rule = most_moving  # the leader's challenger alone would leave new texts untried
         question = Question(noise=noise, block=block, whole=self._whole, closed=out, rng=self._random)
         chosen: list[int] = []
         while len(chosen) < count and not out.all():

@@ -21,6 +21,7 @@ BLOCK = 5  # examples in one job
 FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is asked next
 IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
 FINAL = 0.3  # of all calls: the last of them decide between the leaders, and nobody new is looked at
+FINAL_OPEN = 0.15  # the same where new texts keep coming
 FEW = 100  # random combinations to look for a new one among, at first
 
 
@@ -59,7 +60,6 @@ class RacingPolicy:
         self._beliefs = Beliefs(sampler, space, budget.n_examples, rng)
         self._running = RunningJobs(table)
         self._space, self._table, self._budget, self._random, self._block = space, table, budget, rng, block
-        self._final = int(FINAL * budget.max_calls)
         self._order = rng.sample(range(budget.n_examples), budget.n_examples)
         self._failed = FailedPrompts()
         self._stumbled: dict[Key, set[int]] = {}  # examples of a prompt's job that failed: they come last
@@ -145,6 +145,11 @@ class RacingPolicy:
 
     # ------------------------------------------------------------------
 
+    def _is_final(self, left: int) -> bool:
+        """Whether the last calls are being spent, of all that a run may take: other limits may allow fewer of them."""
+        share = FINAL_OPEN if self._space.is_open else FINAL
+        return left <= share * (self._table.calls + self._running.claimed() + left)
+
     def _believing(self) -> bool:
         """Whether there are beliefs, rebuilt where they are out of date."""
         return self._beliefs.current or self._beliefs.rebuild(self._observations(), self._running.jobs.values())
@@ -158,7 +163,7 @@ class RacingPolicy:
         if len(self._table) < self._options.min_cold_start or not self._believing():
             return self._unseen()
         running = list(self._running.jobs.values())
-        if left <= self._final:
+        if self._is_final(left):
             self._planned.clear()
             if (key := self._beliefs.decide(running, self._closed)) is not None:
                 return key

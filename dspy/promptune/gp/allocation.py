@@ -181,6 +181,11 @@ def challenge(posterior: Beliefs, question: Question) -> int:
     return leader if moves[0] > moves[1] else challenger
 
 
+def most_moving(posterior: Beliefs, question: Question) -> int:
+    """The prompt whose next block should improve the leader most (:func:`log_worth`): new ones get their turn."""
+    return _highest(log_worth(posterior, question.noise / question.block), posterior, question.closed)
+
+
 def per_call(posterior: Beliefs, question: Question) -> int:
     """The prompt with the highest expected improvement per call, by the best number of blocks (KG*)."""
     values = [
