@@ -9,6 +9,7 @@ Each line is what a compile with `sampler="qei"` and DSPy's other defaults logs 
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # the price list in the package, not one of the network
 
@@ -18,19 +19,20 @@ from dspy.promptune.limits.estimate import Estimate, estimate
 
 CHARACTERS = 400
 MODELS = ("openai/gpt-4o-mini", "openai/gpt-4o")
-SIZES = {"light": (50, 100), "medium": (100, 300), "heavy": (300, 1000)}
+Auto = Literal["light", "medium", "heavy"]
+SIZES: dict[Auto, tuple[int, int]] = {"light": (50, 100), "medium": (100, 300), "heavy": (300, 1000)}
 PREDICTORS = (1, 3)
 
 
-class Program(dspy.Module):  # type: ignore[misc]
+class Program(dspy.Module):
     """As many predictors as wanted."""
 
     def __init__(self, predictors: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps = [dspy.Predict("question -> answer") for _ in range(predictors)]
 
 
-def costs(auto: str, n_examples: int, predictors: int, model: str) -> tuple[int, Estimate]:
+def costs(auto: Auto, n_examples: int, predictors: int, model: str) -> tuple[int, Estimate]:
     """Examples scored by the search, and the estimate of a whole compile, for ``n_examples`` validation examples."""
     program = Program(predictors)
     example = dspy.Example(question="q" * (CHARACTERS - 20), answer="a" * 20).with_inputs("question")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def evaluate(params: Params, examples: Sequence[int]) -> list[float]:
     return [float(0.5 * unit("hard", e) + 0.5 * unit(e, *params.values()) < level) for e in examples]
 
 
-def run(sampler: str) -> SearchRun:
+def run(sampler: Literal["onehot", "tpe"]) -> SearchRun:
     """One search, one prompt at a time, so that it repeats exactly."""
     return search(SPACE, evaluate, n_examples=EXAMPLES, max_calls=CALLS, sampler=sampler, seed=0)
 
