@@ -96,7 +96,7 @@ def begin() -> Tally:
 
 def end(tally: Tally) -> None:
     """The settings are again what they were."""
-    thread_local_overrides.set(tally.before)
+    thread_local_overrides.set(tally.before)  # type: ignore[arg-type]
 
 
 def _tells(instance: Any) -> bool:

@@ -32,7 +32,7 @@ CLIP = 1_500  # characters shown of one field
 FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 
 
-class ReviseInstruction(dspy.Signature):  # type: ignore[misc]
+class ReviseInstruction(dspy.Signature):  # type: ignore[metaclass]
     """You maintain the instruction of one step in a program that calls language models.
 
     You get the instruction in use, and attempts that the step made with it: its inputs, its outputs, what was
