@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from dspy.promptune import progress
 from dspy.promptune.progress import Progress, Standing, TimeLeft
-from dspy.promptune.run import progress
 from tests.compile.hazards import ANSWERS, compiled, rule_lm, served
 from tests.server import LMServer, Quality, TaskRule
 
