@@ -55,6 +55,7 @@ class Outcome:
             raised={**earlier.raised, **self.raised},
             unread={**earlier.unread, **self.unread},
             predictions={**earlier.predictions, **self.predictions},
+            call_id=self.call_id or earlier.call_id,  # the rest may have come from another job
         )
 
 
