@@ -3,6 +3,7 @@
 ``SWITCH_INTERVAL=1e-5`` makes threads take turns 500 times as often as usual: what only works by luck fails.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -16,6 +17,17 @@ if interval := os.environ.get("SWITCH_INTERVAL"):
 import pytest
 
 from tests.tables import Table
+
+
+@pytest.fixture(autouse=True)
+def levels_of_logging():
+    """What a test (a page of the docs, an example) says about DSPy's log holds for that test alone."""
+    logger = logging.getLogger("dspy")
+    level, handlers, below = logger.level, list(logger.handlers), logging.root.manager.disable
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+    logging.disable(below)
 
 
 @pytest.fixture
