@@ -81,9 +81,8 @@ class Run:
         limits = Budget(**budget)
         space = space if writer is None or space.is_open else space.open()
         self.space = space
-        texts = [] if store is None else _known_texts(space, store)
         self.n_examples = limits.n_examples
-        self.past = RunHistory() if store is None else store.past(space, limits.n_examples)
+        texts, self.past = ([], RunHistory()) if store is None else _stored(space, store, limits.n_examples)
         salt = 0 if store is None or store.leads else store.drivers.salt
         self.sampler: BaseSampler = make_sampler(sampler, space=space, seed=self.past.seed(seed, salt), **options)
         self.study = self._study(store)
@@ -316,13 +315,21 @@ def _writer(propose: Propose, plan: Schedule) -> Writer:
     return Writer(propose) if plan.batch is not None else Writer(propose, Pool(1, name="promptune-write").submit)
 
 
-def _known_texts(space: PromptSpace, store: StudyStore) -> list[Text]:
-    """The texts that the study has, appended to the space if it is open."""
+def _stored(space: PromptSpace, store: StudyStore, n_examples: int) -> tuple[list[Text], RunHistory]:
+    """The texts that the study has, appended to the space if it is open, and what was scored of all its prompts.
+
+    Another driver may write while this is read, so that it is read until there is no text that was not there before.
+    """
     from dspy.promptune.run.writing import check_distributions, restored
 
-    trials = store.study.get_trials(deepcopy=False)
-    check_distributions(space, trials, store.place)
-    return restored(space, trials) if space.is_open else []
+    check_distributions(space, store.study.get_trials(deepcopy=False), store.place)
+    texts: list[Text] = []
+    while True:
+        past = store.past(space, n_examples)
+        new = restored(space, past.trials) if space.is_open else []
+        if not new:
+            return texts, past
+        texts += new
 
 
 def shown(found: SearchRun) -> dict[str, Any]:
