@@ -56,6 +56,7 @@ EXTRAS = {
     "distributed": ["distributed>=2026.1"],
     "report": ["plotly>=6", "matplotlib>=3.9", "pandas>=2"],
     "postgresql": ["psycopg[binary]>=3.2"],
+    "tracking": ["mlflow>=3.5", "optuna-dashboard>=0.18", "wandb>=0.20"],
     "test": TEST,
     "dev": TEST,
 }

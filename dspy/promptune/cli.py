@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -75,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", "write a run's report, one page of HTML", _report)
     report.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
     report.add_argument("-o", "--output", type=Path, metavar="FILE", default=Path("report.html"), help="the page")
+    report.add_argument(
+        "--watch", type=_seconds, nargs="?", const=10, metavar="SECONDS",
+        help="write the page again every 10 (or SECONDS) seconds until the run ends; an open page renews itself",
+    )  # fmt: skip
     report.epilog = LIVE
     prune = _command(commands, "prune", "delete runs and all that they have paid for", _prune)
     prune.add_argument("--study", metavar="NAME", help="only this one, whoever made it; default: all runs of promptune")
@@ -160,7 +165,30 @@ def _no_program(study: Study) -> str:
 def _report(args: argparse.Namespace) -> None:
     from dspy.promptune.report.page import write
 
+    while args.watch and _goes_on(study := _study(args)):
+        path = write(study, args.output, renewed=args.watch)
+        print(f"{len(study.get_trials(deepcopy=False))} trials in {path}; Ctrl-C ends this, not the run.", flush=True)
+        try:
+            time.sleep(args.watch)
+        except KeyboardInterrupt:
+            break
     print(f"The report in {write(_study(args), args.output)}.")
+
+
+def _goes_on(study: Study) -> bool:
+    """Whether more may come: the run has not ended, or somebody has taken it up again."""
+    return "ended" not in study.user_attrs or _held(study) is not None
+
+
+def _seconds(text: str) -> int:
+    """A whole number of seconds, one at least.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds, 1 or more")
+    return int(text)
 
 
 def _prune(args: argparse.Namespace) -> None:

@@ -132,7 +132,7 @@ def contrast(first, second):
 
 
 def test_the_dashboard_lists_the_study_and_its_trials(stored):
-    """``optuna-dashboard`` on the run's storage serves its page, the study and all its trials."""
+    """``optuna-dashboard`` on the run's storage serves its page, the study, its trials and the name of their value."""
     command = Path(sys.executable).with_name("optuna-dashboard")
     if not (command.exists() or shutil.which("optuna-dashboard")):
         pytest.skip("optuna-dashboard is not installed: pip install optuna-dashboard")
@@ -144,9 +144,10 @@ def test_the_dashboard_lists_the_study_and_its_trials(stored):
     try:
         base = f"http://127.0.0.1:{port}"
         (study,) = answer(process, f"{base}/api/studies")["study_summaries"]
-        trials = answer(process, f"{base}/api/studies/{study['study_id']}?after=0")["trials"]
+        detail = answer(process, f"{base}/api/studies/{study['study_id']}?after=0")
         assert study["study_name"] == "Predict"
-        assert len(trials) == len(stored[1].optimization_run.trials)
+        assert len(detail["trials"]) == len(stored[1].optimization_run.trials)
+        assert detail["objective_names"] == ["mean of the examples"]
         with urllib.request.urlopen(f"{base}/dashboard/", timeout=30) as response:
             assert b"Optuna Dashboard" in response.read()
     finally:

@@ -5,12 +5,14 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import optuna
 import pytest
 
-from dspy.promptune import OptionError, StorageError
+from dspy.promptune import OptionError, StorageError, search
 from dspy.promptune.cli import main
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.page import page, summary
@@ -93,6 +95,30 @@ def test_a_stored_run_gives_the_same_page(stored, text, tmp_path, capsys):
     assert cards(again) == cards(text) and winner.findall(again) == winner.findall(text)
     curves = [re.search(r'data-for="best">(.*?)</script>', each, re.DOTALL).group(1) for each in (again, text)]
     assert curves[0] == curves[1] and "report.html" in capsys.readouterr().out
+
+
+def test_a_watched_report_renews_itself_until_the_run_ends(tmp_path, capsys):
+    """``report --watch`` beside a run writes a page that loads itself again, and at the end the one that stays."""
+    table, storage, target = Table(), str(tmp_path / "runs.db"), tmp_path / "watched.html"
+    watching = threading.Thread(target=main, args=(["report", storage, "-o", str(target), "--watch", "1"],))
+    pages, asked = [], []
+
+    def evaluate(params, examples):
+        asked.append(params)
+        if len(asked) == 5:
+            watching.start()
+            while not (target.exists() and target.stat().st_size > 10**6):
+                time.sleep(0.01)
+            pages.append(target.read_text(encoding="utf-8"))
+        return table(params, examples)
+
+    search(table.space, evaluate, n_examples=20, max_calls=60, minibatch_size=5, seed=0, storage=storage)
+    watching.join()
+    pages.append(target.read_text(encoding="utf-8"))
+    renewed = '<meta http-equiv="refresh" content="1">'
+    assert renewed in pages[0] and "has not ended" in pages[0]
+    assert renewed not in pages[1] and "the budget is spent" in pages[1]
+    assert "trials in" in capsys.readouterr().out
 
 
 def test_a_run_without_its_study_gives_the_same_page(stored, text):

@@ -83,8 +83,12 @@ FIGURES = (
 )  # fmt: skip
 
 
-def write(run: Any, path: str | os.PathLike[str], testset: Sequence[Any] | None = None) -> Path:
+def write(
+    run: Any, path: str | os.PathLike[str], testset: Sequence[Any] | None = None, *, renewed: int | None = None
+) -> Path:
     """Write the page of a run (see :func:`~dspy.promptune.report.record.record_of`) to a file, and return its path.
+
+    ``renewed`` is after how many seconds an open page loads itself again.
 
     Raises:
         OptionError: plotly is not installed, the run cannot be shown, the file's folder does not exist, or the run's
@@ -95,16 +99,17 @@ def write(run: Any, path: str | os.PathLike[str], testset: Sequence[Any] | None 
         raise OptionError(f"{target} has no folder: create {target.parent} first.")
     graph_objects()
     held_out = None if testset is None else evaluated(getattr(run, "programs", None), testset)
-    target.write_text(page(run, held_out), encoding="utf-8")
+    target.write_text(page(run, held_out, renewed=renewed), encoding="utf-8")
     return target
 
 
-def page(run: Any, held_out: HeldOut | None = None) -> str:
+def page(run: Any, held_out: HeldOut | None = None, *, renewed: int | None = None) -> str:
     """The page of a run, some 5 MB: plotly's own code is in it.
 
     Args:
         run: The run.
         held_out: Scores of the original program and the winner on examples that had no part in the search.
+        renewed: Seconds after which an open page loads itself again; ``None`` for a page that stays as it is.
 
     Raises:
         OptionError: plotly is not installed, or the run cannot be shown.
@@ -123,6 +128,7 @@ def page(run: Any, held_out: HeldOut | None = None) -> str:
         others=max(0, len(leaders) - LEADERS),
         everything=leaders,
         test=held_out,
+        renewed=renewed,
         contents=[each for each in CONTENTS if each[0] not in sections],
         figures=[_drawn(record, figure) for figure in FIGURES],
         lineage=lineage(record),

@@ -33,6 +33,7 @@ __all__ = ["StudyStore", "open_study_store"]
 logger = logging.getLogger(__name__)
 
 SCORES = PREFIX + "early_scores:"
+OBJECTIVE = ("study:metric_names", ["mean of the examples"])  # as Study.set_metric_names writes it, for dashboards
 
 
 def open_study_store(
@@ -95,13 +96,14 @@ class StudyStore(HeldStudy):
                 self.resumed = not self.leads or "format" in self.study.user_attrs
             else:
                 self._take(known)
-            if not self.leads:
-                self._check(manifest)
             if self.leads:
                 if known:
                     self._bury()
                 for name, value in manifest.items():
                     self.study.set_user_attr(name, value)
+                self._storage.set_study_system_attr(self.study._study_id, *OBJECTIVE)
+            else:
+                self._check(manifest)
             self._file_id = self._identity()
         except BaseException as error:
             self._let_go()
@@ -194,13 +196,12 @@ class StudyStore(HeldStudy):
         self._let_go()
 
     def _check(self, manifest: Mapping[str, Any]) -> None:
-        old = self.study.user_attrs
         if self._resume != "force" and self._foreign():
             raise StorageError(
                 f"Study {self.name!r} in {self.place} was not made by promptune: use another study_name, or "
                 'resume="force" to add to it.'
             )
-        self.refuse(differences(old, self.clean(dict(manifest))))
+        self.refuse(differences(self.study.user_attrs, self.clean(dict(manifest))))
 
     def _foreign(self) -> bool:
         """Whether another program has made the study, or put something into it."""
@@ -220,9 +221,8 @@ class StudyStore(HeldStudy):
         Raises:
             StorageError: With all that ``changed``.
         """
-        if not changed:
+        if not (what := "; ".join(changed)):
             return
-        what = "; ".join(changed)
         if self._resume != "force":
             raise StorageError(
                 f"Study {self.name!r} in {self.place} is another run: {what}. Its scores cannot be compared: use "
