@@ -3,13 +3,13 @@
 #   UPSTREAM=x.y.z            another supported release of DSPy (upstream.toml) instead of the default one
 #   DSPY_UPSTREAM_WHEEL=FILE  its wheel on disk, for machines without a network
 #   PYTHON=python3.12         the interpreter of the environment
-#   WORKERS=n                 processes that run the tests, 2 by default; 0 for none but pytest's own
+#   WORKERS=n                 processes that run the tests, 3 by default (many tests wait); 0 for none but pytest's own
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(UPSTREAM)
-WORKERS ?= 2
+WORKERS ?= 3
 PARALLEL := -n $(WORKERS) --dist worksteal
 MYPY := $(abspath $(BIN))/mypy
 

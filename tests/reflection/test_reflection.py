@@ -45,7 +45,7 @@ def test_texts_written_from_failures_win(steps):
     score = {}
     for reflect in (False, True):
         world = Recorded(0, insight=0.9, error=0.0)
-        given = {"num_trials": 30} | ({"reflect": True} if reflect else {"reflect": False})
+        given = {"num_trials": 20, "reflect": reflect}
         program = compiled(world, steps, **given)
         score[reflect] = world.true_score(program)
     assert score[True] > score[False] + 0.03
@@ -95,7 +95,7 @@ def test_a_run_that_is_taken_up_again_pays_for_no_text_twice(tmp_path):
 def test_each_predictor_is_shown_what_it_read_and_wrote():
     """Of a program of two steps, the second step's request has the kind as its input."""
     world = Recorded(0)
-    compiled(world, 2, num_trials=20)
+    compiled(world, 2)
     sort, place = ([r for r in world.requests if f"{fields} ->" in r] for fields in ("note", "note, kind"))
     assert sort and place
     assert all("Output kind: " in request for request in sort)

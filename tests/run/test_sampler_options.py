@@ -12,7 +12,11 @@ SPACE = PromptSpace({0: [f"{'very ' * i}careful" for i in range(10)]}, {0: [[{"q
 EXAMPLES = 12
 OURS = ("qei", "qlogei", "qlognei", "thompson", "onehot", "botorch")
 NAMES = (*OURS, "tpe", "gp", "random")
-MODES = {"race": {}, "minibatch": {"minibatch_size": 6}, "full": {"minibatch_size": EXAMPLES}}
+MODES = {
+    "race": {"max_calls": 100},
+    "minibatch": {"max_calls": 60, "minibatch_size": 6},
+    "full": {"max_calls": 84, "minibatch_size": EXAMPLES},
+}
 
 
 def by_letters(texts):
@@ -41,8 +45,8 @@ def trials(name, mode, **options):
     """What a seeded search evaluates."""
     if name in OURS and name != "onehot":
         options = {"embedder": "ngram", **options}
-    budget = {"n_examples": EXAMPLES, "max_calls": 100, **MODES[mode]}
-    found = search(SPACE, evaluate, sampler=name, seed=3, **budget, **options)
+    budget = MODES[mode] if name in OURS else {**MODES[mode], "max_calls": 100}  # Optuna's draw ten at random first
+    found = search(SPACE, evaluate, sampler=name, seed=3, n_examples=EXAMPLES, **budget, **options)
     return [(trial.params, trial.user_attrs["examples"]) for trial in found.trials]
 
 

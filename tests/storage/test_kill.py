@@ -104,12 +104,17 @@ def _count(toll: Toll, study: dict[str, Any], records: list[Any]) -> None:
     assert max(answers.values()) <= 1 + len(study["deaths"])
 
 
+@pytest.fixture(scope="module")
+def calm():
+    """What a compile finds that nobody kills."""
+    return undisturbed()
+
+
 @pytest.mark.parametrize("file", ["runs.db", "runs.log"])
-def test_a_few_kills(tmp_path, file):
+def test_a_few_kills(tmp_path, file, calm):
     """A compile killed twice ends with every score it ever had, and with a program as without the kills."""
     studies, records = killed(str(tmp_path / file), kills=2)
     assert check(studies, records).deaths == 2
-    calm = undisturbed()
     for study in studies:  # the last stragglers of a run are not waited for
         assert calm["calls"] - STRAGGLERS <= study["found"]["calls"] <= calm["calls"] + STRAGGLERS
         assert abs(study["found"]["score"] - calm["score"]) <= 3.5 * NOISE  # its trials differ

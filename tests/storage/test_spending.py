@@ -17,15 +17,15 @@ from tests.storage.test_kill import killed
 from tests.threads import at_once
 
 EXAMPLES = len(QUESTIONS) - 20
-BUDGET = 200
+BUDGET = 120
 
 
 @pytest.mark.parametrize("file", ["runs.db", "runs.log"])
 def test_the_calls_served_over_all_kills_are_within_the_limit(tmp_path, file):
     """A compile that is killed again and again and then finished has made no call more than it was allowed."""
-    options = {"max_lm_calls": BUDGET, "num_trials": 60, "resume": True}
-    studies, records = killed(str(tmp_path / file), kills=4, seconds=0.6, options=options)
-    assert sum(len(study["deaths"]) for study in studies) >= 4
+    options = {"max_lm_calls": BUDGET, "num_trials": 30, "resume": True}
+    studies, records = killed(str(tmp_path / file), kills=3, seconds=0.4, options=options)
+    assert sum(len(study["deaths"]) for study in studies) >= 3
     for study in studies:
         served = sum(study["began"] <= record.start <= study["ended"] for record in records)
         assert EXAMPLES < served <= BUDGET
