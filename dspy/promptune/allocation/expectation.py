@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any, NamedTuple
 
+from dspy.promptune.allocation.mixture import expected_score
 from dspy.promptune.allocation.records import ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
 from dspy.promptune.samplers.qei import QEISampler
@@ -19,18 +20,18 @@ NINETY = 1.6449  # standard deviations on each side of the mean that hold 90 % o
 
 
 class Expectation(NamedTuple):
-    """Posterior mean of a prompt's score on new examples, and its 90 % interval, in the metric's units."""
+    """Expected score of a prompt on new examples, and its 90 % interval, in the metric's units."""
 
     score: float
     interval: tuple[float, float]
 
 
 def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None:
-    """What the sampler's model expects of a prompt, from all scores of a run.
+    """What to expect of a prompt, from all scores of a run.
 
-    Of many prompts, the one with the highest mean was lucky: the model draws it back to what its parts and the others
-    say (regression to the mean). Its posterior knows that it chose, because a posterior does not depend on why a
-    prompt was measured.
+    Of many prompts, the one with the highest mean was lucky. It is drawn back by what all prompts say of how good
+    prompts are (:func:`dspy.promptune.allocation.mixture.expected_score`), which does not depend on why a prompt was
+    measured. The interval is as wide as that of the sampler's model.
 
     Returns:
         ``None`` for samplers without such a model, without a score, or where the model fails.
@@ -40,7 +41,8 @@ def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None
     rows = ((other, table.row(other)) for other in table.keys())
     found = [Observation(k, math.fsum(row.values()) / len(row), tuple(row.values()), tuple(row)) for k, row in rows]
     try:
-        mean, sd = sampler.belief(condensed(found), key)
+        _, sd = sampler.belief(condensed(found), key)
+        mean = expected_score(found, key)
     except (ArithmeticError, RuntimeError) as error:
         logger.warning("No expected score of the winner (%s).", error)
         return None

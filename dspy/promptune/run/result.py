@@ -41,7 +41,7 @@ class SearchRun:
         calls: Examples scored, over all combinations; never more than ``max_calls``.
         history: ``(calls, params)``: what the run would have returned after so many calls, in the order of time.
         best_score: Mean of the winner's scores so far.
-        expected_score: Posterior mean of the winner's score on new examples, in the metric's units: what was lucky in
+        expected_score: Expected score of the winner on new examples, in the metric's units: what was lucky in
             ``best_score`` is taken off. ``None`` for samplers without a model.
         interval: 90 % interval of that score, ``(low, high)``, or ``None``.
         trials: Frozen trials of the study in the order of their numbers; user attributes hold ``scores``,
