@@ -3,8 +3,8 @@
 The program sorts letters to a local newspaper by their subject. Its language model is SmolLM2 (135 million parameters)
 on the CPU. It is too small to follow an instruction alone, and too small to write new ones, so the candidates are ours:
 six instructions and fourteen sets of examples, 105 prompts with the original ones. `sampler="qei"` finds a good one of
-them for the price of some five full evaluations. Three programs are then judged by letters that took no part in the
-choice.
+them for the price of some five full evaluations. Then 100 letters that took no part in the choice judge the program as
+it is, `LabeledFewShot` with three draws of six letters, and the program that was found.
 
     python examples/demo.py [--seed N] [--quick] [--out FILE]
 """
@@ -19,6 +19,7 @@ import random
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,29 +121,55 @@ class Counter(dspy.utils.BaseCallback):  # type: ignore[misc]
         self.calls += 1
 
 
-def interval(right: int, n: int) -> tuple[float, float]:
-    """A 95 % interval of a share, in percent (Wilson)."""
-    from scipy.stats import binomtest
+@dataclass(frozen=True)
+class Judged:
+    """A program on the test letters: 1 for each that it is right on, else 0, and the calls that it took to make it."""
 
-    found = binomtest(right, n).proportion_ci(method="wilson")
-    return 100 * float(found.low), 100 * float(found.high)
+    name: str
+    scores: list[float]
+    silent: int
+    spent: int
+
+    def __str__(self) -> str:
+        from scipy.stats import binomtest
+
+        n, right = len(self.scores), round(sum(self.scores))
+        ends = binomtest(right, n).proportion_ci(method="wilson")
+        line = f"{self.name:30} {right:3} of {n} right ({100 * ends.low:3.0f} to {100 * ends.high:3.0f} %)"
+        line += f"   {self.spent:4} calls to make it"
+        return line + (f"   no subject named: {self.silent}" if self.silent else "")
 
 
-def judge(name: str, program: dspy.Module, testset: list[dspy.Example], spent: int) -> str:
-    """One line of the result: what the program is right on, and the calls that it took to make it."""
+def judge(name: str, program: dspy.Module, testset: list[dspy.Example], spent: int = 0) -> Judged:
+    """Run a program on all test letters."""
     evaluate = dspy.Evaluate(devset=testset, metric=exact, num_threads=4, display_progress=False, max_errors=10**6)
-    found = evaluate(program)
-    right = sum(bool(score) for _, _, score in found.results)
-    silent = sum(getattr(prediction, "subject", "none") == "none" for _, prediction, _ in found.results)
-    low, high = interval(right, len(testset))
-    line = f"{name:22} {right:3} of {len(testset)} right ({low:3.0f} to {high:3.0f} %)   {spent:4} calls to make it"
-    line += f"   no subject named: {silent}" if silent else ""
-    say(line)
-    return line
+    results = evaluate(program).results
+    silent = sum(getattr(prediction, "subject", "none") == "none" for _, prediction, _ in results)
+    found = Judged(name, [float(score) for _, _, score in results], silent, spent)
+    say(str(found))
+    return found
+
+
+def few_shot(trainset: Sequence[dspy.Example], draw: int) -> dspy.Module:
+    """The program with six labeled letters, drawn at random."""
+    shuffled = random.Random(draw).sample(list(trainset), len(trainset))
+    return dspy.LabeledFewShot(k=6).compile(Sorter(), trainset=shuffled)
+
+
+def compared(found: Judged, base: Sequence[Judged]) -> str:
+    """How much more often the program that was found is right than few shots are in the mean, letter by letter."""
+    from scipy.stats import ttest_1samp
+
+    means = [sum(scores) / len(base) for scores in zip(*(each.scores for each in base), strict=True)]
+    gaps = [100 * (score - mean) for score, mean in zip(found.scores, means, strict=True)]
+    low, high = ttest_1samp(gaps, 0).confidence_interval()
+    draws = f"the mean of {len(base)} draws" if len(base) > 1 else "one draw"
+    line = f"{sum(gaps) / len(gaps):+.0f} points against {draws} of LabeledFewShot (95 %: {low:+.0f} to {high:+.0f})"
+    return line + (", which may be chance." if low <= 0 <= high else ".")
 
 
 def optimize(lm: dspy.LM, trainset: list[dspy.Example], valset: list[dspy.Example], seed: int, trials: int) -> Any:
-    """The best of our own candidates, two prompts with two letters each at a time."""
+    """The best of our own candidates, four prompts at a time: the server has the beginning of each at hand."""
     optimizer = dspy.MIPROv2(
         metric=exact,
         prompt_model=lm,
@@ -151,7 +178,7 @@ def optimize(lm: dspy.LM, trainset: list[dspy.Example], valset: list[dspy.Exampl
         num_candidates=1,  # none but ours
         max_bootstrapped_demos=0,
         max_labeled_demos=0,
-        num_threads=2,
+        num_threads=1,
         max_errors=10**6,
     )
     return optimizer.compile(
@@ -165,7 +192,7 @@ def optimize(lm: dspy.LM, trainset: list[dspy.Example], valset: list[dspy.Exampl
         instructions=INSTRUCTIONS,
         demo_sets=demo_sets(trainset, seed),
         sampler="qei",
-        n_jobs=2,
+        n_jobs=4,
     )
 
 
@@ -188,25 +215,24 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     quick = arguments.quick or os.environ.get("DEMO_QUICK") == "1"
     trainset = letters("train")
-    valset, testset = letters("validation", 16 if quick else 40), letters("test", 20 if quick else 60)
+    valset, testset = letters("validation", 16 if quick else 40), letters("test", 20 if quick else 100)
 
     print("Act 2: a real program on a model of 135 million parameters, in this process.")
     say("Starting the language model (the first time, it is downloaded: 93 MB)")
     counter = Counter()
     with LocalLM(max_tokens=12, stop=["\n\n"], cache=False, callbacks=[counter]) as lm:
         dspy.configure(lm=lm, adapter=dspy.ChatAdapter())
-        say(f"Sorting {len(testset)} test letters with two baselines")
-        lines = [judge("as it is", Sorter(), testset, 0)]
-        shuffled = random.Random(arguments.seed).sample(trainset, len(trainset))
-        few_shot = dspy.LabeledFewShot(k=6).compile(Sorter(), trainset=shuffled)
-        lines.append(judge("LabeledFewShot(k=6)", few_shot, testset, 0))
+        say(f"Sorting {len(testset)} test letters with the baselines")
+        rows = [judge("as it is", Sorter(), testset)]
+        for draw in range(1 if quick else 3):
+            rows.append(judge(f"LabeledFewShot(k=6), draw {draw + 1}", few_shot(trainset, draw), testset))
         say(f"Searching {len(INSTRUCTIONS) + 1} instructions x 15 sets of examples on {len(valset)} validation letters")
         before = counter.calls
         best = optimize(lm, trainset, valset, arguments.seed, 1 if quick else 3)
-        lines.append(judge('sampler="qei"', best, testset, counter.calls - before))
-    print("\n" + "\n".join(lines))
+        found = judge('sampler="qei"', best, testset, counter.calls - before)
+    print("", *rows, found, "", compared(found, rows[1:]), sep="\n")
     show(best)
-    print("\nThe interval is that of the test letters (95 %). Where two overlap, this test does not tell them apart.")
+    print("\nIntervals (95 %) are those of the test letters; the comparison is letter by letter.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     best.save(arguments.out)
     say(f"Saved: {arguments.out}")
