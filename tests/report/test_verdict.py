@@ -175,15 +175,21 @@ def test_what_cannot_be_written_down_is_named(record):
 
 
 def test_instructions_stand_below_those_they_were_written_from(record):
-    """With parents known, instructions are a tree; without, there is none."""
-    assert lineage(record) == []
+    """With parents known, instructions are a tree with the best score of each; without, there is none."""
+    standings = leaderboard(record)
+    assert lineage(record, standings) == []
     name = "0_predictor_instruction"
     written = [{"part": name, "index": 2, "parent": {name: 1}}, {"part": name, "index": 3, "parent": {name: 2}}]
     known = replace(record, facts={**record.facts, "lineage": written})
-    assert [(line.depth, line.title) for line in lineage(known)] == [
+    tree = lineage(known, standings)
+    assert [(line.depth, line.title) for line in tree] == [
         (0, "instruction 0"), (0, "instruction 1"), (1, "instruction 2"), (2, "instruction 3"),
     ]  # fmt: skip
-    assert "Where the instructions come from" in page(known)
+    assert [line.best for line in tree] == [node == record.best[0] for node in range(4)]
+    best = standings[0]
+    assert tree[record.best[0]].known == f"{100 * best.score:.1f} % on {best.examples} examples"
+    shown = page(known)
+    assert 'href="#lineage"' in shown and "2 instructions were written during the search" in shown
 
 
 def test_exact_is_what_the_run_was_scored_by(record):

@@ -120,10 +120,11 @@ def _p_best(posterior: PoolPosterior) -> Array:
 
 
 def effects_of(beliefs: Beliefs, sizes: Sequence[int]) -> list[Effect]:
-    """Main effects of every part with a choice."""
+    """Main effects of every part with a choice; equal candidates are one choice."""
     rows = np.array(beliefs.keys, dtype=np.int64)
     parts = [part for part, size in enumerate(sizes) if size > 1]
-    return [Effect(part, *_by_candidate(beliefs, rows[:, part], sizes[part])) for part in parts]
+    found = [Effect(part, *_by_candidate(beliefs, rows[:, part], sizes[part])) for part in parts]
+    return [effect for effect in found if np.isfinite(effect.mean).sum() > 1]
 
 
 def _by_candidate(beliefs: Beliefs, column: NDArray[np.int64], size: int) -> tuple[Array, Array]:

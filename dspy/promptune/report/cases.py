@@ -45,6 +45,11 @@ class Cases:
     same: int
 
     @property
+    def told(self) -> bool:
+        """Whether there are texts of them."""
+        return any(case.inputs or case.answer_after for case in (*self.fixed, *self.broken, *self.wrong))
+
+    @property
     def compared(self) -> int:
         """Examples that both were scored on."""
         return len(self.fixed) + len(self.broken) + self.same

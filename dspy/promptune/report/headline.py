@@ -29,13 +29,18 @@ def headline(record: RunRecord) -> list[Number]:
     calls, cost, tokens = (total(record, kind) for kind in ("calls", "cost", "tokens"))
     loading = float(record.spent.get("load", {}).get("seconds") or 0.0)
     rest = f"{duration(record.seconds)} of it search" + (f", {duration(loading)} loading" if loading >= 1 else "")
+    took = [
+        Number("language-model calls", f"{calls:,.0f}" if calls else DASH, f"{record.calls:,} examples scored"),
+        Number("cost", f"${cost:,.2f}" if cost else "not known", _tokens(tokens, cost)),
+    ]
+    if not (calls or cost or tokens):  # a search without language models
+        took = [Number("examples scored", f"{record.calls:,}", f"of {len(record.rows):,} prompts")]
     return [
         Number("before", _score(before), _between(before) or "the original program was not scored"),
         Number("after", _score(after), _between(after)),
-        Number("gain", _gain(before, after), _paired(gain)),
+        Number("gain", DASH if gain is None else f"{100 * gain.mean:+.1f}", _paired(gain)),
         _new_data(record),
-        Number("language-model calls", f"{calls:,.0f}" if calls else DASH, f"{record.calls:,} examples scored"),
-        Number("cost", f"${cost:,.2f}" if cost else "not known", _tokens(tokens, cost)),
+        *took,
         Number("wall time", duration(total(record, "seconds") or record.seconds), rest),
         _failed(record),
     ]
@@ -133,13 +138,7 @@ def _range(low: float, high: float) -> str:
     return f"{percent(low)} to {percent(high)}"
 
 
-def _gain(before: dict[int, float], after: dict[int, float]) -> str:
-    if not before or not after:
-        return DASH
-    return f"{100 * (mean(after.values()) - mean(before.values())):+.1f}"
-
-
 def _paired(gain: Difference | None) -> str:
     if gain is None:
-        return "points"
-    return f"points; paired {100 * gain.low:+.1f} to {100 * gain.high:+.1f} (95 %), {gain.n} examples"
+        return "the original is returned, or too few examples were scored by both"
+    return f"points; {100 * gain.low:+.1f} to {100 * gain.high:+.1f} (95 %), on the {gain.n} examples that both have"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dspy.promptune.report.drawing import percent
+from dspy.promptune.report.leaderboard import Standing
 from dspy.promptune.report.record import RunRecord
 
 __all__ = ["Line", "lineage"]
@@ -12,18 +14,29 @@ __all__ = ["Line", "lineage"]
 
 @dataclass(frozen=True)
 class Line:
-    """An instruction in the family tree: how deep it stands, its name in words, and its text."""
+    """An instruction in the family tree.
+
+    Attributes:
+        depth: How many instructions it descends from.
+        title: Its name in words.
+        text: Its text.
+        known: The score of the best prompt that has it, in words.
+        best: Whether the returned prompt has it.
+    """
 
     depth: int
     title: str
     text: str
+    known: str
+    best: bool
 
 
-def lineage(record: RunRecord) -> list[Line]:
+def lineage(record: RunRecord, standings: Sequence[Standing]) -> list[Line]:
     """The tree of each predictor's instructions, parents before their children; empty where none has a parent.
 
     ``record.facts["lineage"]`` is that of a ``SearchRun``: ``part`` and ``index`` of every
     instruction that was written, and ``parent``, the parameters of the prompt it was written from.
+    ``standings`` are the prompts, the best first.
     """
     written = record.facts.get("lineage") or ()
     found: list[Line] = []
@@ -31,19 +44,31 @@ def lineage(record: RunRecord) -> list[Line]:
         mine = [each for each in written if each["part"] == part.name]
         parents = {int(each["index"]): each["parent"].get(part.name) for each in mine}
         if parents:
-            texts = record.space.texts(i)
             several = len({each.predictor for each in record.space.parts}) > 1
             where = f" of predictor {part.predictor}" if several else ""
-            for root in (j for j in range(len(texts)) if parents.get(j) is None):
-                _descend(found, root, 0, parents, (texts, where))
+            for node, depth in _tree(parents, part.distinct):
+                known, best = _known(standings, i, node)
+                found.append(Line(depth, f"instruction {node}{where}", record.space.texts(i)[node], known, best))
     return found
 
 
-def _descend(
-    found: list[Line], node: int, depth: int, parents: Mapping[int, int | None], names: tuple[Sequence[str], str]
-) -> None:
-    texts, where = names
-    found.append(Line(depth, f"instruction {node}{where}", texts[node]))
-    for child, parent in sorted(parents.items()):
-        if parent == node and child > node:
-            _descend(found, child, depth + 1, parents, names)
+def _tree(parents: Mapping[int, int | None], nodes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Every node with its depth, parents before their children, children in the order of their writing."""
+
+    def below(node: int, depth: int) -> Iterator[tuple[int, int]]:
+        yield node, depth
+        for child in nodes:
+            if child > node and parents.get(child) == node:
+                yield from below(child, depth + 1)
+
+    for root in nodes:
+        if parents.get(root) is None:
+            yield from below(root, 0)
+
+
+def _known(standings: Sequence[Standing], part: int, node: int) -> tuple[str, bool]:
+    """What is known of an instruction, by the best prompt that has it, and whether that was returned."""
+    for each in standings:
+        if each.key[part] == node:
+            return f"{percent(each.score)} % on {each.examples} example{'s' * (each.examples != 1)}", each.best
+    return "not tried", False

@@ -39,7 +39,7 @@ FACTS = ("versions", "settings", "options", "metric", "language_model", "embedde
 CONTENTS = (
     ("winner", "Winner"), ("leaderboard", "Leaderboard"), ("cases", "Examples fixed and broken"), ("test", "Test set"),
     ("about-best", "Best so far"), ("about-estimates", "Estimates"), ("about-effects", "Effects"),
-    ("failures", "Failures"), ("all", "All trials"), ("reproduce", "To reproduce"),
+    ("lineage", "Written instructions"), ("failures", "Failures"), ("all", "All trials"), ("reproduce", "To reproduce"),
 )  # fmt: skip
 
 
@@ -120,7 +120,8 @@ def page(run: Any, held_out: HeldOut | None = None, *, renewed: int | None = Non
 
     record = record_of(run)
     leaders = leaderboard(record)
-    sections = {"test"} if held_out is None else set()
+    tree = lineage(record, leaders)
+    left_out = {name for name, there in (("test", held_out), ("lineage", tree)) if not there}
     return _rendered(
         "page.html",
         record,
@@ -129,9 +130,9 @@ def page(run: Any, held_out: HeldOut | None = None, *, renewed: int | None = Non
         everything=leaders,
         test=held_out,
         renewed=renewed,
-        contents=[each for each in CONTENTS if each[0] not in sections],
+        contents=[each for each in CONTENTS if each[0] not in left_out],
         figures=[_drawn(record, figure) for figure in FIGURES],
-        lineage=lineage(record),
+        lineage=tree,
         failed=record.failures,
         command=command(record),
         facts=_facts(record),
@@ -218,8 +219,9 @@ def _subtitle(record: RunRecord) -> str:
     facts = record.facts
     model = ((facts.get("language_model") or {}).get("task_model") or {}).get("model")
     options = facts.get("options") or {}
+    sizes = " × ".join(str(len(part.distinct)) for part in record.space.parts)
     words = [
-        f"{len(record.space):,} combinations of {' × '.join(map(str, record.space.sizes))} candidates",
+        f"{len(record.space):,} combinations of {sizes} candidates",
         f"sampler {options.get('sampler') or 'tpe'}",
         f"{options['n_jobs']} at once" if options.get("n_jobs") else "",
         f"metric {facts['metric']}" if facts.get("metric") else "",

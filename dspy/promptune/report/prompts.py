@@ -127,7 +127,7 @@ def draw_effects(record: RunRecord) -> Figure:
     effects = effects_of(record.beliefs, record.space.sizes)
     if not effects:
         return empty("There was nothing to choose from.")
-    heights = [60 + 26 * min(len(effect.mean), SHOWN) for effect in effects]
+    heights = [60 + 26 * len(_ranked(effect)[:SHOWN]) for effect in effects]
     titles = [_part_name(record, effect.part) for effect in effects]
     found = make_subplots(
         rows=len(heights), cols=1, row_heights=heights, subplot_titles=titles,
@@ -151,8 +151,8 @@ def _part_name(record: RunRecord, part: int) -> str:
 
 
 def _ranked(effect: Effect) -> list[int]:
-    """Candidates, the one with the highest effect first; those that nothing is believed of last."""
-    return [int(j) for j in np.argsort(-np.nan_to_num(effect.mean, nan=-np.inf), kind="stable")]
+    """Candidates, the one with the highest effect first, without those that equal an earlier one."""
+    return [int(j) for j in np.argsort(-effect.mean, kind="stable") if np.isfinite(effect.mean[j])]
 
 
 def _label(record: RunRecord, part: int, j: int) -> str:
