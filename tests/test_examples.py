@@ -78,13 +78,24 @@ def test_a_chart_puts_high_values_on_top() -> None:
 
 
 def test_the_candidates_of_the_demo_are_letters_to_learn_from() -> None:
-    """Fourteen demo sets: two of six letters, and twelve in which each subject has as many, one or two."""
+    """Fourteen demo sets: two of six letters at random, and six each of four and six with every subject in them."""
     train = demo.letters("train")
     sets = demo.demo_sets(train, seed=0)
-    assert sorted(map(len, sets)) == [4] * 6 + [6] * 2 + [8] * 6
+    assert list(map(len, sets)) == [6] * 2 + [4] * 6 + [6] * 6
     assert all(letter in train for letters in sets for letter in letters)
     for letters in sets[2:]:
-        assert set(Counter(letter.subject for letter in letters).values()) == {len(letters) // 4}
+        assert {letter.subject for letter in letters} == set(demo.SUBJECTS)
+
+
+def test_the_demo_compares_letter_by_letter() -> None:
+    """The gain is over the mean of the draws, with the interval of paired differences, and says what may be chance."""
+    found, draws = ([demo.Judged("", scores, 0, 0) for scores in rows] for rows in (
+        [[1.0, 1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]],
+    ))  # fmt: skip
+    said = "+38 points against the mean of 2 draws of LabeledFewShot (95 %: -39 to +114), which may be chance."
+    assert demo.compared(found[0], draws) == said
+    sure = demo.compared(demo.Judged("", [1.0] * 30, 0, 0), [demo.Judged("", [0.0, 0.0, 1.0] * 10, 0, 0)])
+    assert sure == "+67 points against one draw of LabeledFewShot (95 %: +49 to +85)."
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ class Recorder(LoopListener):
         self._engine.progress.close()
         gateway, work = self._engine.gateway, self._engine.work
         logger.info(
-            "%d language-model calls, %d at once at most; %d shared, %d retried, %d refused, %d out of time.",
+            "%d language-model calls, cached ones too; %d at once at most, %d shared, %d retried, %d refused, "
+            "%d out of time.",
             gateway.calls, gateway.limiter.peak, gateway.shared, gateway.retried, gateway.limiter.refused,
             self._engine.pool.given_up + (work.late if work is not None else 0),
         )  # fmt: skip
