@@ -19,6 +19,7 @@ __all__ = [
     "ResumeMode",
     "SamplerName",
     "ScheduleName",
+    "check_batch_size",
     "check_integer",
     "check_jobs",
     "check_sampler",
@@ -55,6 +56,20 @@ def check_jobs(n_jobs: Any, batch_size: Any = None, schedule: Any = None) -> Non
         check_integer("batch_size", batch_size, 1)
     if schedule is not None and schedule not in SCHEDULES:
         raise OptionError(f"schedule={schedule!r}: it must be one of {', '.join(SCHEDULES)}, or None.")
+
+
+def check_batch_size(sampler: Any, batch_size: int | None, *, batched: bool) -> None:
+    """Refuse a batch size where trials are proposed one by one and the sampler does not take it.
+
+    Raises:
+        OptionError: It would change nothing.
+    """
+    if batch_size is not None and not batched and not (isinstance(sampler, str) and sampler in OURS):
+        what = repr(sampler or "tpe") if sampler is None or isinstance(sampler, str) else "a sampler that is given"
+        raise OptionError(
+            f"batch_size={batch_size!r}: {what} is asked for one trial at a time unless schedule='batch'; give that, "
+            "or leave batch_size out."
+        )
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

@@ -318,6 +318,7 @@ def test_two_compiles_of_one_optimizer_at_once():
         ({"sampler": optuna.samplers.RandomSampler(), "acquisition": "qei"}, "acquisition='qei'"),
         ({"n_jobs": 0}, "n_jobs=0: it must be an integer of at least 1"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"sampler": None, "batch_size": 4, "n_jobs": 2}, "batch_size=4: 'tpe' is asked for one trial at a time"),
         ({"sampler": "qei", "max_space_size": 1}, "max_space_size=1: it must be an integer of at least 2"),
         ({"sampler": "qei", "min_cold_start": -1}, "min_cold_start=-1"),
         ({"max_concurrency": 0}, "max_concurrency=0"),

@@ -226,6 +226,8 @@ def test_an_evaluation_that_returns_nothing_is_named(table):
         ({"sampler": "best"}, "sampler='best' is unknown"),
         ({"seed": "one"}, "seed='one': it must be an integer"),
         ({"sampler": "tpe", "max_space_size": 10}, "max_space_size"),
+        ({"sampler": "tpe", "batch_size": 4, "n_jobs": 2}, "batch_size=4: 'tpe' is asked for one trial at a time"),
+        ({"sampler": optuna.samplers.RandomSampler(), "batch_size": 4, "schedule": "async"}, "batch_size=4: a sampler"),
     ],
 )
 def test_options_are_checked_before_anything_is_evaluated(table, options, message):

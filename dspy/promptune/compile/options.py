@@ -14,6 +14,7 @@ from dspy.promptune.options import (
     ExecutorKeys,
     ResumeMode,
     ScheduleName,
+    check_batch_size,
     check_integer,
     check_jobs,
     check_sampler,
@@ -76,6 +77,7 @@ class CompileOptions:
         check_jobs(options.get("n_jobs", 1), options.get("batch_size"), options.get("schedule"))
         sampler = options.get("sampler")
         check_sampler(sampler, of_sampler)
+        check_batch_size(sampler, options.get("batch_size"), batched=options.get("schedule") == "batch")
         size = options.get("batch_size") or options.get("n_jobs", 1)
         return cls(sampler_options=with_batch_size(sampler, size, of_sampler), **options)
 

@@ -13,7 +13,15 @@ from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable
 from dspy.promptune.errors import StorageError
 from dspy.promptune.identity.manifest import embedder_known, search_manifest
-from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
+from dspy.promptune.options import (
+    ResumeMode,
+    SamplerName,
+    ScheduleName,
+    check_batch_size,
+    check_jobs,
+    check_seed,
+    with_batch_size,
+)
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
 from dspy.promptune.run.events import SearchCallback, SearchEvents, check_callbacks
 from dspy.promptune.run.listeners import LoopListener
@@ -270,6 +278,8 @@ def search(
         StorageError: The storage cannot be used, or holds another run under this name.
     """
     check_jobs(n_jobs, batch_size, schedule)
+    plan = make_schedule(n_jobs, batch_size, schedule)
+    check_batch_size(sampler, batch_size, batched=plan.batch is not None)
     check_seed(seed)
     check_callbacks(callbacks)
     options = with_batch_size(sampler, batch_size or n_jobs, sampler_options)
@@ -285,7 +295,6 @@ def search(
     if store is not None:
         store.begin(facts)
     try:
-        plan = make_schedule(n_jobs, batch_size, schedule)
         writer = None if propose is None else _writer(propose, plan)
         run = Run(space, sampler, budget, seed=seed, options=options, store=store, writer=writer)
         space = run.space
