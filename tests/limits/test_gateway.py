@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 import dspy
-from dspy.promptune.limits.budgets import BOOTSTRAP
+from dspy.promptune.identity.fingerprint import Fingerprint
+from dspy.promptune.limits.budgets import BOOTSTRAP, BudgetLimits, BudgetMeter
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Pool
-from dspy.promptune.limits.views import through_gateway
+from dspy.promptune.limits.views import own_calls_held, through_gateway
 from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
 from dspy.utils.parallelizer import ParallelExecutor
 from tests.server import Faults, Latency, LMServer, TaskRule, max_in_flight
@@ -329,3 +330,28 @@ def test_the_server_sees_the_limit_shrink_and_grow():
             assert most(6) <= 6 + 1  # half of 12, and at most one more after as many answers
             most(150)
             assert gateway.limiter.allowed == 12 and 6 < most(48) <= 12
+
+
+class OwnWayLM(EchoLM):
+    """Is called in a way of its own, which tells no callbacks."""
+
+    def __call__(self, prompt):
+        return self.forward(prompt).choices[0].message.content
+
+    async def acall(self, prompt):
+        return (await self.aforward(prompt)).choices[0].message.content
+
+
+def test_a_model_called_in_its_own_way_outside_of_modules_is_held_and_counted():
+    """Twenty threads that call it directly make 3 calls at once and 8 in all, and its class is as before afterwards."""
+    lm, own = OwnWayLM(0.01), OwnWayLM.__call__
+    gateway = LMGateway(3, BudgetMeter(BudgetLimits(max_lm_calls=8)))
+    before = Fingerprint().of(OwnWayLM, "it")
+    with own_calls_held(), own_calls_held(), gateway.active(), Pool(20) as pool:
+        assert Fingerprint().of(OwnWayLM, "it") == before
+        futures = [pool.submit(lm, str(i)) for i in range(20)]
+        answered = [future.result() for future in futures if future.exception() is None]
+        with pytest.raises(Stopped, match="max_lm_calls=8"):
+            asyncio.run(lm.acall("more"))
+    assert (lm.calls, lm.most, gateway.calls) == (8, 3, 8) and OwnWayLM.__call__ is own
+    assert len(answered) == 8 and lm("free") == "free"

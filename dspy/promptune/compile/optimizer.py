@@ -43,7 +43,7 @@ from dspy.promptune.identity.manifest import compile_manifest
 from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE
 from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
-from dspy.promptune.limits.views import through_gateway
+from dspy.promptune.limits.views import own_calls_held, through_gateway
 from dspy.promptune.options import check_seed
 from dspy.promptune.reflection.reflection import Attempts, Reflector
 from dspy.promptune.run.interrupts import interrupts
@@ -93,7 +93,7 @@ def compile_program(
 def _compiled(run: CompileRun, student: Module, given: Mapping[str, Any]) -> Any:
     """The three steps; a run that is over before the search gives the program back."""
     try:
-        with run._engine.gateway.active():
+        with own_calls_held(), run._engine.gateway.active():
             return inspect.unwrap(_upstream.MIPROv2.compile)(run, student, **{**given, "seed": None})
     except (Stopped, StorageError) as stop:
         if isinstance(stop, StorageError) and run._engine.over is None:

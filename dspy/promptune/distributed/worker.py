@@ -22,7 +22,7 @@ from dspy.promptune.errors import MetricError
 from dspy.promptune.limits.budgets import SEARCH, BudgetMeter
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Pool
-from dspy.promptune.limits.views import through_gateway
+from dspy.promptune.limits.views import own_calls_held, through_gateway
 from dspy.promptune.run.interrupts import interrupts
 from dspy.promptune.secrets import said
 
@@ -74,7 +74,7 @@ def _evaluated(
         over.set()
 
     positions = tuple(range(len(rules.valset)))
-    with gateway.active(**_guarded(settings)), pool, _interruptible(gateway):
+    with own_calls_held(), gateway.active(**_guarded(settings)), pool, _interruptible(gateway):
         work = ProgramEvaluator(ProgramCache(program, ()), rules, pool, 1, keep=lambda _, scores: kept.update(scores))
         work.start(Job(0, (), positions, "block"), positions, done)
         while not over.wait(1.0):

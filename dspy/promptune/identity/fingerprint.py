@@ -18,7 +18,7 @@ import pydantic
 
 import dspy
 from dspy.promptune.identity.encoding import digest, encode, type_name
-from dspy.promptune.limits.views import without_gateway
+from dspy.promptune.limits.views import OWN, without_gateway
 from dspy.promptune.secrets import is_credential
 from dspy.promptune.space import PromptSpace
 
@@ -91,7 +91,7 @@ class Fingerprint:
             parts = [getattr(value, part, None) for part in ("fget", "fset", "fdel", "func")]
             return ["property", *(self.of(part, name) for part in parts if part is not None)]
         if isinstance(value, types.FunctionType):
-            return self._function(value, name)
+            return self._function(getattr(value, OWN, value), name)
         if isinstance(value, type):
             return self._class(value, name)
         if isinstance(value, types.ModuleType):
@@ -329,6 +329,7 @@ def _changed_attributes(classes: Iterable[type]) -> set[str]:
     found: set[str] = set()
     for kind in classes:
         for name, method in vars(kind).items():
+            method = getattr(method, OWN, method)
             function = inspect.unwrap(getattr(method, "__func__", method)) if callable(method) else None
             if isinstance(function, types.FunctionType) and name not in ("__init__", "__post_init__", "__new__"):
                 for code in _codes(function.__code__):

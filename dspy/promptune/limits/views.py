@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from dspy.promptune.limits.tally import MODEL_CLASS, Tally
 from dspy.promptune.limits.task import waiting
 from dspy.utils.exceptions import is_retryable_lm_error
 
-__all__ = ["through_gateway", "without_gateway"]
+__all__ = ["OWN", "own_calls_held", "through_gateway", "without_gateway"]
+
+OWN = "promptune_own"  # attribute of what stands in for a class's way of calling: the class's own
 
 MAX_DELAY = 60.0  # seconds between two tries, as upstream's
 SOON = 0.1  # seconds until the first new try after a reply that was none: nobody asked to be left alone
@@ -48,6 +51,54 @@ def without_gateway(lm: Any) -> Any:
     model: Any = object.__new__(_kind(lm))
     model.__dict__ = lm.__dict__
     return model
+
+
+@contextlib.contextmanager
+def own_calls_held() -> Iterator[None]:
+    """In this block, language models whose class replaces DSPy's way of calling are views within a run's context.
+
+    Such a model tells no callbacks, and where a metric calls it outside of any module nothing else would notice.
+    Outside a run's context it is called as ever; after the last of several blocks the classes are as they were.
+    """
+    global _holders
+    with _lock:
+        _holders += 1
+        for kind in _kinds(BaseLM):
+            for name in ("__call__", "acall"):
+                own = vars(kind).get(name)
+                if callable(own) and not hasattr(own, "__wrapped__") and not hasattr(own, OWN):
+                    setattr(kind, name, _held(name, own))
+                    _replaced.append((kind, name, own))
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            while not _holders and _replaced:
+                setattr(*_replaced.pop())
+
+
+_lock = threading.Lock()
+_holders = 0
+_replaced: list[tuple[type, str, Any]] = []
+
+
+def _kinds(base: type) -> Iterator[type]:
+    """All classes below this one."""
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+def _held(name: str, own: Any) -> Any:
+    """Stands in for a class's own way of calling."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        view = self if dspy.settings.get(GATEWAY) is None else through_gateway(self)
+        return own(self, *args, **kwargs) if view is self else getattr(view, name)(*args, **kwargs)
+
+    setattr(call, OWN, own)
+    return call
 
 
 class _GatewayLM:
