@@ -35,6 +35,7 @@ class Text:
         calls: Calls that writing it took, those for evidence included.
         at: Calls that the run had spent when it came.
         text: The text.
+        proposed: Whether it was proposed before anything was measured, and came late: nothing was written from.
     """
 
     part: str
@@ -43,6 +44,7 @@ class Text:
     calls: float = 1.0
     at: int = 0
     text: str = field(default="", repr=False)
+    proposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,16 @@ class WritingPolicy:
     def __init__(self, space: PromptSpace, rng: random.Random, block: int = 5) -> None:
         self._space, self._block = space, block
         self._random = np.random.default_rng(rng.getrandbits(32))
-        self._closed_sizes = dict(zip(space.names, space.sizes, strict=True))
+        self._written: dict[str, set[int]] = {name: set() for name in space.names}  # indices, by part
         self._parts = [part.name for part in space.parts if part.kind == "instruction"]
         self._turn = rng.randrange(len(self._parts))
         self.texts: list[Text] = []
 
     def wrote(self, text: Text) -> None:
         """A text is in the space."""
-        self.texts.append(text)
-        base = self._closed_sizes
-        base[text.part] = min(base[text.part], text.index)
+        if not text.proposed:
+            self.texts.append(text)
+            self._written[text.part].add(text.index)
 
     def failed(self) -> None:
         """A text could not be written, or was refused."""
@@ -152,7 +154,7 @@ class WritingPolicy:
 
     def _is_written(self, key: Key) -> bool:
         named = zip(self._space.names, key, strict=True)
-        return any(index >= self._closed_sizes[name] for name, index in named)
+        return any(index in self._written[name] for name, index in named)
 
     def _parent(self, pool: Sequence[Key], posterior: PoolPosterior) -> Key:
         places = promising(posterior, CONSIDERED)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.compile.arrivals import Arrivals
 from dspy.promptune.compile.attributes import Ledger, attach
 from dspy.promptune.compile.callbacks import EvaluationCallbacks
 from dspy.promptune.compile.loading import load
@@ -242,6 +243,7 @@ class Task:
     log_dir: str | None = None
     track_stats: bool = True
     reflector: Callable[[ProgramCache, PromptSpace], Propose] | None = None
+    arrivals: Arrivals | None = None
 
 
 def upstream_budget(n_examples: int, num_trials: int, minibatch_size: int | None, full_eval_steps: int) -> int:
@@ -291,11 +293,15 @@ def optimize(task: Task, engine: Engine) -> Module:
     if run.writing is not None:
         run.writing.wake = driver.wake
     engine.searching(driver.stop)
+    if task.arrivals is not None:
+        task.arrivals.listen(driver)
     if engine.books.store is not None:
         engine.books.store.lost = driver.stop
     logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)
     try:
         ended = _searched(driver)
+        if task.arrivals is not None:
+            task.arrivals.check()
         found = run.result(driver, ended, engine.books.facts, engine.books.meter.spent())
         found = replace(found, cases=_cases(run, recorder, engine, found))
     finally:
@@ -328,7 +334,7 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
     writer = None
     if task.reflector is not None:
         space = space.open()
-        writer = _writer(task.reflector, engine, space)
+        writer = _writer(task, task.reflector, engine, space)
     run = Run(
         space, options.sampler or "tpe", budget, seed=task.seed, options=of_sampler, store=books.store, writer=writer
     )  # fmt: skip
@@ -338,13 +344,16 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
     return run
 
 
-def _writer(reflector: Callable[[ProgramCache, PromptSpace], Propose], engine: Engine, space: PromptSpace) -> Writer:
+def _writer(
+    task: Task, reflector: Callable[[ProgramCache, PromptSpace], Propose], engine: Engine, space: PromptSpace
+) -> Writer:
     """The writer of a compile, in the threads of its pool; with batches in the loop's own."""
     assert engine.work is not None
     propose = engine.books.meter.of_step(REFLECT, reflector(engine.work.programs, space))
+    arrivals = None if task.arrivals is None else task.arrivals.take
     if engine.options.schedule == "batch":
-        return Writer(propose)
-    return Writer(propose, engine.pool.submit, places=max(1, engine.options.n_jobs // 4))
+        return Writer(propose, arrivals=arrivals)
+    return Writer(propose, engine.pool.submit, places=max(1, engine.options.n_jobs // 4), arrivals=arrivals)
 
 
 def _finished(task: Task, run: Run, engine: Engine, recorder: Recorder, found: SearchRun) -> Module:

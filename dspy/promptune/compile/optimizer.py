@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -14,6 +15,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
     LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT,
     logger,
 )
+from dspy.promptune.compile.arrivals import Arrivals, searches_early
 from dspy.promptune.compile.attributes import attach_unsearched
 from dspy.promptune.compile.call import call_of
 from dspy.promptune.compile.door import check_program, checked_options, lms_of, split_size
@@ -124,6 +126,7 @@ class CompileRun(_upstream.MIPROv2):
     _call: dict[str, Any]
     _expected: Estimate
     _budget: int
+    _arrivals: Arrivals | None  # instructions that are proposed while the search goes on
     _attempts: Attempts | None  # at training examples, where instructions are written during the search
     _own: dict[str, dict[int, list[Any]]]  # the user's candidates, by option and predictor
 
@@ -156,7 +159,7 @@ class CompileRun(_upstream.MIPROv2):
         run._engine = Engine(options, run.num_threads or dspy.settings.num_threads, books)
         run._report = StepReport(memory=books.memory)
         run._summary = None
-        run._attempts = None
+        run._attempts = run._arrivals = None
         run.task_model, run.prompt_model = through_gateway(run.task_model), through_gateway(run.prompt_model)
         run.teacher_settings = {name: through_gateway(value) for name, value in run.teacher_settings.items()}
         return run
@@ -214,8 +217,12 @@ class CompileRun(_upstream.MIPROv2):
             BOOTSTRAP,
             self.rng,
             lambda: bootstrap_demo_sets(
-                program, trainset, options=chosen, rng=self.rng,
-                pool=self._engine.patient(per_call=False), report=self._report,
+                program,
+                trainset,
+                options=chosen,
+                rng=self.rng,
+                pool=self._engine.patient(per_call=False),
+                report=self._report,
             ),
         )
 
@@ -336,22 +343,20 @@ class CompileRun(_upstream.MIPROv2):
         if demo_candidates and self._zero_shot is False:
             self._begin_demos(program, demo_candidates)
         logger.info("Step 2: proposing %d instructions for each predictor.", num_instruct_candidates)
+
+        def proposed(found: Callable[[int, str], None] | None = None) -> dict[int, list[str]]:
+            produce = lambda: propose_instructions(  # noqa: E731
+                program, trainset, demo_candidates, options=replace(options, found=found), rng=self.rng,
+                pool=self._engine.patient(per_call=True), summary=self._summary, report=self._report,
+            )  # fmt: skip
+            return self._engine.candidates("instructions", PROPOSE, self.rng, produce)
+
+        own = {i: [predictor.signature.instructions] for i, predictor in enumerate(program.predictors())}
+        if searches_early(self._options, self._engine.books, extended(own, self._own["instructions"])):
+            self._arrivals = Arrivals(proposed)
+            return own
         self._engine.show_calls("Step 2 of 3, instructions", PROPOSE, self._expected.propose)
-        return self._engine.candidates(
-            "instructions",
-            PROPOSE,
-            self.rng,
-            lambda: propose_instructions(
-                program,
-                trainset,
-                demo_candidates,
-                options=options,
-                rng=self.rng,
-                pool=self._engine.patient(per_call=True),
-                summary=self._summary,
-                report=self._report,
-            ),
-        )
+        return proposed()
 
     def _optimize_prompt_parameters(  # type: ignore[override]
         self,
@@ -381,10 +386,10 @@ class CompileRun(_upstream.MIPROv2):
             log_dir=self.log_dir,
             track_stats=self.track_stats,
             reflector=self._reflector if self._options.reflect else None,
+            arrivals=self._arrivals,
         )
         logger.info("Step 3: searching the combinations.")
         return optimize(task, self._engine)
-
 
     def _reflector(self, programs: ProgramCache, space: PromptSpace) -> Reflector:
         """Who writes instructions during the search."""

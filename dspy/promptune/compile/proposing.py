@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ class ProposeOptions:
     fewshot_aware: bool = True
     init_temperature: float = 1.0
     num_demos_in_context: int = 3
+    found: Callable[[int, str], None] | None = None  # called with each instruction as it comes, and its predictor
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ class _Step:
         error = future.exception()
         if error is None:
             found[proposal] = future.result()
+            if self.options.found is not None:
+                self.options.found(proposal.predictor, found[proposal])
         elif not isinstance(error, Stopped):
             what = f"instruction {proposal.demo_set} of predictor {proposal.predictor}"
             self.report.give_up("proposal", what, error)

@@ -101,13 +101,14 @@ class BudgetMeter:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Calls made in this block, and in copies of its context, belong to this step."""
+        """Calls made in this block, and in copies of its context, belong to this step; its time until the search."""
         began = time.monotonic()
         try:
             with dspy.context(**{STEP: name}):
                 yield
         finally:
-            self._add("seconds", round(time.monotonic() - began, 3), name)
+            ended = self._search_began if self._searching else time.monotonic()
+            self._add("seconds", round(max(0.0, ended - began), 3), name)
 
     def of_step(self, name: str, function: Callable[..., T]) -> Callable[..., T]:
         """The function, whose calls belong to this step wherever it is called."""

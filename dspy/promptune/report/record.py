@@ -13,7 +13,7 @@ from dspy.promptune.errors import StorageError
 from dspy.promptune.identity.encoding import decode
 from dspy.promptune.report.clock import Span, clock_of
 from dspy.promptune.run.failures import ExampleFailures, failures_of
-from dspy.promptune.run.writing import is_text, lineage_of, restored
+from dspy.promptune.run.texts import is_text, lineage_of, restored
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RunJobs"]
 
+EARLY = 0.1  # share of the calls for the first few prompts, until the other candidates have come
+
 
 class RunJobs:
     """What the loop asks for jobs and tells their ends, so that all who keep count of them agree.
@@ -58,6 +60,8 @@ class RunJobs:
             with self._unless_broken():
                 if self.writing is not None:
                     self.writing.look(self._left())
+                if self._waits():
+                    return None
                 one = self._decide()
                 if one is None:
                     return None
@@ -68,7 +72,8 @@ class RunJobs:
     @property
     def writes(self) -> bool:
         """Whether a text is being written with which there may be more to evaluate."""
-        return self.writing is not None and self.writing.in_flight > 0 and self._left() > 0
+        writing = self.writing
+        return writing is not None and bool(writing.in_flight or writing.awaited) and self._left() > 0
 
     @property
     def limited(self) -> str | None:
@@ -160,6 +165,13 @@ class RunJobs:
             return one
         changed = self.writing.look(self._left(), blocked=True)
         return self.policy.next_job(self._left()) if changed else None
+
+    def _waits(self) -> bool:
+        """Whether what there is has had its share, while most candidates are still being made."""
+        if self.writing is None or self.writing.awaited is None:
+            return False
+        taken = self.ledger.spent + self.ledger.claimed()
+        return taken >= EARLY * (taken + self._left())
 
     def _left(self) -> int:
         """Calls that nobody has claimed."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dspy.promptune.allocation.policy import Budget
     from dspy.promptune.allocation.writing import Text
     from dspy.promptune.run.trials import Proposals, StudyTrials
-    from dspy.promptune.run.writing import Propose, Submit, Writing
+    from dspy.promptune.run.writing import Arrivals, Propose, Submit, Writing
 
 __all__ = ["Compared", "Run", "SearchRun", "search"]
 
@@ -61,6 +61,7 @@ class Writer:
     propose: Propose
     submit: Submit | None = None
     places: int = 1
+    arrivals: Arrivals | None = None
 
 
 class Run:
@@ -143,12 +144,12 @@ class Run:
         sampler: Any = self.sampler
         self.writing = self.jobs.writing = Writing(
             self.study, self.space, sampler, policy, self.jobs.ledger, writer.propose,
-            rng=rng, submit=writer.submit, places=writer.places, past=texts,
+            rng=rng, submit=writer.submit, places=writer.places, past=texts, arrivals=writer.arrivals,
         )  # fmt: skip
         self.jobs.ledger.beside = sum(text.calls for text in texts)
         if self.sharing is not None:
             self.sharing.arrived = self.writing.arrived
-            self.writing.shared = self.sharing
+            self.writing.read_shared = self.sharing.look
 
     def whole_or_block(self, key: Key, examples: Sequence[int]) -> Assignment:
         """An evaluation that is decided on outside."""
@@ -329,7 +330,7 @@ def _stored(space: PromptSpace, store: StudyStore, n_examples: int) -> tuple[lis
 
     Another driver may write while this is read, so that it is read until there is no text that was not there before.
     """
-    from dspy.promptune.run.writing import check_distributions, restored
+    from dspy.promptune.run.texts import check_distributions, restored
 
     check_distributions(space, store.study.get_trials(deepcopy=False), store.place)
     texts: list[Text] = []

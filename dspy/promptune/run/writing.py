@@ -9,30 +9,28 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna.trial import TrialState, create_trial
 
 from dspy.promptune.allocation.writing import Text, WriteDecision, WritingPolicy, WritingState
 from dspy.promptune.errors import EmbeddingError, OptionError, StorageError
 from dspy.promptune.run.naming import prompt_name
+from dspy.promptune.run.texts import PROPOSED, appended, lineage_of, noted_text
 from dspy.promptune.secrets import said
-from dspy.promptune.space import PromptSpace
+from dspy.promptune.space import Key, PromptSpace
 
 if TYPE_CHECKING:
     from optuna.study import Study
-    from optuna.trial import FrozenTrial
 
     from dspy.promptune.allocation.ledger import CallLedger
     from dspy.promptune.allocation.racing import RacingPolicy
     from dspy.promptune.samplers.qei import QEISampler
 
-__all__ = ["Propose", "WriteRequest", "Writing", "Written", "check_distributions", "is_text", "lineage_of", "restored"]
+__all__ = ["Propose", "WriteRequest", "Writing", "Written", "check_sampler"]
 
 logger = logging.getLogger(__name__)
 
-KIND = "write"  # user attribute ``kind`` of a trial that stands for a text
 NEAR = 0.9995  # cosine of two texts' vectors from which on one is a copy of the other
 LONGEST = 20_000  # characters of a text
 FAILURES = 3  # in a row, after which nothing more is asked for
@@ -81,12 +79,8 @@ Propose = Callable[[WriteRequest], "Sequence[str] | Written"]
 
 Submit = Callable[..., "Future[Any]"]
 
-
-class TextStore(Protocol):
-    """Where texts are read from when several drivers write."""
-
-    def look(self) -> bool:
-        """Read what is new."""
+Arrivals = Callable[[], "tuple[Sequence[tuple[str, str]], bool]"]
+"""New (part, text) pairs since the last call, and whether there will be no more."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +108,7 @@ class Writing:
         submit: Starts a function in another thread; ``None`` writes in the loop's thread.
         places: Texts written at once.
         past: Texts of earlier starts, which are in the space.
+        arrivals: Candidates that are still being made.
     """
 
     def __init__(
@@ -129,16 +124,18 @@ class Writing:
         submit: Submit | None = None,
         places: int = 1,
         past: Sequence[Text] = (),
+        arrivals: Arrivals | None = None,
     ) -> None:
         self._study, self._space, self._sampler, self._racing = study, space, sampler, policy
         self._ledger, self._propose, self._submit, self._places = ledger, propose, submit, places
         self.policy = WritingPolicy(space, rng)
         self._arrived: SimpleQueue[_Arrived] = SimpleQueue()
         self.in_flight = 0
-        self._asked = len(past)
+        self.awaited = arrivals  # until all have come
+        self._asked = sum(not text.proposed for text in past)
         self._failed = 0
         self.wake: Callable[[], None] = lambda: None
-        self.shared: TextStore | None = None
+        self.read_shared: Callable[[], object] | None = None  # where several drivers write
         for text in past:
             self._took(text)
 
@@ -235,7 +232,7 @@ class Writing:
     # ------------------------------------------------------------------ what has been written
 
     def _take_in(self) -> bool:
-        changed = False
+        changed = self._enter()
         while True:
             try:
                 one = self._arrived.get_nowait()
@@ -244,6 +241,19 @@ class Writing:
             self.in_flight -= 1
             changed = True
             self._took_in(one)
+
+    def _enter(self) -> bool:
+        """Make candidates of what was proposed meanwhile; whether there was anything."""
+        if self.awaited is None:
+            return False
+        offered, over = self.awaited()
+        if over:
+            self.awaited = None
+        for part, text in offered:
+            known = self._space.parts[self._space.names.index(part)].candidates
+            if text.strip() and len(text) <= LONGEST and text not in known:
+                self._store(part, text, (0,) * len(self._space.names), 0.0, origin=PROPOSED)
+        return bool(offered)
 
     def _took_in(self, one: _Arrived) -> None:
         if one.error is not None:
@@ -258,7 +268,8 @@ class Writing:
         self._ledger.beside += one.written.calls
         good = [text for text in dict.fromkeys(texts) if self._usable(one.decision.part, text)]
         for text in good:
-            self._store(one, text, one.written.calls / len(good))
+            calls = one.written.calls / len(good)
+            self._store(one.decision.part, text, one.decision.parent, calls, seconds=round(one.seconds, 3))
 
     def _usable(self, part: str, text: str) -> bool:
         """Whether a text is one: not empty, not endless, and no copy of one that is there."""
@@ -284,23 +295,16 @@ class Writing:
         rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return bool((rows[:-1] @ rows[-1] > NEAR).any())
 
-    def _store(self, one: _Arrived, text: str, calls: float) -> None:
+    def _store(self, part: str, text: str, parent: Key, calls: float, **more: Any) -> None:
         """Write a text down, and then use it; where that fails the run ends, and it is not used."""
-        noted = {
-            "kind": KIND,
-            "part": one.decision.part,
-            "text": text,
-            "parent": list(one.decision.parent),
-            "calls": round(calls, 3),
-            "at": self._ledger.table.calls + int(self._ledger.beside),
-            "seconds": round(one.seconds, 3),
-        }
+        at = self._ledger.table.calls + int(self._ledger.beside)
+        noted = {"part": part, "text": text, "parent": list(parent), "calls": round(calls, 3), "at": at, **more}
         try:
-            self._study._storage.create_new_trial(self._study._study_id, template_trial=_template(noted))
+            self._study._storage.create_new_trial(self._study._study_id, template_trial=noted_text(noted))
         except StorageError:
             return
-        if self.shared is not None:
-            self.shared.look()
+        if self.read_shared is not None:
+            self.read_shared()
         else:
             self.arrived(noted)
 
@@ -311,68 +315,14 @@ class Writing:
         self._sampler.grow()
         self._racing.grown()
         self._took(text)
-        parent = prompt_name(self._space, text.parent)
-        logger.info("Wrote candidate %d of %s from %s.", text.index, text.part, parent)
+        if text.proposed:
+            logger.info("Candidate %d of %s was proposed.", text.index, text.part)
+        else:
+            parent = prompt_name(self._space, text.parent)
+            logger.info("Wrote candidate %d of %s from %s.", text.index, text.part, parent)
 
     def _took(self, text: Text) -> None:
         self.policy.wrote(text)
-
-
-def lineage_of(space: PromptSpace, texts: Sequence[Text]) -> list[dict[str, Any]]:
-    """Who was written from whom, see :class:`dspy.promptune.run.search.SearchRun`."""
-    return [
-        {
-            "part": text.part,
-            "index": text.index,
-            "predictor": space.parts[space.names.index(text.part)].predictor,
-            "parent": space.params(text.parent),
-            "cost": text.calls,
-            "at": text.at,
-        }
-        for text in texts
-    ]
-
-
-def is_text(trial: FrozenTrial) -> bool:
-    """Whether a trial stands for a text."""
-    return trial.user_attrs.get("kind") == KIND
-
-
-def appended(space: PromptSpace, noted: Mapping[str, Any]) -> Text | None:
-    """The text of a trial, in the space; ``None`` where it is there already or not of this space."""
-    part, parent = noted.get("part"), space.find(tuple(noted.get("parent", ())))
-    if part not in space.names or parent is None:
-        return None
-    known = len(space.parts[space.names.index(part)])
-    index = space.append(part, noted["text"])
-    return None if index < known else Text(part, index, parent, noted["calls"], noted["at"], noted["text"])
-
-
-def restored(space: PromptSpace, trials: Sequence[FrozenTrial]) -> list[Text]:
-    """Append the texts that trials stand for, in the order of their numbers."""
-    ordered = sorted((trial for trial in trials if is_text(trial)), key=lambda trial: trial.number)
-    found = [appended(space, trial.user_attrs) for trial in ordered]
-    return [text for text in found if text is not None]
-
-
-def check_distributions(space: PromptSpace, trials: Sequence[FrozenTrial], place: str) -> None:
-    """Refuse to continue an open space where a study has a closed one, or the other way round.
-
-    Raises:
-        StorageError: The study was begun the other way.
-    """
-    from optuna.distributions import CategoricalDistribution
-
-    for trial in trials:
-        if name := next((name for name in space.names if name in trial.distributions), None):
-            closed = isinstance(trial.distributions[name], CategoricalDistribution)
-            if closed == space.is_open:
-                how = "without" if closed else "with"
-                raise StorageError(
-                    f"The study in {place} was begun {how} instructions written during the search, and its trials "
-                    f"cannot be mixed with others: go on {how} them (reflect=, propose=), or use another study_name."
-                )
-            return
 
 
 def check_sampler(sampler: Any, policy: Any) -> None:
@@ -388,7 +338,3 @@ def check_sampler(sampler: Any, policy: Any) -> None:
             f"Writing instructions during the search needs beliefs about prompts: use sampler='qei' without "
             f"minibatch_size, not {type(sampler).__name__}."
         )
-
-
-def _template(noted: Mapping[str, Any]) -> FrozenTrial:
-    return create_trial(state=TrialState.PRUNED, user_attrs=dict(noted))

@@ -1,0 +1,86 @@
+"""Candidates that came during a search: each is a trial of the study before it is used, and stands in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState, create_trial
+
+from dspy.promptune.allocation.writing import Text
+from dspy.promptune.errors import StorageError
+from dspy.promptune.space import PromptSpace
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+__all__ = ["PROPOSED", "appended", "check_distributions", "is_text", "lineage_of", "noted_text", "restored"]
+
+KIND = "write"  # user attribute ``kind`` of a trial that stands for a text
+PROPOSED = "proposed"  # user attribute ``origin``, where the text was not written from failures but proposed in step 2
+
+
+def lineage_of(space: PromptSpace, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    """Who was written from whom, see :class:`dspy.promptune.run.search.SearchRun`."""
+    return [
+        {
+            "part": text.part,
+            "index": text.index,
+            "predictor": space.parts[space.names.index(text.part)].predictor,
+            "parent": space.params(text.parent),
+            "cost": text.calls,
+            "at": text.at,
+        }
+        for text in texts
+        if not text.proposed
+    ]
+
+
+def is_text(trial: FrozenTrial) -> bool:
+    """Whether a trial stands for a text."""
+    return trial.user_attrs.get("kind") == KIND
+
+
+def appended(space: PromptSpace, noted: Mapping[str, Any]) -> Text | None:
+    """The text of a trial, in the space; ``None`` where it is there already or not of this space."""
+    part, parent = noted.get("part"), space.find(tuple(noted.get("parent", ())))
+    if part not in space.names or parent is None:
+        return None
+    known = len(space.parts[space.names.index(part)])
+    index = space.append(part, noted["text"])
+    if index < known:
+        return None
+    proposed = noted.get("origin") == PROPOSED
+    return Text(part, index, parent, noted["calls"], noted["at"], noted["text"], proposed)
+
+
+def restored(space: PromptSpace, trials: Sequence[FrozenTrial]) -> list[Text]:
+    """Append the texts that trials stand for, in the order of their numbers."""
+    ordered = sorted((trial for trial in trials if is_text(trial)), key=lambda trial: trial.number)
+    found = [appended(space, trial.user_attrs) for trial in ordered]
+    return [text for text in found if text is not None]
+
+
+def check_distributions(space: PromptSpace, trials: Sequence[FrozenTrial], place: str) -> None:
+    """Refuse to continue an open space where a study has a closed one, or the other way round.
+
+    Raises:
+        StorageError: The study was begun the other way.
+    """
+    from optuna.distributions import CategoricalDistribution
+
+    for trial in trials:
+        if name := next((name for name in space.names if name in trial.distributions), None):
+            closed = isinstance(trial.distributions[name], CategoricalDistribution)
+            if closed == space.is_open:
+                how = "without" if closed else "with"
+                raise StorageError(
+                    f"The study in {place} was begun {how} instructions written during the search, and its trials "
+                    f"cannot be mixed with others: go on {how} them (reflect=, propose=), or use another study_name."
+                )
+            return
+
+
+def noted_text(noted: Mapping[str, Any]) -> FrozenTrial:
+    """The trial that stands for a text: PRUNED, without parameters."""
+    return create_trial(state=TrialState.PRUNED, user_attrs={"kind": KIND, **noted})

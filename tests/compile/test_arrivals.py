@@ -1,0 +1,100 @@
+"""Instructions that are proposed while the search goes on already."""
+
+import threading
+
+import pytest
+
+import dspy
+from benchmarks.warehouse import SortAndPlace, Warehouse, metric
+from dspy.promptune import EvaluationError, SearchCallback
+
+pytestmark = [pytest.mark.filterwarnings("ignore:dspy.LM")]
+PROPOSES = "[[ ## proposed_instruction ## ]]"
+
+
+class Gate(threading.Event):
+    """What all copies of a model wait for, and how many did."""
+
+    passed = 0
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Slow(Warehouse):
+    """A warehouse whose proposals wait at a gate; those that fail do so for good."""
+
+    def __init__(self, *args, fails=False, **options):
+        super().__init__(*args, **options)
+        self.gate, self.fails = Gate(), fails
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        if PROPOSES in str(messages):
+            assert self.gate.wait(10), "nothing was searched meanwhile"
+            self.gate.passed += 1
+            if self.fails:
+                raise ValueError("the model is broken")
+        return super().forward(prompt, messages, **kwargs)
+
+
+class After(SearchCallback):
+    """Lets the proposals go once a trial has ended."""
+
+    def __init__(self, world):
+        self.world = world
+
+    def on_trial(self, trial):
+        self.world.gate.set()
+
+
+def compiled(world, **options):
+    options = {"n_jobs": 4, "num_trials": 8, "callbacks": [After(world)], "embedder": "ngram", **options}
+    with dspy.context(lm=world):
+        optimizer = dspy.MIPROv2(metric=metric, auto=None, num_candidates=4, num_threads=2, seed=1)
+        return optimizer.compile(
+            SortAndPlace(1), trainset=world.examples(0, 40), valset=world.examples(200, 240),
+            sampler="qei", reflect=True, disable_progress_bar=True, **options,
+        )  # fmt: skip
+
+
+def instructions(run):
+    return run.space.parts[0].candidates
+
+
+def test_the_search_goes_on_while_instructions_are_proposed():
+    """Trials end before the first proposal is answered, and every instruction of step 2 is a candidate in the end."""
+    world = Slow(0)
+    run = compiled(world).optimization_run
+    late = [trial.user_attrs for trial in run.trials if trial.user_attrs.get("origin") == "proposed"]
+    assert world.gate.passed == 3 and len(late) == 3
+    assert {noted["text"] for noted in late} <= set(instructions(run))
+    assert all(noted["at"] <= 0.2 * run.calls for noted in late)
+    assert not {noted["text"] for noted in late} & {instructions(run)[text["index"]] for text in run.lineage}
+
+
+def test_a_run_that_is_taken_up_again_has_the_same_candidates(tmp_path):
+    """What came during the search stands at the same indices, and nothing is proposed again."""
+    file = str(tmp_path / "runs.db")
+    first = compiled(Slow(0), storage=file).optimization_run
+    again = Slow(0)
+    again.gate.set()
+    second = compiled(again, storage=file, resume=True).optimization_run
+    assert instructions(second)[: len(instructions(first))] == instructions(first)
+    assert again.gate.passed == 0
+
+
+def test_where_nothing_can_be_proposed_the_search_ends_with_the_reason():
+    """It ends soon, and the error is that of a compile which waits."""
+    world = Slow(0, fails=True)
+    with pytest.raises(EvaluationError, match=r"Not one of 3 instructions could be proposed.*the model is broken"):
+        compiled(world, num_trials=100)
+    assert world.calls["task"] < 300
+
+
+def test_with_batches_the_search_waits():
+    """The same seed gives the same trials, so that candidates keep the order of step 2."""
+    world = Slow(0)
+    world.gate.set()
+    run = compiled(world, schedule="batch", num_trials=5).optimization_run
+    assert world.gate.passed == 3
+    assert not any(trial.user_attrs.get("origin") for trial in run.trials)
