@@ -31,9 +31,9 @@ def test_the_calls_served_over_all_kills_are_within_the_limit(tmp_path, file):
         assert EXAMPLES < served <= BUDGET
 
 
-def stored(path, caps):
+def stored(path, caps, **options):
     """A study, and a meter whose spending is written to it, as of one start."""
-    store = open_study_store(path, "one", True, "one")
+    store = open_study_store(path, "one", True, "one", **options)
     store.begin({"format": 1})
     meter = BudgetMeter(caps)
     store.count(meter)
@@ -75,6 +75,28 @@ def test_a_start_that_ends_well_leaves_nothing_reserved(tmp_path):
             meter.ended()
         store.close()
     assert stored(tmp_path / "runs.db", BudgetLimits(max_lm_calls=100))[1].left("max_lm_calls") == 91
+
+
+@pytest.mark.parametrize("limit", [6, 12])
+def test_drivers_that_reserve_at_the_same_moment_do_not_overrun(tmp_path, limit):
+    """One that looks before and writes after another has reserved makes no call that the other may make as well."""
+    first, mine = stored(tmp_path / "runs.db", BudgetLimits(max_lm_calls=limit), share=True)
+    first.search_begins()
+    second, other = stored(tmp_path / "runs.db", BudgetLimits(max_lm_calls=limit), share=True)
+    write, admitted = first.drivers.announce, []
+
+    def between(**facts):
+        if not admitted:
+            admitted.append(None)
+            admitted[0] = other.admit()
+        write(**facts)
+
+    first.drivers.announce = between
+    for meter in [mine, other] * limit:
+        admitted.append(meter.admit())
+    assert admitted[0] and sum(admitted) == limit
+    first.close()
+    second.close()
 
 
 def test_what_is_let_through_is_on_disk_first(tmp_path):

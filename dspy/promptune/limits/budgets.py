@@ -151,7 +151,6 @@ class BudgetMeter:
         spent = self.own()
         with self._lock:
             calls = self._open + (max(CHUNK, self._open) if ahead else 0)
-            covered = self._calls() + calls
             amounts = {"calls": float(calls)}
             for kind in ("tokens", "cost"):
                 self._reckoned[kind] = max(self._largest.get(kind, 0.0), self._of_call(kind))
@@ -160,8 +159,18 @@ class BudgetMeter:
                 amounts[kind] += self._lent[kind]
                 if (limit := getattr(self.caps, name)) is not None:
                     amounts[kind] = min(amounts[kind], max(0.0, limit - self._total(kind)))
+            covered = self._calls() + min(calls, amounts["calls"])
         reserved = {kind: round(each, 6) for kind, each in amounts.items() if each > 0}
         return spent, {dspy.settings.get(STEP, SEARCH): reserved} if reserved else {}, covered
+
+    def pays_for(self, reserved: Mapping[str, Mapping[str, float]]) -> bool:
+        """Whether the limits pay for what :meth:`reserve` gave, too, beside what others have written meanwhile."""
+        with self._lock:
+            return all(
+                self._total(kind) + sum(row.get(kind, 0.0) for row in reserved.values()) <= limit
+                for name, kind in KINDS.items()
+                if (limit := getattr(self.caps, name)) is not None
+            )
 
     def cover(self, calls: float) -> None:
         """What :meth:`reserve` gave is written: so many calls may be made."""

@@ -30,7 +30,7 @@ from dspy.promptune.run.result import Compared, SearchRun
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.backend import quiet_optuna
-from dspy.promptune.storage.history import RunHistory, frozen
+from dspy.promptune.storage.history import RunHistory
 from dspy.promptune.storage.sharing import Sharing
 from dspy.promptune.storage.study_store import StudyStore, open_study_store
 
@@ -192,6 +192,8 @@ class Run:
         try:
             return self.study.get_trials(deepcopy=False)
         except StorageError:
+            from dspy.promptune.run.trials import frozen
+
             return frozen(self.space, self._record.jobs)
 
 

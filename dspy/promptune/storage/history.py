@@ -1,4 +1,4 @@
-"""What a run had done before, and its trials where the storage can no longer tell."""
+"""What a run had done before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dspy.promptune.space import Key, PromptSpace
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["RunHistory", "frozen", "history_of"]
+__all__ = ["RunHistory", "history_of"]
 
 LOST = "lost"  # user attribute of a FAILED trial: calls that it took for nothing
 FARTHER = 0x9E3779B1  # between the seeds of two starts of a run
@@ -111,21 +111,3 @@ def told_scores(trial: FrozenTrial) -> list[tuple[int, float]]:
         return []
     pairs = [(int(example), float(score)) for example, score in zip(examples, scores, strict=True)]
     return [(example, score) for example, score in pairs if math.isfinite(score)]
-
-
-def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> list[FrozenTrial]:
-    """Jobs that ended well as the trials that a study would have of them."""
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import create_trial
-
-    distributions: dict[str, BaseDistribution] = {**space.distributions()}
-    trials = []
-    for job, scores in jobs:
-        noted = {"kind": job.kind, "examples": list(job.examples), "scores": list(scores)}
-        mean = math.fsum(scores) / len(scores)
-        trial = create_trial(
-            value=mean, params=space.params(job.key), distributions=distributions, user_attrs=noted
-        )  # fmt: skip
-        trial.number = job.number
-        trials.append(trial)
-    return sorted(trials, key=lambda trial: trial.number)
