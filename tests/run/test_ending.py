@@ -100,6 +100,14 @@ def test_every_search_ends_within_its_budget(given):
         assert all(evaluate.failed.count(key) <= (1 + given["retries"]) * (1 + jobs) for key in evaluate.bad)
 
 
+def test_what_a_first_attempt_tried_counts_where_another_job_tries_the_rest():
+    """Three jobs of one prompt that always fails share its two examples on second attempts: six are tried at most."""
+    evaluate = Failing(PromptSpace({0: ["only"]}, {0: [[]]}), set(), {(0, 0)}, set(), ValueError)
+    options = {"minibatch_size": 2, "full_eval_steps": 0, "retries": 1, "n_jobs": 3, "sampler": "onehot", "seed": 0}
+    assert outcome_of({"evaluate": evaluate, "n_examples": 2, "max_calls": 3, **options}) is None
+    assert len(evaluate.tried) <= 3 * 2
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(searches())
 def test_a_good_prompt_among_failing_ones_wins(given):

@@ -67,7 +67,7 @@ class SearchLoop:
         self._parts: dict[int, Outcome] = {}  # what jobs that were taken up again had brought before
         self._tries: dict[int, int] = {}
         self._streak = FailureStreak(self._limits.streak, schedule.n_jobs)
-        self._begun: dict[int, set[int]] = {}  # examples that a running job has begun, in its last attempt
+        self._begun: dict[int, set[int]] = {}  # examples that a running job has begun, in any of its attempts
         self._over = False
         self._last_error: BaseException | None = None
         self._broken: MetricError | None = None
@@ -287,7 +287,6 @@ class SearchLoop:
         again = outcome.transient or self._limits.retry_all
         if outcome.error is None or not again or tries >= self._limits.retries or self._stopping:
             return False
-        self._begun.pop(job.number, None)
         self._tries[job.number] = tries + 1
         self._parts[job.number] = outcome
         logger.info("Trial %d failed (%s): tried again.", job.number, said(outcome.error))
