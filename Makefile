@@ -15,7 +15,7 @@ MYPY := $(abspath $(BIN))/mypy
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo test test-all lint types check docs pictures screenshots notebook changelog wheel
-.PHONY: bench bench-speed bench-durability bench-regret test-upstream upgrade-upstream
+.PHONY: bench bench-speed bench-durability bench-race bench-regret test-upstream upgrade-upstream
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -84,6 +84,10 @@ bench-speed: dev ## whole compiles against DSPy's, and where jobs run (about an 
 bench-durability: dev ## what kills and faults cost (long)
 	$(BIN)/python -m benchmarks.durability
 	$(BIN)/python -m benchmarks.replies
+
+bench-race: dev ## the race alone beside TPE and races without a model, closed tables and products (an hour)
+	$(BIN)/python -m benchmarks.race --seeds 20 --methods qei tpe-35 tpe-10 tpe-full thompson-blocks halving
+	$(BIN)/python -m benchmarks.race --products --seeds 10 --methods qei tpe-35 tpe-10 halving
 
 bench-regret: dev ## search quality on the recorded tables of benchmarks/data (hours; QUICK=1: some minutes)
 	$(BIN)/python -m benchmarks.regret $(if $(QUICK),--seeds 5 --methods qei-async tpe-35 random-35 --results build/quick --plots build/quick)

@@ -72,7 +72,7 @@ def plain(kind: Literal["tpe", "random"], batch: int, minibatch: int) -> Callabl
     """Optuna without this package: random minibatches, no full evaluation, the winner by its mean of minibatches.
 
     The prompts of a table are one categorical parameter, because most pairs of its instructions and demo sets were
-    never recorded.
+    never recorded; those of a product are one for each of its tables.
 
     Args:
         kind: Which of Optuna's samplers, with its defaults.
@@ -86,10 +86,13 @@ def plain(kind: Literal["tpe", "random"], batch: int, minibatch: int) -> Callabl
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         study = optuna.create_study(direction="maximize", sampler=samplers[kind](seed=seed))
-        keys = list(table.space.keys())
-        space = {"prompt": optuna.distributions.CategoricalDistribution(range(len(keys)))}
+        choices = table.choices()
+        space = {
+            f"prompt {i}": optuna.distributions.CategoricalDistribution(range(len(keys)))
+            for i, keys in enumerate(choices)
+        }
         evaluate, rng = table.replay(seed), np.random.default_rng(seed)
-        means: dict[int, list[float]] = defaultdict(list)
+        means: dict[Key, list[float]] = defaultdict(list)
         calls, history = 0, []
         while calls < max_calls:
             for trial in [study.ask(space) for _ in range(batch)]:
@@ -97,13 +100,14 @@ def plain(kind: Literal["tpe", "random"], batch: int, minibatch: int) -> Callabl
                 if size == 0:
                     break
                 examples = rng.choice(table.n_examples, size, replace=False).tolist()
-                prompt = trial.params["prompt"]
-                mean = float(np.mean(evaluate(table.space.params(keys[prompt]), examples)))
+                picked = zip(choices, trial.params.values(), strict=True)
+                prompt = tuple(index for keys, place in picked for index in keys[place])
+                mean = float(np.mean(evaluate(table.space.params(prompt), examples)))
                 study.tell(trial, mean)
                 means[prompt].append(mean)
                 calls += size
-                winner = max(means, key=lambda i: float(np.mean(means[i])))
-                history.append((calls, table.truth[keys[winner]]))
+                winner = max(means, key=lambda key: float(np.mean(means[key])))
+                history.append((calls, table.truth[winner]))
         return history
 
     return run

@@ -2,10 +2,12 @@
 
     python -m benchmarks.race --seeds 12
     python -m benchmarks.race --methods qei qlogei --tables gsm8k --seeds 5
+    python -m benchmarks.race --products --methods qei tpe-35 --seeds 5
 
 Eight jobs are in flight; which of them ends next is drawn, the same for the same seed. Finished runs are kept in
 ``benchmarks/results/race.json`` and not repeated. Rules of allocation are chosen on the tables ``CHOSEN_ON``; the
-others show what they are worth. Markdown goes to stdout.
+others show what they are worth. Products are programs of two predictors with a graded score, one of them from 0 to
+100. Markdown goes to stdout.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import area, at, curves, geometric_mean, reach
+from benchmarks.figures import area, at, curves, geometric_mean, mean_and_error, reach
 from benchmarks.methods import METHODS, Trace, trace, without
 from benchmarks.models import halving, thompson_blocks
+from benchmarks.products import product
 from benchmarks.tables import Table, data_folder, load_tables
 from benchmarks.warm import warm
 from dspy.promptune.allocation.expectation import expectation
@@ -37,6 +40,8 @@ CHOSEN_ON = ("capo_dev_gsm8k", "capo_test_sst5", "capo_test_subj", "hyperbaton")
 CONTROL = "copa"  # nothing to find there
 JOBS = 8
 MILESTONES = (175, 350, 700)
+PAIRS = (("capo_test_subj", "capo_test_sst5", 1.0), ("capo_test_gsm8k", "capo_test_sst5", 100.0))
+BEHIND = 2.0  # standard errors
 
 Run = dict[str, Any]
 """``trace`` and, of ours, ``score`` (reported), ``expected``, ``low``, ``high``, ``end`` (true), ``jobs``, ``seconds``.
@@ -82,7 +87,8 @@ def _believed(sampler: Any, scores: ScoreTable, best: Any, table: Table) -> dict
     assert expected is not None
     low, high = expected.interval
     mean = math.fsum(row.values()) / len(row)
-    return {"score": mean, "expected": expected.score, "low": low, "high": high, "end": table.truth[best]}
+    said = {"score": mean, "expected": expected.score, "low": low, "high": high}
+    return {**{name: value / table.unit for name, value in said.items()}, "end": table.truth[best]}
 
 
 def _baseline(run: Callable[[Table, int, int], Trace]) -> Callable[[Table, int, int], Run]:
@@ -93,6 +99,10 @@ RACES: Mapping[str, tuple[str, Callable[[Table, int, int], Run]]] = {
     "qei": ("`qei`", race),
     "tpe-35": ("TPE, minibatch 35", lambda table, seed, calls: {"trace": trace(table, METHODS["tpe-35"], seed, calls)}),
     "tpe-10": ("TPE, minibatch 10", lambda table, seed, calls: {"trace": trace(table, METHODS["tpe-10"], seed, calls)}),
+    "tpe-full": (
+        "TPE as DSPy spends",
+        lambda table, seed, calls: {"trace": trace(table, METHODS["tpe-full"], seed, calls)},
+    ),
     "thompson-blocks": ("Beta-Thompson on blocks, no model", _baseline(thompson_blocks)),
     "halving": ("successive halving, no model", _baseline(halving)),
     "unrelated": (
@@ -141,7 +151,28 @@ def report(tables: Sequence[Table], methods: Sequence[str], runs: Mapping[str, R
         if any(not len(rows[t.name, method]) or not len(rows[t.name, "tpe-35"]) for t in judged):
             continue
         lines.append(_line(method, judged, rows, list(sides.values())))
-    return "\n".join([*lines, "", _beliefs(tables, methods, runs)])
+    return "\n".join([*lines, "", _beliefs(tables, methods, runs), "", *_beside(judged, methods, rows)])
+
+
+def _beside(tables: Sequence[Table], methods: Sequence[str], rows: Mapping[tuple[str, str], np.ndarray]) -> list[str]:
+    """Accuracy of the first method less that of each other, table by table, with its standard error."""
+    own, others = methods[0], methods[1:]
+    lines = ["| table | beside | " + " | ".join(map(str, MILESTONES)) + " | end |", "|---|---|---:|---:|---:|---:|"]
+    behind = total = 0
+    for table in tables:
+        for other in others:
+            cells = []
+            for calls in (*MILESTONES, budget_of(table)):
+                pair = [rows[table.name, method] for method in (own, other)]
+                if calls > budget_of(table) or not all(len(one) for one in pair):
+                    cells.append("")
+                    continue
+                (mean, error), (level, spread) = (mean_and_error(at(one, calls)) for one in pair)
+                difference, error = mean - level, math.hypot(error, spread)
+                behind, total = behind + (difference < -BEHIND * error), total + 1
+                cells.append(f"{difference:+.3f} ± {error:.3f}")
+            lines.append(f"| {table.name} | {RACES[other][0]} | " + " | ".join(cells) + " |")
+    return [*lines, "", f"Behind by more than {BEHIND:g} standard errors: {behind} of {total}."]
 
 
 def _rows(table: Table, method: str, runs: Mapping[str, Run], seeds: int) -> np.ndarray:
@@ -197,12 +228,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.race", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", help="folder of the tables")
     parser.add_argument("--tables", nargs="+", default=[], help="parts of the names of the tables (default: all)")
+    parser.add_argument("--products", action="store_true", help="two predictors: products of two tables instead")
     parser.add_argument("--methods", nargs="+", default=list(RACES), choices=list(RACES), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing after so many minutes")
     options = parser.parse_args(argv)
     tables = load_tables(data_folder(options.data), options.tables)
     warm(tables, RESULTS.parent / "minilm.npz")
+    if options.products:
+        tables = [
+            product(*(next(t for t in tables if name in t.name) for name in names), unit) for *names, unit in PAIRS
+        ]
     runs = complete(tables, options.methods, options.seeds, options.minutes)
     print(report(tables, options.methods, runs, options.seeds))
 

@@ -34,7 +34,8 @@ class Table:
 
     ``truth`` holds the mean accuracy of every combination of ``space``; ``columns`` its 0/1 scores on each of
     ``n_examples`` examples, or is empty where only means were recorded. ``vectors`` holds the vector of each
-    candidate's label where the table has no texts, and is empty where it has.
+    candidate's label where the table has no texts, and is empty where it has. ``unit`` is what a score of 1 is in the
+    metric's units.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Table:
     columns: Mapping[Key, np.ndarray]
     n_examples: int
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unit: float = 1.0
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """The recorded vectors of ``n`` labels, ``n x d``: an ``embedder`` for a table without texts.
@@ -60,6 +62,10 @@ class Table:
     def accuracy(self, params: Mapping[str, int]) -> float:
         """The true accuracy of a combination, given as a study's parameters."""
         return self.truth[self.space.key(params)]
+
+    def choices(self) -> list[list[Key]]:
+        """What a sampler that reads no texts chooses between: one entry of each list, which together make a key."""
+        return [list(self.space.keys())]
 
     def shuffled(self, seed: int) -> Table:
         """The same table with the candidates of each part in another order, so that ties favor nobody."""

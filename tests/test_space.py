@@ -107,6 +107,17 @@ def test_a_large_space_is_sampled_around_the_leaders():
     assert pool != space.pool(100, random.Random(4), [leader])
 
 
+def test_a_pool_of_allowed_keys_has_the_neighbors_of_its_leader():
+    """After the leader come the allowed keys that differ from it in one part, in their order."""
+    rng = random.Random(0)
+    allowed = {tuple(rng.randrange(6) for _ in range(3)) for _ in range(90)}
+    space = PromptSpace({i: [str(j) for j in range(6)] for i in range(3)}, allowed=allowed)
+    leader = min(allowed)
+    near = [key for key in sorted(allowed) if sum(a != b for a, b in zip(key, leader, strict=True)) == 1]
+    assert space.pool(40, rng, [leader])[: 1 + len(near)] == [leader, *near]
+    assert 2 < len(near) < 19
+
+
 def test_a_pool_of_allowed_keys_stays_inside_them():
     """Where only some combinations are allowed, leaders, neighbors and random picks are all among them."""
     allowed = [(i, (7 * i) % 20) for i in range(20)] + [(3, j) for j in range(20)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -248,12 +249,22 @@ class PromptSpace:
 
     def _neighbors(self, key: Key) -> Iterator[Key]:
         if self.allowed is not None:
-            return (other for other in self.allowed if sum(a != b for a, b in zip(key, other, strict=True)) == 1)
+            beside = (self._beside.get((i, key[:i] + key[i + 1 :]), ()) for i in range(len(key)))
+            return iter(sorted({other for keys in beside for other in keys} - {key}))
         return ((*key[:i], j, *key[i + 1 :]) for i, part in enumerate(self.parts) for j in part.distinct if j != key[i])
+
+    @cached_property
+    def _beside(self) -> Mapping[tuple[int, Key], Sequence[Key]]:
+        """The allowed keys by a part and what they have in all the others."""
+        found: defaultdict[tuple[int, Key], list[Key]] = defaultdict(list)
+        for key in self.allowed or ():
+            for i in range(len(key)):
+                found[i, key[:i] + key[i + 1 :]].append(key)
+        return found
 
     def _fill(self, chosen: dict[Key, None], size: int, rng: random.Random) -> None:
         if self.allowed is not None:
-            for key in rng.sample(self.allowed, len(self.allowed)):
+            for key in rng.sample(self.allowed, min(size, len(self.allowed))):
                 if len(chosen) >= size:
                     return
                 chosen.setdefault(key)

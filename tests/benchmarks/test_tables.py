@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.pack import pack
+from benchmarks.products import product
 from benchmarks.tables import SHIPPED, data_folder, load_table, load_tables
 from dspy.promptune.features import embed_parts
 
@@ -114,3 +115,15 @@ def test_an_unknown_table_lists_the_known(tmp_path):
     write(tmp_path, "one")
     with pytest.raises(SystemExit, match=r"No table matches two: there are one\."):
         load_tables(tmp_path, ["two"])
+
+
+def test_a_product_has_all_pairs_and_the_mean_of_both_scores_in_its_unit(tmp_path):
+    """A pair's score on an example is made of what its two halves score there; shuffling keeps the pairs' truths."""
+    first, second = (load_table(write(tmp_path, f"a_table_{name}")) for name in ("one", "two"))
+    pairs = product(first, second, 100.0)
+    assert pairs.space.size == 9 and pairs.truth[(0, 0, 1, 0)] == 0.75
+    assert pairs.choices() == [list(first.truth), list(second.truth)]
+    scores = pairs.replay(0)(pairs.space.params((0, 1, 0, 0)), range(200))
+    assert set(scores) == {0.0, 50.0, 100.0}
+    assert np.mean(scores) == pytest.approx(37.5, abs=8)
+    assert sorted(pairs.shuffled(3).truth.values()) == sorted(pairs.truth.values())
