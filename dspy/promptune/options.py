@@ -19,7 +19,6 @@ __all__ = [
     "ResumeMode",
     "SamplerName",
     "ScheduleName",
-    "check_batch_size",
     "check_integer",
     "check_jobs",
     "check_sampler",
@@ -56,20 +55,6 @@ def check_jobs(n_jobs: Any, batch_size: Any = None, schedule: Any = None) -> Non
         check_integer("batch_size", batch_size, 1)
     if schedule is not None and schedule not in SCHEDULES:
         raise OptionError(f"schedule={schedule!r}: it must be one of {', '.join(SCHEDULES)}, or None.")
-
-
-def check_batch_size(sampler: Any, batch_size: int | None, *, batched: bool) -> None:
-    """Refuse a batch size where trials are proposed one by one and the sampler does not take it.
-
-    Raises:
-        OptionError: It would change nothing.
-    """
-    if batch_size is not None and not batched and not (isinstance(sampler, str) and sampler in OURS):
-        what = repr(sampler or "tpe") if sampler is None or isinstance(sampler, str) else "a sampler that is given"
-        raise OptionError(
-            f"batch_size={batch_size!r}: {what} is asked for one trial at a time unless schedule='batch'; give that, "
-            "or leave batch_size out."
-        )
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
@@ -128,6 +113,20 @@ def embedder_of(sampler: Any, options: Mapping[str, Any]) -> Any:
     return getattr(sampler, "embedder", None)
 
 
-def with_batch_size(sampler: Any, batch_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler's options, with the batch size where a sampler of that name takes one."""
-    return {"batch_size": batch_size, **options} if sampler in OURS else dict(options)
+def with_batch_size(
+    sampler: Any, options: Mapping[str, Any], *, n_jobs: int, given: int | None, batched: bool
+) -> dict[str, Any]:
+    """The sampler's options, with the batch size where a sampler of that name takes one; by default ``n_jobs``.
+
+    Raises:
+        OptionError: A batch size is ``given``, the sampler takes none, and trials are not proposed in batches either.
+    """
+    if isinstance(sampler, str) and sampler in OURS:
+        return {"batch_size": given or n_jobs, **options}
+    if given is not None and not batched:
+        what = repr(sampler or "tpe") if sampler is None or isinstance(sampler, str) else "a sampler that is given"
+        raise OptionError(
+            f"batch_size={given!r}: {what} is asked for one trial at a time unless schedule='batch'; give that, or "
+            "leave batch_size out."
+        )
+    return dict(options)

@@ -14,7 +14,6 @@ from dspy.promptune.options import (
     ExecutorKeys,
     ResumeMode,
     ScheduleName,
-    check_batch_size,
     check_integer,
     check_jobs,
     check_sampler,
@@ -77,9 +76,9 @@ class CompileOptions:
         check_jobs(options.get("n_jobs", 1), options.get("batch_size"), options.get("schedule"))
         sampler = options.get("sampler")
         check_sampler(sampler, of_sampler)
-        check_batch_size(sampler, options.get("batch_size"), batched=options.get("schedule") == "batch")
-        size = options.get("batch_size") or options.get("n_jobs", 1)
-        return cls(sampler_options=with_batch_size(sampler, size, of_sampler), **options)
+        jobs, size, batched = options.get("n_jobs", 1), options.get("batch_size"), options.get("schedule") == "batch"
+        of_sampler = with_batch_size(sampler, of_sampler, n_jobs=jobs, given=size, batched=batched)
+        return cls(sampler_options=of_sampler, **options)
 
     def __post_init__(self) -> None:
         if self.max_concurrency is not None:

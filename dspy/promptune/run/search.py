@@ -13,15 +13,7 @@ from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable
 from dspy.promptune.errors import StorageError
 from dspy.promptune.identity.manifest import embedder_known, search_manifest
-from dspy.promptune.options import (
-    ResumeMode,
-    SamplerName,
-    ScheduleName,
-    check_batch_size,
-    check_jobs,
-    check_seed,
-    with_batch_size,
-)
+from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
 from dspy.promptune.run.events import SearchCallback, SearchEvents, check_callbacks
 from dspy.promptune.run.listeners import LoopListener
@@ -282,10 +274,10 @@ def search(
     """
     check_jobs(n_jobs, batch_size, schedule)
     plan = make_schedule(n_jobs, batch_size, schedule)
-    check_batch_size(sampler, batch_size, batched=plan.batch is not None)
     check_seed(seed)
     check_callbacks(callbacks)
-    options = with_batch_size(sampler, batch_size or n_jobs, sampler_options)
+    batched = plan.batch is not None
+    options = with_batch_size(sampler, sampler_options, n_jobs=n_jobs, given=batch_size, batched=batched)
     budget = {
         "n_examples": n_examples,
         "max_calls": max_calls,
@@ -355,8 +347,6 @@ def shown(found: SearchRun) -> dict[str, Any]:
 
 def make_schedule(n_jobs: int, batch_size: int | None, schedule: str | None) -> Schedule:
     """The schedule that the options ask for."""
-    if schedule is None:
-        schedule = "async" if n_jobs > 1 else "batch"
-    if schedule == "batch":
+    if schedule == "batch" or (schedule is None and n_jobs == 1):
         return Schedule(n_jobs=n_jobs, batch=batch_size or n_jobs)
     return Schedule(n_jobs=n_jobs, ahead=1 if n_jobs > 1 else 0)
