@@ -355,3 +355,23 @@ def test_a_model_called_in_its_own_way_outside_of_modules_is_held_and_counted():
             asyncio.run(lm.acall("more"))
     assert (lm.calls, lm.most, gateway.calls) == (8, 3, 8) and OwnWayLM.__call__ is own
     assert len(answered) == 8 and lm("free") == "free"
+
+
+class DetourLM(dspy.LM):
+    """Goes on to DSPy's way of calling from a way of its own."""
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_call_that_goes_on_to_dspys_own_way_is_charged_once():
+    """Tokens and dollars of such a call are those of its entry in the history; the caller's tracker hears it once."""
+    with LMServer(TaskRule({"question": "answer"})) as server:
+        lm = DetourLM("openai/gpt-4o-mini", api_base=server.url, api_key="none", cache=False)
+        meter = BudgetMeter(BudgetLimits())
+        with LMGateway(1, meter).active(), dspy.track_usage() as tracker:
+            through_gateway(lm)("question " * 2000)
+    (entry,), (spent,) = lm.history, meter.spent().values()
+    assert spent["calls"] == 1 and spent["tokens"] == entry["usage"]["total_tokens"] > 0
+    assert spent["cost"] == pytest.approx(entry["cost"], abs=1e-6) and entry["cost"] > 1e-5
+    assert [len(usages) for usages in tracker.usage_data.values()] == [1]

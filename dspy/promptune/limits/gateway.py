@@ -242,7 +242,7 @@ class LMGateway(BaseCallback):
             self.meter.ended(reached=reached)
         if tally.told and (tally.tokens or tally.cost):
             self.meter.took(model, tally.tokens, tally.cost)
-        elif call.counted and reached and exception is None:
+        elif call.counted and reached and exception is None and not tally.around:
             self.meter.untold(model)
 
     # ------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Tally:
     def __init__(self, before: dict[str, Any]) -> None:
         self.before = before
         self.told = False
+        self.around = False  # a call within this one has told, and counts what it took
         self.cached = False
         self.tokens = 0
         self._known_cost: float | None = None
@@ -46,11 +47,18 @@ class Tally:
 
     def add_usage(self, model: str, usage: Mapping[str, Any]) -> None:
         """DSPy's call: a provider has answered."""
-        if self._tracker is not None:
-            self._tracker.add_usage(model, usage)
+        self._pass_on(model, usage)
         self.told = True
         self.tokens += tokens_of(usage)
         self._usages.append((model, usage))
+
+    def _pass_on(self, model: str, usage: Mapping[str, Any]) -> None:
+        """Tell the caller's own tracker; a call around this one does not count it again."""
+        if isinstance(self._tracker, Tally):
+            self._tracker.told = self._tracker.around = True
+            self._tracker._pass_on(model, usage)
+        elif self._tracker is not None:
+            self._tracker.add_usage(model, usage)
 
     def entry(self, entry: Mapping[str, Any], instance: Any) -> None:
         """The call's entry in DSPy's history: it comes after the usage, and has a cost for answers of the cache too."""
