@@ -144,17 +144,33 @@ def test_the_end_of_the_budget_is_another_end():
     assert len(evaluate.tried) == 60 == run.calls + sum(t.user_attrs.get("lost", 0) for t in run.trials)
 
 
-def test_what_failed_is_tried_anew_by_a_run_that_is_taken_up_again(tmp_path):
-    """Its cause may have been fixed: a prompt that was out of the running has two chances more in each start."""
+@pytest.mark.parametrize("mode", ["race", "minibatches"])
+@pytest.mark.parametrize(("resume", "failures"), [(True, 2), ("force", 4)])
+def test_a_prompt_that_failed_twice_is_left_alone_by_later_starts(tmp_path, mode, resume, failures):
+    """What is taken up again knows it from the study, and only by force there are two chances more."""
     space = PromptSpace({0: list("abcd")})
-    given = {"n_examples": 5, "minibatch_size": 5, "sampler": "random", "seed": 0, "storage": str(tmp_path / "a.log")}
+    given = {"n_examples": 6, "sampler": "onehot", "seed": 0, "storage": str(tmp_path / "a.db"), **MODES[mode]}
     evaluate = Failing(space, {(1,)}, {(3,)}, set(), ValueError)
-    search(space, evaluate, max_calls=22, resume=True, **given)
-    before = len(evaluate.failed)
-    assert before == 2
-    run = search(space, evaluate, max_calls=100, resume=True, **given)
-    assert len(evaluate.failed) == 2 * before and run.calls == 15
+    search(space, evaluate, max_calls=100, resume=True, **given)
+    assert len(evaluate.failed) == 2
+    run = search(space, evaluate, max_calls=100, resume=resume, **given)
+    assert len(evaluate.failed) == failures and run.calls == 18 and run.best_params == {"0_predictor_instruction": 1}
     assert run.ended == "nothing is left to evaluate"
+
+
+@pytest.mark.parametrize("error", [ValueError, TimeoutError])
+def test_over_all_starts_a_run_makes_no_more_than_its_budget(tmp_path, error):
+    """Calls of evaluations that failed in earlier starts are spent; where nothing else was, the run says so."""
+    space = PromptSpace({0: [f"instruction {i}" for i in range(40)]})
+    evaluate = Failing(space, set(), set(space.keys()), set(), error)
+    given = {"n_examples": 10, "minibatch_size": 5, "sampler": "random", "seed": 0, "storage": str(tmp_path / "a.db")}
+    for _ in range(4):
+        with pytest.raises(EvaluationError):
+            search(space, evaluate, max_calls=40, resume=True, **given)
+    assert len(evaluate.tried) == 40
+    with pytest.raises(EvaluationError, match="of the earlier starts failed"):
+        search(space, evaluate, max_calls=40, resume=True, **given)
+
 
 
 def test_a_run_without_answers_gives_up():

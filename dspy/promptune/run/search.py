@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable
-from dspy.promptune.errors import StorageError
+from dspy.promptune.errors import EvaluationError, StorageError
 from dspy.promptune.identity.manifest import embedder_known, search_manifest
 from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
@@ -97,6 +97,7 @@ class Run:
         if seed is not None and (other := salt or len(self.past.jobs)):
             rng.seed(f"{seed}/{other}")  # not the draws of earlier starts, nor of the other drivers
         ledger = CallLedger(self.table, limits.max_calls)
+        ledger.lost = self.past.lost
         self.sharing: Sharing | None = None
         if store is not None and store.drivers.share:
             self.sharing = Sharing(store, space, ledger, n_examples=limits.n_examples, past=self.past)
@@ -108,6 +109,8 @@ class Run:
             sharing=self.sharing,
             broken=lambda: store is not None and store.broken is not None,
         )
+        for failed, why in self.past.failures:
+            self.jobs.failed(failed, EvaluationError(why), 0)
         self.writing: Writing | None = None
         if writer is not None:
             self._write(writer, texts, rng)
@@ -254,7 +257,8 @@ def search(
             (``*.log``), a database URL or an Optuna storage. ``None`` keeps it in memory.
         study_name: Name of the study in the storage; default "search".
         resume: ``True`` continues the study if it is there and of the same space, examples and ``evaluate``;
-            ``"force"`` in any case. ``max_calls`` counts what it has scored already; what failed is tried again.
+            ``"force"`` in any case. ``max_calls`` counts what it has scored already and what failed evaluations took;
+            a prompt that has failed twice stays out of the running, unless by ``"force"``.
         share: ``True`` lets other processes search the same study at the same time, each with this same call:
             ``max_calls`` is for all of them, no (combination, example) is scored by two, and all have the same winner.
             A study that is there is continued.

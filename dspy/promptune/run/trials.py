@@ -154,7 +154,7 @@ class _OwnProposals:
     def __init__(self, sampler: QEISampler, study: Study, space: PromptSpace) -> None:
         self._sampler, self._study = sampler, study
         self.seen = TrialHistory(study, space)
-        self.seen.failed = FailedPrompts()  # what failed in an earlier start may have been fixed since
+        self.seen.failed = FailedPrompts()  # of earlier starts, what the run is told
 
     def propose(self) -> Key:
         return self._sampler.next_key(self._study, self.seen)

@@ -82,13 +82,9 @@ def history_of(
             job = Job(trial.number, key, tuple(example for example, _ in told), kind)
             jobs.append((job, [score for _, score in told]))
     kept = {key: {i: score for i, score in row.items() if 0 <= i < n_examples} for key, row in scores.items()}
-    return RunHistory(
-        {key: row for key, row in kept.items() if row},
-        jobs,
-        list(_failed(trials, space)),
-        sum(trial.user_attrs.get(LOST, 0) for trial in trials),
-        trials,
-    )
+    scored = {key: row for key, row in kept.items() if row}
+    lost = sum(trial.user_attrs.get(LOST, 0) for trial in trials)
+    return RunHistory(scored, jobs, list(_failed(trials, space)), lost, trials)
 
 
 def _failed(trials: Sequence[FrozenTrial], space: PromptSpace) -> Iterator[tuple[Job, str]]:

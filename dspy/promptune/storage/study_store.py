@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.records import Job
@@ -168,8 +169,9 @@ class StudyStore(HeldStudy):
         return found
 
     def past(self, space: PromptSpace, n_examples: int) -> RunHistory:
-        """What was scored before, of the combinations of this space."""
-        return history_of(self._finished(), self.early_scores(), space, n_examples)
+        """What was scored before, of the combinations of this space; by force, what failed gets new chances."""
+        found = history_of(self._finished(), self.early_scores(), space, n_examples)
+        return replace(found, failures=()) if self._resume == "force" else found
 
     def count(self, meter: BudgetMeter) -> None:
         """Let the meter know what earlier starts and other drivers have spent, now and later; write what it counts."""
