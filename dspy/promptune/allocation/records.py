@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from dspy.promptune.space import Key
+from dspy.promptune.space import Key, PromptSpace
 
-__all__ = ["AllocationPolicy", "Assignment", "Job", "JobKind", "ScoreTable"]
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+__all__ = ["AllocationPolicy", "Assignment", "Job", "JobKind", "ScoreTable", "frozen"]
 
 JobKind = Literal["block", "minibatch", "full"]
 
@@ -123,3 +127,21 @@ class ScoreTable:
         """The combinations with at least one score, sorted: threads have no say in their order."""
         with self._lock:
             return sorted(self._scores)
+
+
+def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> list[FrozenTrial]:
+    """Jobs that ended well as the trials that a study would have of them."""
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import create_trial
+
+    distributions: dict[str, BaseDistribution] = {**space.distributions()}
+    trials = []
+    for job, scores in jobs:
+        noted = {"kind": job.kind, "examples": list(job.examples), "scores": list(scores)}
+        mean = math.fsum(scores) / len(scores)
+        trial = create_trial(
+            value=mean, params=space.params(job.key), distributions=distributions, user_attrs=noted
+        )  # fmt: skip
+        trial.number = job.number
+        trials.append(trial)
+    return sorted(trials, key=lambda trial: trial.number)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.ledger import CallLedger
-from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable
+from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable, frozen
 from dspy.promptune.errors import EvaluationError, StorageError
 from dspy.promptune.identity.manifest import embedder_known, search_manifest
 from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
@@ -187,8 +187,6 @@ class Run:
         try:
             return self.study.get_trials(deepcopy=False)
         except StorageError:
-            from dspy.promptune.run.trials import frozen
-
             return frozen(self.space, self._record.jobs)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from dspy.promptune.allocation.records import Assignment, Job
 from dspy.promptune.gp.data import Observation
@@ -21,7 +21,7 @@ from dspy.promptune.secrets import masked
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.history import LOST
 
-__all__ = ["Proposals", "StudyTrials", "frozen", "proposals_of"]
+__all__ = ["Proposals", "StudyTrials", "proposals_of"]
 
 
 class StudyTrials:
@@ -206,18 +206,3 @@ class _OptunaProposals:
         near = [sum(a == b for a, b in zip(key, other, strict=True)) for other in self._space.allowed or ()]
         best = max(near)
         return self._random.choice([k for k, n in zip(self._space.allowed or (), near, strict=True) if n == best])
-
-
-def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> list[FrozenTrial]:
-    """Jobs that ended well as the trials that a study would have of them."""
-    distributions: dict[str, BaseDistribution] = {**space.distributions()}
-    trials = []
-    for job, scores in jobs:
-        noted = {"kind": job.kind, "examples": list(job.examples), "scores": list(scores)}
-        mean = math.fsum(scores) / len(scores)
-        trial = create_trial(
-            value=mean, params=space.params(job.key), distributions=distributions, user_attrs=noted
-        )  # fmt: skip
-        trial.number = job.number
-        trials.append(trial)
-    return sorted(trials, key=lambda trial: trial.number)
