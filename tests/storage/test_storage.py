@@ -42,9 +42,11 @@ def test_a_read_only_file_is_refused(tmp_path, name):
 
 
 def test_places_that_cannot_be_are_refused(tmp_path):
-    """A folder, a missing folder, a database in memory and what is no storage are refused, each with its remedy."""
+    """A folder, a missing one, a link to nothing, a database in memory, no storage: each is refused with its remedy."""
     refused(tmp_path, "is a folder: name a file in it")
     refused(tmp_path / "none" / "runs.db", "has no folder: create")
+    (tmp_path / "link.db").symlink_to(tmp_path / "nothing.db")
+    refused(tmp_path / "link.db", "is a link to a file that is not there")
     refused("sqlite://", "in memory: name a file")
     refused(tmp_path / "runs.db", "does not exist: correct the name", must_exist=True)
     refused(3, "must be a path, a URL or an Optuna storage")

@@ -106,7 +106,7 @@ class Fingerprint:
         if not _of_user(function):
             return ["function", function.__module__, function.__qualname__, _version(function.__module__ or "")]
         codes = list(_codes(function.__code__))
-        changed = set().union(*(_changed_names(code) for code in codes))
+        changed = set().union(*(_changes(code)[0] for code in codes))
         wrapped = getattr(function, "__wrapped__", None)
         reached = {**self._globals(function, codes), **_closure(function)}
         return [
@@ -302,26 +302,42 @@ def _closure(function: types.FunctionType) -> dict[str, Any]:
 
 
 @functools.lru_cache(4096)
-def _changed_names(code: types.CodeType) -> frozenset[str]:
-    """Variables from outside that the code itself changes: what they hold depends on how often it has run."""
-    found: set[str] = set()
-    line: set[str] = set()
-    last: str | None = None
+def _changes(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """What the code itself changes, so that what it holds depends on how often the code has run.
+
+    Variables from outside, and attributes: by an assignment to them or to an item of what their line names, or by a
+    call to one of their methods that changes them.
+    """
+    variables: set[str] = set()
+    attributes: set[str] = set()
+    named: set[str] = set()  # variables of this line
+    gotten: set[str] = set()  # attributes of this line
+    variable: str | None = None
+    attribute: str | None = None
     for step in dis.get_instructions(code):
+        name = str(step.argval)
         if step.starts_line:
-            line = set()
+            named, gotten = set(), set()
         if step.opname in LOADS:
-            last = str(step.argval)
-            line.add(last)
-        elif step.opname in GETS and last is not None and step.argval in MUTATORS:
-            found.add(last)
+            variable = name
+            named.add(name)
+        elif step.opname in GETS:
+            if name in MUTATORS:
+                variables.update(filter(None, [variable]))
+                attributes.update(filter(None, [attribute]))
+            else:
+                variable = None
+            attribute = name
+            gotten.add(name)
         elif step.opname in STORES:
-            found.add(str(step.argval))
+            variables.add(name)
         elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
-            found |= line
+            variables |= named
+            attributes |= gotten
         else:
-            last = last if step.opname in ("PRECALL", "PUSH_NULL", "CACHE") else None
-    return frozenset(found)
+            attributes |= {name} if step.opname in ("STORE_ATTR", "DELETE_ATTR") else set()
+            variable = variable if step.opname in ("PRECALL", "PUSH_NULL", "CACHE") else None
+    return frozenset(variables), frozenset(attributes)
 
 
 def _changed_attributes(classes: Iterable[type]) -> set[str]:
@@ -333,28 +349,8 @@ def _changed_attributes(classes: Iterable[type]) -> set[str]:
             function = inspect.unwrap(getattr(method, "__func__", method)) if callable(method) else None
             if isinstance(function, types.FunctionType) and name not in ("__init__", "__post_init__", "__new__"):
                 for code in _codes(function.__code__):
-                    found |= _stored_attributes(code)
+                    found |= _changes(code)[1]
     return found
-
-
-@functools.lru_cache(4096)
-def _stored_attributes(code: types.CodeType) -> frozenset[str]:
-    found: set[str] = set()
-    line: set[str] = set()
-    last: str | None = None
-    for step in dis.get_instructions(code):
-        if step.starts_line:
-            line = set()
-        if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
-            found.add(str(step.argval))
-        elif step.opname in GETS:
-            if last is not None and step.argval in MUTATORS:
-                found.add(last)
-            last = str(step.argval)
-            line.add(last)
-        elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
-            found |= line
-    return frozenset(found)
 
 
 def _slots(value: Any) -> dict[str, Any]:

@@ -112,6 +112,8 @@ def _check_file(path: Path, must_exist: bool) -> None:
         return
     if path.exists() and not path.is_file():
         raise StorageError(f"The storage {path} is a device or a pipe: name a file.")
+    if path.is_symlink() and not path.exists():
+        raise StorageError(f"The storage {path} is a link to a file that is not there: delete it, or name the file.")
     if not path.parent.is_dir():
         raise StorageError(f"The storage {path} has no folder: create {path.parent} first.")
     for place in (path, path.parent) if path.exists() else (path.parent,):
