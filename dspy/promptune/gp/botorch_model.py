@@ -24,7 +24,21 @@ from dspy.promptune.gp.threads import one_thread
 SAMPLES = 256  # of BoTorch's quasi-Monte-Carlo average; its selection is stable to about 1 % from here
 
 
-class PromptModel(Model):
+class OneOutput(Model):
+    """A BoTorch model of one number, without a batch of models."""
+
+    @property
+    def num_outputs(self) -> int:
+        """One number."""
+        return 1
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """No batch of models."""
+        return torch.Size()
+
+
+class PromptModel(OneOutput):
     """What :class:`~dspy.promptune.gp.posterior.PoolPosterior` believes, for prompts given as rows of indices.
 
     Args:
@@ -40,16 +54,6 @@ class PromptModel(Model):
             self._factor = torch.linalg.cholesky(gp.kernel.forward(self._rows, self._rows) + gp.noise(data))
         values = torch.as_tensor(data.values)[:, None]
         self._white = torch.linalg.solve_triangular(self._factor, values, upper=False)
-
-    @property
-    def num_outputs(self) -> int:
-        """One: the score."""
-        return 1
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """No batch of models."""
-        return torch.Size()
 
     def posterior(self, X: Tensor, *args: Any, **kwargs: Any) -> GPyTorchPosterior:
         """Joint posterior of the true scores of ``X`` (``batch x q x parts``), in the metric's units."""

@@ -16,7 +16,6 @@ import torch
 from botorch.acquisition.acquisition import AcquisitionFunction
 from botorch.acquisition.logei import qLogExpectedImprovement, qLogNoisyExpectedImprovement
 from botorch.acquisition.monte_carlo import qExpectedImprovement
-from botorch.models.model import Model
 from botorch.posteriors.gpytorch import GPyTorchPosterior
 from botorch.sampling.normal import SobolQMCNormalSampler
 from gpytorch.distributions import MultivariateNormal
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from dspy.promptune.errors import OptionError
 from dspy.promptune.gp.allocation import Blocks, covariance_of, rivals
-from dspy.promptune.gp.botorch_model import SAMPLES, score_batches
+from dspy.promptune.gp.botorch_model import SAMPLES, OneOutput, score_batches
 from dspy.promptune.gp.joint import Joint
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior
@@ -32,7 +31,7 @@ from dspy.promptune.gp.posterior import PoolPosterior
 NEVER = 1e12  # variance of a block without examples, in units of a prompt's own: it moves nothing
 
 
-class LookAheadModel(Model):
+class LookAheadModel(OneOutput):
     """Joint distribution of posterior means after blocks are measured.
 
     A row of the input is a block: the position of its prompt, and its number of examples. A prompt with 0 examples is
@@ -49,16 +48,6 @@ class LookAheadModel(Model):
     def __init__(self, posterior: PoolPosterior | Joint, noise: Array, leader: int | None = None) -> None:
         super().__init__()
         self._beliefs, self._noise, self._leader = posterior, noise, leader
-
-    @property
-    def num_outputs(self) -> int:
-        """One: the mean."""
-        return 1
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """No batch of models."""
-        return torch.Size()
 
     def posterior(self, X: Tensor, *args: Any, **kwargs: Any) -> GPyTorchPosterior:
         """Means after measuring ``X`` (``batch x q x 2``: position and examples), in the metric's units."""
