@@ -214,7 +214,8 @@ def _beliefs(tables: Sequence[Table], methods: Sequence[str], runs: Mapping[str,
         "|---|---:|---:|---:|---:|",
     ]
     for method in methods:
-        found = [one for name, one in runs.items() if name.split("|")[1] == method and "end" in one]
+        of = {f"{table.name}|{method}" for table in tables}
+        found = [one for name, one in runs.items() if name.rpartition("|")[0] in of and "end" in one]
         if found:
             bias = [np.mean([one[what] - one["end"] for one in found]) for what in ("score", "expected")]
             held = np.mean([one["low"] <= one["end"] <= one["high"] for one in found])
