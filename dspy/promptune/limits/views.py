@@ -85,6 +85,7 @@ _replaced: list[tuple[type, str, Any]] = []
 
 def _kinds(base: type) -> Iterator[type]:
     """All classes below this one."""
+    kind: type
     for kind in base.__subclasses__():
         yield kind
         yield from _kinds(kind)
