@@ -18,6 +18,7 @@ from dspy.promptune.gp.kernel import PartsKernel
 from dspy.promptune.gp.parts import Array
 
 MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
+ALIKE = 0.6  # share of what is left of a score's variance that prompts with the same candidates have in common
 PERCENT = 100.0  # scores from 0 to this, the larger half included, are percentages
 MANY, FEW_ITERATIONS = 200, 8  # beyond so many observations an iteration is slow, and hyper-parameters hardly move
 
@@ -55,6 +56,14 @@ class Evidence:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def resemblance(self) -> float:
+        """Variance of what prompts with the same candidates have in common on an example, over ``unit`` squared.
+
+        It is zero with two parts or one, where most prompts that are compared share no candidate, or one of two.
+        """
+        return ALIKE * (1 - self.share) * self.per_score if self.rows.shape[1] > 2 else 0.0
+
 
 def evidence(observations: Sequence[Observation]) -> Evidence:
     """Bring observations (at least one) into the units of the priors."""
@@ -83,6 +92,12 @@ def evidence(observations: Sequence[Observation]) -> Evidence:
         centre=centre,
         unit=unit,
     )
+
+
+def alike(first: Array, second: Array) -> Array:
+    """Share of parts of which two prompts have the same candidate, ``(n, m)``."""
+    same: Array = (first[:, None, :] == second[None, :, :]).mean(axis=2)
+    return same
 
 
 def _over(one: Observation, unit: float) -> Observation:
@@ -120,7 +135,9 @@ class PromptGP(Module):  # type: ignore[misc]
 
     A score of prompt ``k`` on example ``e`` is ``f(k) + d(e) + error``. The difficulty ``d`` has a share of the
     variance of one score; it is integrated out, which leaves Gaussian noise that observations on common examples
-    have in common: comparisons on the same examples are paired, and differences are surer than levels.
+    have in common: comparisons on the same examples are paired, and differences are surer than levels. In programs
+    of several predictors the error of prompts that share candidates is partly the same, too: many prompts with one
+    lucky candidate are not many witnesses.
 
     Args:
         points: For each part, ``(n_candidates, r)`` from :func:`dspy.promptune.gp.parts.project`.
@@ -139,12 +156,16 @@ class PromptGP(Module):  # type: ignore[misc]
     def noise(self, data: Evidence) -> Tensor:
         """Covariance of the noise of the observed means, ``(n, n)``."""
         table = torch.as_tensor(data.weights)
-        common = (table @ table.T) * data.difficulty
+        pairs = table @ table.T
+        common = pairs * data.difficulty
+        resembling = pairs * data.resemblance * torch.as_tensor(alike(data.rows, data.rows))
+        resembling.fill_diagonal_(0.0)
         unknown = torch.as_tensor(np.isnan(data.variances))
         given = torch.as_tensor(np.nan_to_num(data.variances))  # a NaN behind torch.where would reach the gradient
         own = torch.where(table.sum(-1) > 0, given * (1 - data.share), given)
+        own = torch.maximum(own, 1.05 * data.resemblance * pairs.diagonal())
         own = torch.where(unknown, torch.exp(2 * self.log_noise), own)
-        return common + torch.diag(own.clamp_min(FLOOR))
+        return common + resembling + torch.diag(own.clamp_min(FLOOR))
 
     def loss(self, data: Evidence) -> Tensor:
         """Negative log of likelihood times priors of the hyper-parameters, summed over observations."""

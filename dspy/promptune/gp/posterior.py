@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from dspy.promptune.gp.model import Evidence, PromptGP
+from dspy.promptune.gp.model import Evidence, PromptGP, alike
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.threads import one_thread
 
@@ -50,7 +50,8 @@ class PoolPosterior:
         self._gp = gp
         self._centre, self._unit = data.centre, data.unit
         self._per_score = None if data.binary else self._unit**2 * data.per_score
-        self._difficulty = data.difficulty
+        self._difficulty, self._resemblance = data.difficulty, data.resemblance
+        self._keys = _grown(data.rows, 16)
         self._n = len(data)
         self._weights = _grown(data.weights, 16)
         self._columns = dict(data.columns)
@@ -121,14 +122,16 @@ class PoolPosterior:
         prior, own = self._row(j), variance / self._unit**2
         if len(examples):
             common = self._difficulty / len(examples)
-            own = max(own - common, 0.1 * own) + common
-        cross = self._prior[:n, j] + self._difficulty * (self._weights[:n] @ share)
+            own = max(own - common, 0.1 * own, 1.05 * self._resemblance / len(examples)) + common
+        shared = self._difficulty + self._resemblance * alike(self._keys[:n], self.pool[j : j + 1])[:, 0]
+        cross = self._prior[:n, j] + shared * (self._weights[:n] @ share)
         row = solve_triangular(self._factor[:n, :n], cross, lower=True, check_finite=False) if n else cross
         pivot = np.sqrt(max(float(prior[j]) + own - float(row @ row), 1e-10))
         new = (prior - row @ self._cross[:n]) / pivot
         white = 0.0 if value is None else ((value - self._centre) / self._unit - float(row @ self._white[:n])) / pivot
         self._factor[n, :n], self._factor[n, n] = row, pivot
         self._cross[n], self._prior[n], self._white[n], self._weights[n] = new, prior, white, share
+        self._keys[n] = self.pool[j]
         self._n = n + 1
         self._mean = self._mean + new * white
         self._variance = self._variance - new**2
@@ -179,6 +182,7 @@ class PoolPosterior:
             return
         more = max(16, rows // 4)
         self._weights, self._white = _grown(self._weights, more), _grown(self._white, more)
+        self._keys = _grown(self._keys, more)
         self._cross, self._prior = _grown(self._cross, more), _grown(self._prior, more)
         self._factor = np.pad(self._factor, ((0, more), (0, more)))
 
