@@ -20,7 +20,7 @@ EXAMPLES = len(QUESTIONS) - 20
 BUDGET = 120
 
 
-@pytest.mark.parametrize("file", ["runs.db", "runs.log"])
+@pytest.mark.parametrize("file", ["runs.log", pytest.param("runs.db", marks=pytest.mark.slow)])
 def test_the_calls_served_over_all_kills_are_within_the_limit(tmp_path, file):
     """A compile that is killed again and again and then finished has made no call more than it was allowed."""
     options = {"max_lm_calls": BUDGET, "num_trials": 30, "resume": True}
