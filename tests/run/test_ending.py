@@ -4,7 +4,7 @@ import threading
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dspy.promptune import EvaluationError, PromptSpace, search
@@ -12,6 +12,7 @@ from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
+from dspy.promptune.run.streak import MIN_STREAK
 
 MODES = {"race": {}, "minibatches": {"minibatch_size": 3, "full_eval_steps": 2}, "full": {"full_eval_steps": 0}}
 
@@ -111,10 +112,15 @@ def test_what_a_first_attempt_tried_counts_where_another_job_tries_the_rest():
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(searches())
 def test_a_good_prompt_among_failing_ones_wins(given):
-    """With calls for all prompts, twice for those that fail, the one that scores 1 is returned."""
+    """With calls for all prompts, twice for those that fail, the one that scores 1 is returned.
+
+    So many prompts may fail as do not end a run in which nothing was scored yet: which comes first is up to threads.
+    """
     evaluate = given["evaluate"]
     evaluate.bad -= evaluate.good
     evaluate.error = ValueError
+    failing = evaluate.bad | {key for key, _ in evaluate.pairs}
+    assume(len(failing) < max(MIN_STREAK, 2 * given.get("n_jobs", 1)))
     given["max_calls"] = 6 * evaluate.space.size * given["n_examples"] * (1 + given["retries"])
     run = outcome_of(given)
     assert run is not None and evaluate.space.key(run.best_params) in evaluate.good
