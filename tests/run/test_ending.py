@@ -178,7 +178,6 @@ def test_over_all_starts_a_run_makes_no_more_than_its_budget(tmp_path, error):
         search(space, evaluate, max_calls=40, resume=True, **given)
 
 
-
 def test_a_run_without_answers_gives_up():
     """Where no answer comes for anything, whoever is asked, the run ends after a few evaluations in a row."""
     space = PromptSpace({0: list("ab")})
