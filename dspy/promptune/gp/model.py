@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from dspy.promptune.gp.parts import Array
 
 MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
 ALIKE = 0.6  # share of what is left of a score's variance that prompts with the same candidates have in common
+ROOM = 1.05  # own noise over what such prompts have in common, at least: a covariance stays positive
 PERCENT = 100.0  # scores from 0 to this, the larger half included, are percentages
 MANY, FEW_ITERATIONS = 200, 8  # beyond so many observations an iteration is slow, and hyper-parameters hardly move
 
@@ -63,6 +65,19 @@ class Evidence:
         It is zero with two parts or one, where most prompts that are compared share no candidate, or one of two.
         """
         return ALIKE * (1 - self.share) * self.per_score if self.rows.shape[1] > 2 else 0.0
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Covariance of the noise of the means as far as scores tell it, ``(n, n)``; 0 for a mean without scores."""
+        table, given = torch.as_tensor(self.weights), torch.as_tensor(self.variances)
+        pairs = table @ table.T
+        common = pairs * self.difficulty
+        own = torch.where(table.sum(-1) > 0, given * (1 - self.share), given)
+        if self.resemblance:
+            resembling = pairs * self.resemblance * torch.as_tensor(alike(self.rows, self.rows))
+            common = common + resembling.fill_diagonal_(0.0)
+            own = torch.maximum(own, ROOM * self.resemblance * pairs.diagonal())
+        return common + torch.diag(own.clamp_min(FLOOR).nan_to_num(0.0))
 
 
 def evidence(observations: Sequence[Observation]) -> Evidence:
@@ -155,17 +170,9 @@ class PromptGP(Module):  # type: ignore[misc]
 
     def noise(self, data: Evidence) -> Tensor:
         """Covariance of the noise of the observed means, ``(n, n)``."""
-        table = torch.as_tensor(data.weights)
-        pairs = table @ table.T
-        common = pairs * data.difficulty
-        resembling = pairs * data.resemblance * torch.as_tensor(alike(data.rows, data.rows))
-        resembling.fill_diagonal_(0.0)
         unknown = torch.as_tensor(np.isnan(data.variances))
-        given = torch.as_tensor(np.nan_to_num(data.variances))  # a NaN behind torch.where would reach the gradient
-        own = torch.where(table.sum(-1) > 0, given * (1 - data.share), given)
-        own = torch.maximum(own, 1.05 * data.resemblance * pairs.diagonal())
-        own = torch.where(unknown, torch.exp(2 * self.log_noise), own)
-        return common + resembling + torch.diag(own.clamp_min(FLOOR))
+        own = torch.where(unknown, torch.exp(2 * self.log_noise).clamp_min(FLOOR), 0.0)
+        return data.noise + torch.diag(own)
 
     def loss(self, data: Evidence) -> Tensor:
         """Negative log of likelihood times priors of the hyper-parameters, summed over observations."""

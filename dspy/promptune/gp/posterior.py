@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from dspy.promptune.gp.model import Evidence, PromptGP, alike
+from dspy.promptune.gp.model import ROOM, Evidence, PromptGP, alike
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.threads import one_thread
 
@@ -122,8 +122,10 @@ class PoolPosterior:
         prior, own = self._row(j), variance / self._unit**2
         if len(examples):
             common = self._difficulty / len(examples)
-            own = max(own - common, 0.1 * own, 1.05 * self._resemblance / len(examples)) + common
-        shared = self._difficulty + self._resemblance * alike(self._keys[:n], self.pool[j : j + 1])[:, 0]
+            own = max(own - common, 0.1 * own, ROOM * self._resemblance / len(examples)) + common
+        shared: float | Array = self._difficulty
+        if self._resemblance:
+            shared = shared + self._resemblance * alike(self._keys[:n], self.pool[j : j + 1])[:, 0]
         cross = self._prior[:n, j] + shared * (self._weights[:n] @ share)
         row = solve_triangular(self._factor[:n, :n], cross, lower=True, check_finite=False) if n else cross
         pivot = np.sqrt(max(float(prior[j]) + own - float(row @ row), 1e-10))
