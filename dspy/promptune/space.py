@@ -290,6 +290,11 @@ class PromptSpace:
         return self._firsts(key)
 
 
+def instruction_name(predictor: int) -> str:
+    """The name of the part that is the instruction of a predictor, and of its parameter in a study."""
+    return f"{predictor}_predictor_instruction"
+
+
 def demo_set_text(candidate: Any) -> str:
     """One text for a candidate: itself, or its examples written out as ``field: value`` lines."""
     if isinstance(candidate, str):
@@ -339,7 +344,7 @@ def _parts(instructions: Mapping[int, Sequence[str]], demos: Mapping[int, Sequen
         for text in instructions[i]:
             if not isinstance(text, str):
                 raise SpaceError(f"Instruction {text!r} of predictor {i} is {type(text).__name__}: it must be text.")
-        parts.append(Part(f"{i}_predictor_instruction", i, "instruction", tuple(instructions[i])))
+        parts.append(Part(instruction_name(i), i, "instruction", tuple(instructions[i])))
         if demos is not None:
             parts.append(Part(f"{i}_predictor_demos", i, "demos", tuple(demos[i])))
     for part in parts:

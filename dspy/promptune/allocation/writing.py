@@ -108,9 +108,6 @@ class WritingPolicy:
             self.texts.append(text)
             self._written[text.part].add(text.index)
 
-    def failed(self) -> None:
-        """A text could not be written, or was refused."""
-
     def next(self, state: WritingState, pool: Sequence[Key], posterior: PoolPosterior) -> WriteDecision | None:
         """What to write now; ``None`` where measuring is worth more.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dspy.promptune.errors import StorageError
 from dspy.promptune.limits.gateway import Stopped
+from dspy.promptune.space import instruction_name
 
 if TYPE_CHECKING:
     from dspy.promptune.compile.options import CompileOptions
@@ -34,7 +35,7 @@ def searches_early(options: CompileOptions, books: RunStore, instructions: Mappi
     begun = None if books.store is None else books.store.study.user_attrs.get("candidates")
     if not options.reflect or begun is None:
         return options.reflect and options.schedule != "batch" and not options.share
-    return all(len(begun[_part(i)]) == len(each) for i, each in instructions.items())
+    return all(len(begun[instruction_name(i)]) == len(each) for i, each in instructions.items())
 
 
 class Arrivals:
@@ -92,7 +93,7 @@ class Arrivals:
         self._tell()
 
     def _found(self, predictor: int, text: str) -> None:
-        self._offered.put((_part(predictor), text))
+        self._offered.put((instruction_name(predictor), text))
         self._tell()
 
     def _tell(self) -> None:
@@ -102,7 +103,3 @@ class Arrivals:
             self._loop.stop("the instructions could not be proposed")
         else:
             self._loop.wake()
-
-
-def _part(predictor: int) -> str:
-    return f"{predictor}_predictor_instruction"

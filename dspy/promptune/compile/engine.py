@@ -331,10 +331,8 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
         "full_every": task.full_eval_steps if task.minibatch else 0,
     }
     of_sampler = dict(options.sampler_options)
-    writer = None
-    if task.reflector is not None:
-        space = space.open()
-        writer = _writer(task, task.reflector, engine, space)
+    space = space if task.reflector is None else space.open()
+    writer = _writer(task, engine, space)
     run = Run(
         space, options.sampler or "tpe", budget, seed=task.seed, options=of_sampler, store=books.store, writer=writer
     )  # fmt: skip
@@ -344,16 +342,16 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
     return run
 
 
-def _writer(
-    task: Task, reflector: Callable[[ProgramCache, PromptSpace], Propose], engine: Engine, space: PromptSpace
-) -> Writer:
-    """The writer of a compile, in the threads of its pool; with batches in the loop's own."""
+def _writer(task: Task, engine: Engine, space: PromptSpace) -> Writer | None:
+    """The writer of a compile, if there is one, in the threads of its pool; with batches in the loop's own."""
+    if task.reflector is None:
+        return None
     assert engine.work is not None
-    propose = engine.books.meter.of_step(REFLECT, reflector(engine.work.programs, space))
-    arrivals = None if task.arrivals is None else task.arrivals.take
+    propose = engine.books.meter.of_step(REFLECT, task.reflector(engine.work.programs, space))
+    writer = Writer(propose, arrivals=None if task.arrivals is None else task.arrivals.take)
     if engine.options.schedule == "batch":
-        return Writer(propose, arrivals=arrivals)
-    return Writer(propose, engine.pool.submit, places=max(1, engine.options.n_jobs // 4), arrivals=arrivals)
+        return writer
+    return replace(writer, submit=engine.pool.submit, places=max(1, engine.options.n_jobs // 4))
 
 
 def _finished(task: Task, run: Run, engine: Engine, recorder: Recorder, found: SearchRun) -> Module:

@@ -250,8 +250,7 @@ class Writing:
         if over:
             self.awaited = None
         for part, text in offered:
-            known = self._space.parts[self._space.names.index(part)].candidates
-            if text.strip() and len(text) <= LONGEST and text not in known:
+            if self._is_new(part, text):
                 self._store(part, text, (0,) * len(self._space.names), 0.0, origin=PROPOSED)
         return bool(offered)
 
@@ -273,14 +272,21 @@ class Writing:
 
     def _usable(self, part: str, text: str) -> bool:
         """Whether a text is one: not empty, not endless, and no copy of one that is there."""
-        known = self._space.parts[self._space.names.index(part)].candidates
-        if not text or len(text) > LONGEST or text in known:
+        if not self._is_new(part, text):
             logger.info("A text of %d characters was not used: it is empty, too long, or there already.", len(text))
             return False
-        if self._near(text, [str(one) for one in known]):
+        if self._near(text, self._known(part)):
             logger.info("A text was not used: it nearly copies one that is there.")
             return False
         return True
+
+    def _is_new(self, part: str, text: str) -> bool:
+        """Whether a text is not empty, not endless, and not there already."""
+        return bool(text.strip()) and len(text) <= LONGEST and text not in self._known(part)
+
+    def _known(self, part: str) -> Sequence[str]:
+        """The texts of a part."""
+        return self._space.parts[self._space.names.index(part)].candidates
 
     def _near(self, text: str, known: Sequence[str]) -> bool:
         from dspy.promptune.features import embed_parts
