@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.figures import mean_and_error
 from dspy.promptune import PromptSpace, search
 from dspy.promptune.run.writing import Written
 
@@ -175,8 +176,7 @@ def main() -> None:
             rows = []
             for calls in given.rollouts:
                 ends = [value(METHODS[method](stream, seed, calls), calls) for seed in range(given.seeds)]
-                error = np.std(ends, ddof=1) / np.sqrt(len(ends)) if len(ends) > 1 else float("nan")
-                rows.append(f"{np.mean(ends):.3f} ± {error:.3f}")
+                rows.append("{:.3f} ± {:.3f}".format(*mean_and_error(np.array(ends))))
             size = sum(map(len, stream.texts.values()))
             print(f"| {stream.name} | {size} | {method} | " + " | ".join(rows) + " |", flush=True)
 
