@@ -7,6 +7,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,8 @@ LM_SETTINGS = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+@cache  # an installed package's version is read from its metadata, which takes milliseconds
+def versions() -> Mapping[str, str]:
     """Versions of what makes the numbers. Upstream's is the part of ``dspy`` before the plus."""
     found = {"python": sys.version.split()[0]}
     for name in ("dspy", "optuna", "torch", "botorch", "gpytorch"):
@@ -139,7 +141,7 @@ def search_manifest(space: PromptSpace, evaluate: Any, n_examples: int, options:
     return {
         "format": FORMAT,
         "kind": "search",
-        "versions": versions(),
+        "versions": dict(versions()),
         "upstream": versions()["upstream"],
         "metric": name_of(evaluate),
         "code": {"metric": fingerprint(evaluate, "metric")},
@@ -168,7 +170,7 @@ def compile_manifest(
     return {
         "format": FORMAT,
         "kind": "compile",
-        "versions": versions(),
+        "versions": dict(versions()),
         "program": program_of(program),
         "metric": name_of(metric),
         "upstream": versions()["upstream"],
