@@ -1,12 +1,15 @@
 """Texts written during a search: without programs, and with a proposer that is a function."""
 
+import itertools
 import re
 import threading
 
 import pytest
 
 from dspy.promptune import OptionError, PromptSpace, search
+from dspy.promptune.allocation.writing import FAILURES
 from dspy.promptune.errors import StorageError
+from dspy.promptune.report.record import record_of
 from dspy.promptune.run.writing import Written
 
 N = 40
@@ -38,6 +41,11 @@ class Task:
         text = f"{request.text} +{request.number}"
         self.written = [*self.written, text] if text not in self.texts else self.written
         return [text]
+
+
+def lowered(texts):
+    """An embedder that sees no case."""
+    return [[text.lower().count(letter) + 0.01 for letter in "aeiou+stl"] for text in texts]
 
 
 def hash_of(text, example):
@@ -83,18 +91,49 @@ def test_texts_that_bring_nothing_are_soon_not_written_any_more():
 
 
 def test_a_proposer_that_fails_costs_its_calls_and_nothing_else():
-    """The search ends as without it; after three failures in a row it is not asked again."""
-    asked = []
+    """The search ends as without it; each failure in a row doubles the calls until it is asked again."""
+    asked, task = [], Task()
 
     def broken(request):
         asked.append(request)
         raise ValueError("no answer")
 
-    task = Task()
     found = run(task, broken)
-    assert len(asked) == 3
+    assert 1 < len(asked) <= FAILURES
     assert found.lineage == []
-    assert found.calls == min(3 * N, 397)
+    assert found.calls == 3 * N
+
+
+def test_a_proposer_that_repeats_itself_is_soon_not_asked_any_more(tmp_path):
+    """After one good text only copies come: they space the requests, end them, and count as calls, also at a resume."""
+    words = "it this them us me him her all those these one".split()
+    task, file = Task([f"say {word}" for word in words]), str(tmp_path / "runs.db")
+
+    def first_only(request):
+        task.requests.append(request)
+        if not task.written:
+            task.written = [f"{request.text} at once, +++++"]
+        return task.written
+
+    found = run(task, first_only, storage=file, max_calls=250)
+    assert len(found.lineage) == 1
+    assert FAILURES / 2 < len(task.requests) <= FAILURES + 1
+    refused = [trial.user_attrs for trial in found.trials if "refused" in trial.user_attrs]
+    assert len(refused) == len(task.requests) - 1
+    assert len(record_of(found).facts["refused"]) == len(refused)
+    gaps = [after["at"] - before["at"] for before, after in itertools.pairwise(refused)]
+    assert all(gap >= 8 * 2**i for i, gap in enumerate(gaps, start=1))
+    asked = len(task.requests)
+    again = run(task, first_only, storage=file, resume="force", max_calls=251)
+    assert len(task.requests) == asked
+    assert again.calls + asked <= 251
+
+
+def test_copies_in_one_answer_are_used_once():
+    """Of texts that differ in their case alone one becomes a candidate."""
+    task = Task()
+    answers = iter([["say it well, and then stop", "Say it well, and then stop", "say it well, and then stop "]])
+    assert run(task, lambda request: next(answers, []), max_calls=60, embedder=lowered).space.sizes == (4,)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "say it", "x" * 30_000])
@@ -163,7 +202,7 @@ def test_the_search_goes_on_with_texts_from_a_thread():
 
 
 def test_drivers_of_a_shared_study_have_the_same_texts(tmp_path):
-    """Two drivers that write at the same time end with the same candidates at the same indices."""
+    """Two drivers that write at once end with the same candidates at the same indices, within the calls of both."""
     file, found = str(tmp_path / "runs.db"), {}
 
     class Shared(Task):
@@ -193,3 +232,6 @@ def test_drivers_of_a_shared_study_have_the_same_texts(tmp_path):
     assert shared > 3
     assert first[:shared] == second[:shared]
     assert found[0].best_params == found[1].best_params
+    writing = sum(trial.user_attrs["calls"] for trial in found[0].trials if trial.user_attrs.get("kind") == "write")
+    assert writing > 0
+    assert found[0].calls + writing <= 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -21,21 +22,24 @@ UNPROVEN = 0.05  # share of all calls that writing may take before a text has pr
 PROOF = 1.0  # standard deviations of the difference, from which on it has
 LAST = 0.25  # of the calls: what is left at the end belongs to measuring what there is
 SPACING = 8.0  # calls of measuring between two texts at least, so that each is looked at
+FAILURES = 6  # requests in a row that brought nothing, after which no more are made; each doubles the spacing
+LATEST = 8  # requests of which the next one's cost is the mean
 PRIOR = (0.06, 3.0)  # sd of a child about its parent, in ranges of the metric, and how many texts' record it is worth
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text that was written.
+    """What came of a request for a text: the text, or nothing that can be used.
 
     Attributes:
         part: Name of the part it belongs to, such as ``"0_predictor_instruction"``.
-        index: Its index in the part.
+        index: Its index in the part; -1 where nothing came.
         parent: The prompt it was written from.
         calls: Calls that writing it took, those for evidence included.
         at: Calls that the run had spent when it came.
         text: The text.
         proposed: Whether it was proposed before anything was measured, and came late: nothing was written from.
+        refused: Why nothing came; empty for a text.
     """
 
     part: str
@@ -45,6 +49,7 @@ class Text:
     at: int = 0
     text: str = field(default="", repr=False)
     proposed: bool = False
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,6 @@ class WritingState:
         written: Of them, calls for writing.
         in_flight: Texts that are being written.
         places: Texts that may be written at once.
-        expected: Calls that the next text is expected to take.
         blocked: Whether nothing can be measured until there is another text.
     """
 
@@ -76,7 +80,6 @@ class WritingState:
     written: float
     in_flight: int
     places: int = 1
-    expected: float = 1.0
     blocked: bool = False
 
 
@@ -84,9 +87,9 @@ class WritingPolicy:
     """Writes where one more text is worth more per call than one more measurement.
 
     What a text is worth is learned from the record: children less parents, by their posterior means and what is still
-    uncertain of them. Until a text has proved better than all that was not written, writing takes at most
-    ``UNPROVEN`` of the calls: where texts bring nothing, a run soon stops to write. The parent is the best prompt of a
-    joint draw from the posterior (Thompson), the parts take turns.
+    uncertain of them; a request that brought nothing is a child like its parent. Until a text has proved better than
+    all that was not written, writing takes at most ``UNPROVEN`` of the calls: where texts bring nothing, a run soon
+    stops to write. The parent is the best prompt of a joint draw from the posterior (Thompson), the parts take turns.
 
     Args:
         space: The prompts; it is open.
@@ -100,12 +103,30 @@ class WritingPolicy:
         self._written: dict[str, set[int]] = {name: set() for name in space.names}  # indices, by part
         self._parts = [part.name for part in space.parts if part.kind == "instruction"]
         self._turn = rng.randrange(len(self._parts))
-        self.texts: list[Text] = []
+        self.asked: list[Text] = []  # what came of all requests, in this order
+
+    @property
+    def texts(self) -> list[Text]:
+        """The texts that were written, in their order."""
+        return [text for text in self.asked if not text.refused]
+
+    @property
+    def fruitless(self) -> int:
+        """The latest requests, as many as brought nothing in a row."""
+        return sum(1 for _ in itertools.takewhile(lambda text: text.refused, reversed(self.asked)))
+
+    @property
+    def expected(self) -> float:
+        """Calls that the next request will take: the mean of the latest."""
+        latest = self.asked[-LATEST:]
+        return sum(text.calls for text in latest) / len(latest) if latest else 1.0
 
     def wrote(self, text: Text) -> None:
-        """A text is in the space."""
-        if not text.proposed:
-            self.texts.append(text)
+        """A text is in the space, or a request brought nothing."""
+        if text.proposed:
+            return
+        self.asked.append(text)
+        if not text.refused:
             self._written[text.part].add(text.index)
 
     def next(self, state: WritingState, pool: Sequence[Key], posterior: PoolPosterior) -> WriteDecision | None:
@@ -119,7 +140,7 @@ class WritingPolicy:
         if not self._may(state):
             return None
         proven = self.proven(pool, posterior)
-        if not proven and state.written + state.expected > UNPROVEN * state.max_calls:
+        if not proven and state.written + self.expected > UNPROVEN * state.max_calls:
             return None
         if not state.blocked and not self._worth_it(state, pool, posterior):
             return None
@@ -142,12 +163,13 @@ class WritingPolicy:
     # ------------------------------------------------------------------
 
     def _may(self, state: WritingState) -> bool:
-        if state.in_flight >= state.places:
+        fruitless = self.fruitless
+        if state.in_flight >= state.places or fruitless >= FAILURES:
             return False
-        if state.left - state.expected < LAST * state.max_calls:
+        if state.left - self.expected < LAST * state.max_calls:
             return False
-        since = state.spent - max((text.at for text in self.texts), default=-math.inf)
-        return state.blocked or since >= SPACING * (1 + state.in_flight)
+        since = state.spent - max((text.at for text in self.asked), default=-math.inf)
+        return state.blocked or since >= SPACING * (1 + state.in_flight) * 2**fruitless
 
     def _is_written(self, key: Key) -> bool:
         named = zip(self._space.names, key, strict=True)
@@ -165,7 +187,7 @@ class WritingPolicy:
 
         mean, spread = self.record(pool, posterior)
         gain = float(np.exp(log_improvement(np.array([mean]), np.array([spread]), 0.0)[0]))
-        cost = state.expected + 2 * self._block  # a text is worth nothing until it is measured
+        cost = self.expected + 2 * self._block  # a text is worth nothing until it is measured
         best = -math.inf
         for blocks in (1, 2, 4, 8):
             size = blocks * self._block
@@ -178,7 +200,10 @@ class WritingPolicy:
         spread, weight = PRIOR
         place = {key: j for j, key in enumerate(pool)}
         first, second, n = 0.0, weight * spread**2, weight
-        for text in self.texts:
+        for text in self.asked:
+            if text.refused:
+                n += 1
+                continue
             i = self._space.names.index(text.part)
             child = (*text.parent[:i], text.index, *text.parent[i + 1 :])
             if child in place and text.parent in place:

@@ -262,6 +262,8 @@ def _notes(record: RunRecord) -> list[str]:
         notes.append("“Best so far” is reconstructed from the scores: the run did not write it down.")
     if record.idle:
         notes.append(f"The run was taken up again: {record.idle:,.0f} idle seconds are cut out of all times.")
+    if refused := record.facts.get("refused"):
+        notes.append(f"Requests for a new instruction that brought nothing: {len(refused)}. The latest: {refused[-1]}.")
     beliefs = record.beliefs
     if beliefs is None:
         notes.append("There is no model of the prompts: too little was scored.")

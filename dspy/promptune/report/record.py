@@ -13,7 +13,7 @@ from dspy.promptune.errors import StorageError
 from dspy.promptune.identity.encoding import decode
 from dspy.promptune.report.clock import Span, clock_of
 from dspy.promptune.run.failures import ExampleFailures, failures_of
-from dspy.promptune.run.texts import is_text, lineage_of, restored
+from dspy.promptune.run.texts import is_text, lineage_of, refusals, restored
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
 
@@ -189,7 +189,7 @@ def record_of(run: Any) -> RunRecord:
         facts = dict(run.user_attrs)
         if any(map(is_text, trials)):
             space = space.open()
-            facts["lineage"] = lineage_of(space, restored(space, trials))
+            facts["lineage"] = lineage_of(space, restored(space, trials).values())
         return _record(run.study_name, space, facts, trials)
     raise StorageError(f"{type(run).__name__} is no run: give program.optimization_run, or the study of a stored run.")
 
@@ -206,6 +206,7 @@ def _record(
         for trial, span, lane in zip(trials, clock.spans, clock.lanes, strict=True)
     )
     history, replayed = _history(facts.get("history"), evaluations, space)
+    facts = {**facts, "refused": refusals(trials)}
     best = key_of(facts.get("best") or {}, space) or (history[-1].key if history else None)
     seen = [observation(trial, space) for trial in trials if trial.state.name == "COMPLETE"]
     return RunRecord(

@@ -141,7 +141,6 @@ class Run:
             self.study, self.space, sampler, policy, self.jobs.ledger, writer.propose,
             rng=rng, submit=writer.submit, places=writer.places, past=texts, arrivals=writer.arrivals,
         )  # fmt: skip
-        self.jobs.ledger.beside = sum(text.calls for text in texts)
         if self.sharing is not None:
             self.sharing.arrived = self.writing.arrived
             self.writing.read_shared = self.sharing.look
@@ -324,18 +323,17 @@ def _writer(propose: Propose, plan: Schedule) -> Writer:
 def _stored(space: PromptSpace, store: StudyStore, n_examples: int) -> tuple[list[Text], RunHistory]:
     """The texts that the study has, appended to the space if it is open, and what was scored of all its prompts.
 
-    Another driver may write while this is read, so that it is read until there is no text that was not there before.
+    Another driver may write while this is read, so that it is read until the space has not grown.
     """
     from dspy.promptune.run.texts import check_distributions, restored
 
     check_distributions(space, store.study.get_trials(deepcopy=False), store.place)
-    texts: list[Text] = []
+    texts: dict[int, Text] = {}
     while True:
-        past = store.past(space, n_examples)
-        new = restored(space, past.trials) if space.is_open else []
-        if not new:
-            return texts, past
-        texts += new
+        past, sizes = store.past(space, n_examples), space.sizes
+        texts |= restored(space, past.trials) if space.is_open else {}
+        if space.sizes == sizes:
+            return list(texts.values()), past
 
 
 def shown(found: SearchRun) -> dict[str, Any]:

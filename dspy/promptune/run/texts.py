@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState, create_trial
@@ -14,13 +14,13 @@ from dspy.promptune.space import PromptSpace
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["PROPOSED", "appended", "check_distributions", "is_text", "lineage_of", "noted_text", "restored"]
+__all__ = ["PROPOSED", "appended", "check_distributions", "is_text", "lineage_of", "noted_text", "refusals", "restored"]
 
 KIND = "write"  # user attribute ``kind`` of a trial that stands for a text
 PROPOSED = "proposed"  # user attribute ``origin``, where the text was not written from failures but proposed in step 2
 
 
-def lineage_of(space: PromptSpace, texts: Sequence[Text]) -> list[dict[str, Any]]:
+def lineage_of(space: PromptSpace, texts: Iterable[Text]) -> list[dict[str, Any]]:
     """Who was written from whom, see :class:`dspy.promptune.run.search.SearchRun`."""
     return [
         {
@@ -32,7 +32,7 @@ def lineage_of(space: PromptSpace, texts: Sequence[Text]) -> list[dict[str, Any]
             "at": text.at,
         }
         for text in texts
-        if not text.proposed
+        if not (text.proposed or text.refused)
     ]
 
 
@@ -41,11 +41,21 @@ def is_text(trial: FrozenTrial) -> bool:
     return trial.user_attrs.get("kind") == KIND
 
 
+def refusals(trials: Iterable[FrozenTrial]) -> list[str]:
+    """Why requests for a text brought nothing, in the order of the trials."""
+    return [trial.user_attrs["refused"] for trial in trials if "refused" in trial.user_attrs]
+
+
 def appended(space: PromptSpace, noted: Mapping[str, Any]) -> Text | None:
-    """The text of a trial, in the space; ``None`` where it is there already or not of this space."""
+    """The text of a trial, in the space, or a request that brought none.
+
+    ``None`` where the text is there already or not of this space.
+    """
     part, parent = noted.get("part"), space.find(tuple(noted.get("parent", ())))
     if part not in space.names or parent is None:
         return None
+    if "refused" in noted:
+        return Text(part, -1, parent, noted["calls"], noted["at"], refused=noted["refused"])
     known = len(space.parts[space.names.index(part)])
     index = space.append(part, noted["text"])
     if index < known:
@@ -54,11 +64,11 @@ def appended(space: PromptSpace, noted: Mapping[str, Any]) -> Text | None:
     return Text(part, index, parent, noted["calls"], noted["at"], noted["text"], proposed)
 
 
-def restored(space: PromptSpace, trials: Sequence[FrozenTrial]) -> list[Text]:
-    """Append the texts that trials stand for, in the order of their numbers."""
+def restored(space: PromptSpace, trials: Sequence[FrozenTrial]) -> dict[int, Text]:
+    """Append the texts that trials stand for, in the order of their numbers: what came of requests, by these."""
     ordered = sorted((trial for trial in trials if is_text(trial)), key=lambda trial: trial.number)
-    found = [appended(space, trial.user_attrs) for trial in ordered]
-    return [text for text in found if text is not None]
+    found = {trial.number: appended(space, trial.user_attrs) for trial in ordered}
+    return {number: text for number, text in found.items() if text is not None}
 
 
 def check_distributions(space: PromptSpace, trials: Sequence[FrozenTrial], place: str) -> None:

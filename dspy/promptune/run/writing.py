@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dspy.promptune.allocation.writing import Text, WriteDecision, WritingPolicy, WritingState
+from dspy.promptune.allocation.writing import FAILURES, Text, WriteDecision, WritingPolicy, WritingState
 from dspy.promptune.errors import EmbeddingError, OptionError, StorageError
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.texts import PROPOSED, appended, lineage_of, noted_text
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 NEAR = 0.9995  # cosine of two texts' vectors from which on one is a copy of the other
 LONGEST = 20_000  # characters of a text
-FAILURES = 3  # in a row, after which nothing more is asked for
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,8 @@ class _Arrived:
 class Writing:
     """Asks for texts and takes them in. All but the proposer's own work happens in the loop's thread.
 
-    A text is a trial of its own (state PRUNED, no parameters, user attribute ``kind="write"``) before it is a
-    candidate: the order of the trials is the order of the indices, for later starts of the run and for other drivers.
+    What comes of a request is a trial of its own (state PRUNED, no parameters, user attribute ``kind="write"``) before
+    it counts: the order of the trials is the order of the indices, for later starts of the run and for other drivers.
 
     Args:
         study: Where texts are written.
@@ -107,7 +106,7 @@ class Writing:
         rng: Draws.
         submit: Starts a function in another thread; ``None`` writes in the loop's thread.
         places: Texts written at once.
-        past: Texts of earlier starts, which are in the space.
+        past: What came of the requests of earlier starts; their texts are in the space.
         arrivals: Candidates that are still being made.
     """
 
@@ -132,12 +131,12 @@ class Writing:
         self._arrived: SimpleQueue[_Arrived] = SimpleQueue()
         self.in_flight = 0
         self.awaited = arrivals  # until all have come
-        self._asked = sum(not text.proposed for text in past)
-        self._failed = 0
         self.wake: Callable[[], None] = lambda: None
         self.read_shared: Callable[[], object] | None = None  # where several drivers write
         for text in past:
-            self._took(text)
+            self.policy.wrote(text)
+            ledger.beside += text.calls
+        self._asked = len(self.policy.asked)
 
     @property
     def texts(self) -> list[Text]:
@@ -164,7 +163,7 @@ class Writing:
         return changed
 
     def _decide(self, left: float, blocked: bool) -> WriteDecision | None:
-        if self._failed >= FAILURES or (found := self._racing.beliefs()) is None:
+        if (found := self._racing.beliefs()) is None:
             return None
         spent = int(self._ledger.spent)
         state = WritingState(
@@ -174,15 +173,9 @@ class Writing:
             written=self._ledger.beside,
             in_flight=self.in_flight,
             places=self._places,
-            expected=self._expected(),
             blocked=blocked,
         )
         return self.policy.next(state, *found)
-
-    def _expected(self) -> float:
-        """Calls of the next text: as many as one of the latest took."""
-        last = self.texts[-8:]
-        return sum(text.calls for text in last) / len(last) if last else 1.0
 
     def _start(self, decision: WriteDecision) -> None:
         request = self._request(decision)
@@ -212,7 +205,7 @@ class Writing:
     def _lost(self, decision: WriteDecision, future: Future[Any]) -> None:
         """The task ended before the proposer did: the run is being stopped."""
         if future.cancelled() or future.exception() is not None:
-            self._arrived.put(_Arrived(decision, Written((), 0.0), None, 0.0))
+            self._arrived.put(_Arrived(decision, None, None, 0.0))
             self.wake()
 
     def _request(self, decision: WriteDecision) -> WriteRequest:
@@ -251,34 +244,35 @@ class Writing:
             self.awaited = None
         for part, text in offered:
             if self._is_new(part, text):
-                self._store(part, text, (0,) * len(self._space.names), 0.0, origin=PROPOSED)
+                self._store(part, (0,) * len(self._space.names), 0.0, text=text, origin=PROPOSED)
         return bool(offered)
 
     def _took_in(self, one: _Arrived) -> None:
+        part, parent, seconds = one.decision.part, one.decision.parent, round(one.seconds, 3)
         if one.error is not None:
-            self._failed += 1
-            self._ledger.beside += 1
-            again = "" if self._failed < FAILURES else f" After {FAILURES} in a row no more are asked for."
-            logger.warning("Writing an instruction failed: %s.%s", said(one.error), again)
-            return
-        assert one.written is not None
-        self._failed = 0
-        texts = [str(text).strip() for text in one.written.texts]
-        self._ledger.beside += one.written.calls
-        good = [text for text in dict.fromkeys(texts) if self._usable(one.decision.part, text)]
-        for text in good:
-            calls = one.written.calls / len(good)
-            self._store(one.decision.part, text, one.decision.parent, calls, seconds=round(one.seconds, 3))
+            logger.warning("Writing an instruction failed: %s.", said(one.error))
+            self._store(part, parent, 1.0, refused=said(one.error), seconds=seconds)
+        elif one.written is not None:
+            good, why = self._sifted(part, one.written.texts)
+            for text in good:
+                self._store(part, parent, one.written.calls / len(good), text=text, seconds=seconds)
+            if not good:
+                self._store(part, parent, one.written.calls, refused=why, seconds=seconds)
 
-    def _usable(self, part: str, text: str) -> bool:
-        """Whether a text is one: not empty, not endless, and no copy of one that is there."""
-        if not self._is_new(part, text):
-            logger.info("A text of %d characters was not used: it is empty, too long, or there already.", len(text))
-            return False
-        if self._near(text, self._known(part)):
-            logger.info("A text was not used: it nearly copies one that is there.")
-            return False
-        return True
+    def _sifted(self, part: str, texts: Sequence[str]) -> tuple[list[str], str]:
+        """The texts that can be used, and why the last of the others cannot: empty, endless, or copies."""
+        good: list[str] = []
+        why = "nothing was written"
+        for text in dict.fromkeys(str(text).strip() for text in texts):
+            if not self._is_new(part, text):
+                why = f"a text of {len(text)} characters is empty, too long, or there already"
+            elif self._near(text, [*self._known(part), *good]):
+                why = "a text nearly copies one that is there"
+            else:
+                good.append(text)
+                continue
+            logger.info("Not used: %s.", why)
+        return good, why
 
     def _is_new(self, part: str, text: str) -> bool:
         """Whether a text is not empty, not endless, and not there already."""
@@ -301,10 +295,10 @@ class Writing:
         rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return bool((rows[:-1] @ rows[-1] > NEAR).any())
 
-    def _store(self, part: str, text: str, parent: Key, calls: float, **more: Any) -> None:
-        """Write a text down, and then use it; where that fails the run ends, and it is not used."""
-        at = self._ledger.table.calls + int(self._ledger.beside)
-        noted = {"part": part, "text": text, "parent": list(parent), "calls": round(calls, 3), "at": at, **more}
+    def _store(self, part: str, parent: Key, calls: float, **more: Any) -> None:
+        """Write down what came of a request, and then use it; where that fails the run ends, and it is not used."""
+        at = int(self._ledger.spent + calls)
+        noted = {"part": part, "parent": list(parent), "calls": round(calls, 3), "at": at, **more}
         try:
             self._study._storage.create_new_trial(self._study._study_id, template_trial=noted_text(noted))
         except StorageError:
@@ -315,20 +309,22 @@ class Writing:
             self.arrived(noted)
 
     def arrived(self, noted: Mapping[str, Any]) -> None:
-        """A text is in the study, written here or by another driver: from now on it is a candidate."""
+        """What came of a request is in the study, here or of another driver: a text is a candidate from now on."""
+        self._ledger.beside += noted["calls"]
         if (text := appended(self._space, noted)) is None:
+            return
+        self.policy.wrote(text)
+        if text.refused:
+            if self.policy.fruitless == FAILURES:
+                logger.warning("%d requests for a text in a row brought nothing: no more are made.", FAILURES)
             return
         self._sampler.grow()
         self._racing.grown()
-        self._took(text)
         if text.proposed:
             logger.info("Candidate %d of %s was proposed.", text.index, text.part)
         else:
             parent = prompt_name(self._space, text.parent)
             logger.info("Wrote candidate %d of %s from %s.", text.index, text.part, parent)
-
-    def _took(self, text: Text) -> None:
-        self.policy.wrote(text)
 
 
 def check_sampler(sampler: Any, policy: Any) -> None:
