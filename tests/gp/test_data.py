@@ -7,11 +7,9 @@ from dspy.promptune.gp.data import (
     FLOOR,
     KEPT,
     MANY,
-    SHARE,
     SHRINK,
     Observation,
     condensed,
-    difficulty_share,
     variances,
     weights,
 )
@@ -60,28 +58,6 @@ def test_examples_share_a_mean_equally():
     table, columns = weights([seen(0, [0.0, 1.0], (7, 3)), seen(1, [1.0], (3,)), seen(2, [1.0])])
     assert columns == {3: 0, 7: 1}
     assert table.tolist() == [[0.5, 0.5], [1.0, 0.0], [0.0, 0.0]]
-
-
-def scored(easiness, prompts=30, examples=40):
-    """Prompts on the same examples, whose chance of success is half the prompt's and half the example's affair."""
-    rng = np.random.default_rng(0)
-    easy = rng.random(examples) < 0.5
-    for key in range(prompts):
-        own = rng.random(examples) < 0.5
-        scores = np.where(rng.random(examples) < easiness, easy, own).astype(float)
-        yield seen(key, scores, tuple(range(examples)))
-
-
-def test_difficulty_is_found_from_what_prompts_have_in_common():
-    """Where a score copies the example with chance s, two prompts' scores correlate by s squared."""
-    assert difficulty_share(list(scored(0.8))) == pytest.approx(0.64, abs=0.08)
-    assert difficulty_share(list(scored(0.0))) == pytest.approx(0.0, abs=0.08)
-
-
-def test_difficulty_of_examples_that_nobody_shares_is_assumed():
-    """Without two prompts on one example, or without examples at all, the prior holds."""
-    alone = [seen(0, [0.0, 1.0], (0, 1)), seen(1, [1.0, 0.0], (2, 3)), seen(2, [1.0, 0.0])]
-    assert difficulty_share(alone) == SHARE[0]
 
 
 def test_observations_that_a_model_can_bear_stay_as_they_are():

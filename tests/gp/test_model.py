@@ -87,8 +87,8 @@ def test_percentages_are_believed_as_much_as_scores_up_to_one(binary):
     assert (one.unit, hundred.unit) == (1.0, 100.0)
     assert hundred.values == pytest.approx(one.values)
     assert hundred.variances == pytest.approx(one.variances)
-    assert (hundred.per_score, hundred.share, hundred.difficulty) == pytest.approx(
-        (one.per_score, one.share, one.difficulty)
+    assert (hundred.per_score, hundred.common, hundred.errors.difficulty) == pytest.approx(
+        (one.per_score, one.common, one.errors.difficulty)
     )
     assert hundred.binary == one.binary == binary
 

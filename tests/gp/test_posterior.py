@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dspy.promptune.gp.data import Observation
+from dspy.promptune.gp.errors import CommonErrors
 from dspy.promptune.gp.model import PromptGP, evidence
 from dspy.promptune.gp.posterior import PoolPosterior
 
@@ -82,7 +83,7 @@ def difference_variance(second_examples):
         Observation((0, 0), 0.5, (1.0, 0.0, 1.0, 0.0), (0, 1, 2, 3)),
         Observation((2, 1), 0.5, (0.0, 1.0, 0.0, 1.0), second_examples),
     ]
-    data = dataclasses.replace(evidence(observations), share=0.5)
+    data = dataclasses.replace(evidence(observations), errors=CommonErrors(0.5, (), ()))
     covariance = PoolPosterior(PromptGP(POINTS), POOL, data).covariance(np.array([0, 5]))
     return covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
 

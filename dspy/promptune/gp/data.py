@@ -12,9 +12,7 @@ from dspy.promptune.gp.parts import Array
 from dspy.promptune.space import Key
 
 FLOOR = 1e-4  # smallest variance of an observed mean: a posterior never becomes singular
-SHARE = (0.45, 6.0)  # difficulty's share where nothing is known, and how many examples' evidence that is worth
 SPREAD = (0.2, 5.0)  # the same of the variance of a score that is 0 or 1: ten right answers do not make it nothing
-MAX_SHARE = 0.8  # differences between prompts are never believed to be free of noise
 SHRINK = 4.0  # examples' worth of trust in the common level, where a prompt's own scores are few
 MANY, KEPT = 800, 400  # a model's cost grows with the cube of its observations: of more than MANY, KEPT are taken
 
@@ -85,33 +83,6 @@ def weights(observations: Sequence[Observation]) -> tuple[Array, dict[int, int]]
         for example in one.examples or ():
             table[i, column[example]] += 1 / len(one.examples or ())
     return table, column
-
-
-def difficulty_share(observations: Sequence[Observation]) -> float:
-    """Share of the variance of a score that belongs to the example, whichever the prompt.
-
-    Two prompts' deviations from their own means on the same example have the variance of difficulty as their mean
-    product. It is averaged over all such pairs, divided by the variance of a score, and shrunk to a common value
-    where few examples were seen by several prompts. On recorded runs of language models it is about a half.
-    """
-    deviations: dict[int, list[float]] = {}
-    total, freedom = 0.0, 0
-    for one in observations:
-        if one.scores is None or one.examples is None or one.size < 2:
-            continue
-        gaps = np.asarray(one.scores) - np.mean(one.scores)
-        total, freedom = total + float(gaps @ gaps), freedom + one.size - 1
-        correction = np.sqrt(one.size / (one.size - 1))
-        for example, gap in zip(one.examples, gaps * correction, strict=True):
-            deviations.setdefault(example, []).append(float(gap))
-    paired = [np.asarray(gaps) for gaps in deviations.values() if len(gaps) > 1]
-    if not paired or total == 0.0:
-        return SHARE[0]
-    products = sum(float(gaps.sum() ** 2 - gaps @ gaps) for gaps in paired)
-    pairs = sum(len(gaps) * (len(gaps) - 1) for gaps in paired)
-    found = products / pairs / (total / freedom)
-    shrunk = (len(paired) * found + SHARE[0] * SHARE[1]) / (len(paired) + SHARE[1])
-    return float(np.clip(shrunk, 0.0, MAX_SHARE))
 
 
 def condensed(observations: Sequence[Observation]) -> list[Observation]:

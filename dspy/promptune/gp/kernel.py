@@ -63,6 +63,11 @@ class PartsKernel(Kernel):  # type: ignore[misc]
         """The candidates of a part, ``(n_candidates, r)``; they may be more than before."""
         self.register_buffer(f"points_{part}", torch.as_tensor(points, dtype=torch.float64))
 
+    @property
+    def points(self) -> list[Array]:
+        """The candidates of each part, ``(n_candidates, r)``."""
+        return [getattr(self, f"points_{i}").numpy() for i in range(self.n_parts)]
+
     def _add(self, name: str, mean: float, spread: float, count: int) -> None:
         value = torch.full((count,), mean, dtype=torch.float64)
         self.register_parameter(name, torch.nn.Parameter(value))

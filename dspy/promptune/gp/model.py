@@ -14,13 +14,12 @@ from gpytorch.priors import NormalPrior
 from scipy.optimize import minimize
 from torch import Tensor
 
-from dspy.promptune.gp.data import FLOOR, SPREAD, Observation, difficulty_share, variances, weights
+from dspy.promptune.gp.data import FLOOR, SPREAD, Observation, variances, weights
+from dspy.promptune.gp.errors import CommonErrors, common_errors
 from dspy.promptune.gp.kernel import PartsKernel
 from dspy.promptune.gp.parts import Array
 
 MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
-ALIKE = 0.6  # share of what is left of a score's variance that prompts with the same candidates have in common
-ROOM = 1.05  # own noise over what such prompts have in common, at least: a covariance stays positive
 PERCENT = 100.0  # scores from 0 to this, the larger half included, are percentages
 MANY, FEW_ITERATIONS = 200, 8  # beyond so many observations an iteration is slow, and hyper-parameters hardly move
 
@@ -37,8 +36,8 @@ class Evidence:
         columns: The column of each example in ``weights``.
         per_score: Typical variance of one score about its prompt's mean, over ``unit`` squared.
         binary: Whether every score is 0 or ``unit``, so that a prompt's level gives its noise.
-        share: Share of the examples' difficulty in that variance.
-        difficulty: Variance of an example's difficulty, over ``unit`` squared.
+        errors: Shares of that variance that the errors of prompts have in common on an example.
+        common: That variance as it is where errors are common, over ``unit`` squared.
         centre: Mean of the observed values, in the metric's own units.
         unit: Length of the metric's range, in its own units.
     """
@@ -50,38 +49,30 @@ class Evidence:
     columns: dict[int, int]
     per_score: float
     binary: bool
-    share: float
-    difficulty: float
+    errors: CommonErrors
+    common: float
     centre: float
     unit: float
 
     def __len__(self) -> int:
         return len(self.values)
 
-    @property
-    def resemblance(self) -> float:
-        """Variance of what prompts with the same candidates have in common on an example, over ``unit`` squared.
-
-        It is zero with two parts or one, where most prompts that are compared share no candidate, or one of two.
-        """
-        return ALIKE * (1 - self.share) * self.per_score if self.rows.shape[1] > 2 else 0.0
-
     @cached_property
     def noise(self) -> Tensor:
         """Covariance of the noise of the means as far as scores tell it, ``(n, n)``; 0 for a mean without scores."""
         table, given = torch.as_tensor(self.weights), torch.as_tensor(self.variances)
-        pairs = table @ table.T
-        common = pairs * self.difficulty
-        own = torch.where(table.sum(-1) > 0, given * (1 - self.share), given)
-        if self.resemblance:
-            resembling = pairs * self.resemblance * torch.as_tensor(alike(self.rows, self.rows))
-            common = common + resembling.fill_diagonal_(0.0)
-            own = torch.maximum(own, ROOM * self.resemblance * pairs.diagonal())
+        common = table @ table.T * torch.as_tensor(self.common * self.errors.between(self.rows, self.rows))
+        own = torch.where(table.sum(-1) > 0, given * (1 - self.errors.total), given)
         return common + torch.diag(own.clamp_min(FLOOR).nan_to_num(0.0))
 
 
-def evidence(observations: Sequence[Observation]) -> Evidence:
-    """Bring observations (at least one) into the units of the priors."""
+def evidence(observations: Sequence[Observation], points: Sequence[Array] = ()) -> Evidence:
+    """Bring observations (at least one) into the units of the priors.
+
+    Args:
+        observations: What was measured.
+        points: For each part, the points of its candidates; without, errors have only difficulty in common.
+    """
     raw = np.array([one.value for one in observations], dtype=np.float64)
     scores = np.array([score for one in observations for score in one.scores or ()], dtype=np.float64)
     unit = _unit(raw, scores)
@@ -93,7 +84,6 @@ def evidence(observations: Sequence[Observation]) -> Evidence:
     centre = float(raw.mean())
     table, columns = weights(observations)
     binary = bool(np.isin(scores, (0.0, unit)).all())
-    share = difficulty_share(scaled)
     return Evidence(
         rows=np.array([one.key for one in observations], dtype=np.int64),
         values=(raw - centre) / unit,
@@ -102,17 +92,11 @@ def evidence(observations: Sequence[Observation]) -> Evidence:
         columns=columns,
         per_score=per_score,
         binary=binary,
-        share=share,
-        difficulty=share * (_shrunk(per_score, len(columns)) if binary else per_score),
+        errors=common_errors(scaled, points),
+        common=_shrunk(per_score, len(columns)) if binary else per_score,
         centre=centre,
         unit=unit,
     )
-
-
-def alike(first: Array, second: Array) -> Array:
-    """Share of parts of which two prompts have the same candidate, ``(n, m)``."""
-    same: Array = (first[:, None, :] == second[None, :, :]).mean(axis=2)
-    return same
 
 
 def _over(one: Observation, unit: float) -> Observation:
@@ -146,13 +130,12 @@ def _unit(values: Array, scores: Array) -> float:
 
 
 class PromptGP(Module):  # type: ignore[misc]
-    """Prior and likelihood: a :class:`PartsKernel`, the noise of means without scores, and difficulty of examples.
+    """Prior and likelihood: a :class:`PartsKernel`, the noise of means without scores, and what errors have in common.
 
-    A score of prompt ``k`` on example ``e`` is ``f(k) + d(e) + error``. The difficulty ``d`` has a share of the
-    variance of one score; it is integrated out, which leaves Gaussian noise that observations on common examples
-    have in common: comparisons on the same examples are paired, and differences are surer than levels. In programs
-    of several predictors the error of prompts that share candidates is partly the same, too: many prompts with one
-    lucky candidate are not many witnesses.
+    A score of prompt ``k`` on example ``e`` is ``f(k)`` and an error, of which a part belongs to the example and a
+    part to what the prompt says (:mod:`dspy.promptune.gp.errors`). They are integrated out, which leaves Gaussian
+    noise that observations on the same examples have in common: comparisons are paired, differences are surer than
+    levels, those of close prompts most, and many prompts with one lucky candidate are not many witnesses.
 
     Args:
         points: For each part, ``(n_candidates, r)`` from :func:`dspy.promptune.gp.parts.project`.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from dspy.promptune.gp.model import ROOM, Evidence, PromptGP, alike
+from dspy.promptune.gp.model import Evidence, PromptGP
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.threads import one_thread
 
@@ -50,7 +50,7 @@ class PoolPosterior:
         self._gp = gp
         self._centre, self._unit = data.centre, data.unit
         self._per_score = None if data.binary else self._unit**2 * data.per_score
-        self._difficulty, self._resemblance = data.difficulty, data.resemblance
+        self._errors, self._common = data.errors, data.common
         self._keys = _grown(data.rows, 16)
         self._n = len(data)
         self._weights = _grown(data.weights, 16)
@@ -121,11 +121,8 @@ class PoolPosterior:
         self._reserve(n + 1)
         prior, own = self._row(j), variance / self._unit**2
         if len(examples):
-            common = self._difficulty / len(examples)
-            own = max(own - common, 0.1 * own, ROOM * self._resemblance / len(examples)) + common
-        shared: float | Array = self._difficulty
-        if self._resemblance:
-            shared = shared + self._resemblance * alike(self._keys[:n], self.pool[j : j + 1])[:, 0]
+            own += self._errors.total * (self._common / len(examples) - own)
+        shared = self._common * self._errors.between(self._keys[:n], self.pool[j : j + 1])[:, 0]
         cross = self._prior[:n, j] + shared * (self._weights[:n] @ share)
         row = solve_triangular(self._factor[:n, :n], cross, lower=True, check_finite=False) if n else cross
         pivot = np.sqrt(max(float(prior[j]) + own - float(row @ row), 1e-10))

@@ -89,7 +89,7 @@ class Surrogate:
         Raises:
             ArithmeticError: The covariance cannot be factorised even with the priors' hyper-parameters.
         """
-        data = evidence(observations)
+        data = evidence(observations, self.gp.kernel.points)
         with one_thread():
             self._refit(data)
             return self._condition(data, np.array(pool, dtype=np.int64))
@@ -99,7 +99,7 @@ class Surrogate:
         from dspy.promptune.gp.botorch_model import PromptModel
 
         with one_thread():
-            return PromptModel(self.gp, evidence(observations))
+            return PromptModel(self.gp, evidence(observations, self.gp.kernel.points))
 
     def _refit(self, data: Evidence) -> None:
         if min(self._fitted, SETTLED) <= len(data) < max(FIRST_FIT, REFIT_GROWTH * self._fitted):
