@@ -72,7 +72,7 @@ FIGURES = (
         "much it depends on that. Amber: the winner's.",
     ),
     FigureOnPage(
-        name="spending", title="Where the calls went", draw=draw_spending, folded=True,
+        name="spending", title="Where the examples went", draw=draw_spending, folded=True,
         text="Examples each prompt was scored on, evaluation by evaluation: weak prompts get few, leaders many. ★ won.",
     ),
     FigureOnPage(

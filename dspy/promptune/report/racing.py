@@ -1,4 +1,4 @@
-"""Where the calls went: few on weak prompts, many on the leaders."""
+"""Where the examples went: few on weak prompts, many on the leaders."""
 
 from __future__ import annotations
 
