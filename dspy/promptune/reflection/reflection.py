@@ -33,14 +33,14 @@ FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 
 
 class ReviseInstruction(dspy.Signature):  # type: ignore[metaclass]
-    """You maintain the instruction of one step in a program that calls language models.
+    __doc__ = """You maintain the instruction of one step in a program that calls language models.
 
     You get the instruction in use, and attempts that the step made with it: its inputs, its outputs, what was
     expected in the end, and how the result was judged. Find out what the failures have in common, and what somebody
     would have to know in order to get them right; keep what works. Write the instruction that should be used instead.
     State what you have learned as rules for inputs of that kind, with the facts of the task that are needed, and not
     as answers to single inputs. Reply with the complete new instruction and nothing else.
-    """
+    """  # assigned, because python -OO has no docstrings
 
     step: str = dspy.InputField(desc="the fields that the step reads and writes")
     current_instruction: str = dspy.InputField()
