@@ -216,5 +216,3 @@ class WritingPolicy:
                 n += 1
         mean = first / n
         return mean, math.sqrt(max(second / n - mean**2, 1e-8))
-
-
