@@ -51,6 +51,7 @@ def compiled(server):
             "sampler": "random", "n_jobs": 4, "num_trials": 4, "minibatch_size": 8, "disable_progress_bar": True,
             **options,
         }  # fmt: skip
+        given = {name: value for name, value in given.items() if value is not None}
         lm = lm or dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="sk-a-key-of-its-own-1234", cache=False)
         with dspy.context(lm=lm):
             optimizer = dspy.MIPROv2(

@@ -49,6 +49,13 @@ def test_results_do_not_depend_on_who_evaluates_them(compiled):
     assert found.optimization_run.calls > 0 and 0 <= found.score <= 100
 
 
+def test_workers_evaluate_what_was_written_meanwhile(processes, compiled):
+    """Workers have no list of candidates of their own: a text of the search is scored by them as any other."""
+    run = compiled(processes, sampler="qei", embedder="ngram", minibatch_size=None, reflect=True).optimization_run
+    part = run.lineage[0]["part"]
+    assert run.lineage[0]["index"] in {trial.params[part] for trial in run.trials if trial.values}
+
+
 def test_budgets_hold_across_workers(processes, compiled, server):
     """Workers make no call beyond ``max_lm_calls``, and the run ends with what it has."""
     found = compiled(processes, max_lm_calls=80, num_trials=30)

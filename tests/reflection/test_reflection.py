@@ -1,6 +1,7 @@
 """Instructions written during a compile's search, in a world whose model writes better ones from failures."""
 
 import logging
+import signal
 
 import pytest
 
@@ -9,6 +10,7 @@ from benchmarks.warehouse import SortAndPlace, Warehouse, metric
 from dspy.promptune import OptionError
 from dspy.promptune.reflection.reflection import Attempts, Reflector, unfenced
 from dspy.promptune.run.writing import WriteRequest
+from tests.server import Faults, LMServer, TaskRule
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:dspy.LM")]
 
@@ -90,6 +92,61 @@ def test_a_run_that_is_taken_up_again_pays_for_no_text_twice(tmp_path):
     assert first.lineage
     assert second.lineage[: len(first.lineage)] == first.lineage
     assert not again.requests
+
+
+def small(world, **options):
+    """A compile in threads with two prompts and ten examples: soon all is measured, and only texts are left to wait for."""
+    with dspy.context(lm=world):
+        optimizer = dspy.MIPROv2(
+            metric=metric, auto=None, num_candidates=2, num_threads=2, seed=1, max_bootstrapped_demos=0,
+            max_labeled_demos=0,
+        )  # fmt: skip
+        return optimizer.compile(
+            SortAndPlace(1), trainset=world.examples(0, 20), valset=world.examples(200, 210), num_trials=10,
+            sampler="qei", embedder="ngram", n_jobs=2, reflect=True, disable_progress_bar=True, **options,
+        ).optimization_run  # fmt: skip
+
+
+def test_a_reflection_model_that_hangs_or_is_busy_holds_nothing_up():
+    """A request without an answer is given up, counts, and is followed by others; a rate limit is waited for."""
+    asked = []
+
+    def fault(messages, attempt):
+        key = str(messages)
+        if "current_instruction" not in key:
+            return None
+        asked.append(key)
+        return "hang" if key == asked[0] else "429" if attempt == 0 else None
+
+    with LMServer(TaskRule({}), faults=Faults(rule=fault)) as server:
+        lm = dspy.LM("openai/rules", api_base=server.url, api_key="none", cache=False, num_retries=3)
+        run = small(Warehouse(0), reflection_lm=lm, example_timeout=0.5)
+    refused = [trial.user_attrs["refused"] for trial in run.trials if "refused" in trial.user_attrs]
+    assert len(refused) == 1 and "example_timeout" in refused[0]
+    assert run.lineage
+    assert len(asked) - len(set(asked)) >= len(run.lineage)
+
+
+def test_what_was_being_written_at_an_interrupt_is_not_paid_for_again(tmp_path):
+    """Its text is written down though the run ends, and the next start has it."""
+
+    class Interrupting(Recorded):
+        def forward(self, prompt=None, messages=None, **kwargs):
+            found = super().forward(prompt, messages, **kwargs)
+            if len(self.requests) == 1 and "current_instruction" in str(messages):
+                signal.raise_signal(signal.SIGINT)
+            return found
+
+    before, file = signal.signal(signal.SIGINT, signal.default_int_handler), str(tmp_path / "runs.db")
+    try:
+        first = small(Interrupting(0), storage=file)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert first.ended == "interrupted"
+    assert len(first.lineage) == 1
+    second = small(Recorded(0), storage=file, resume=True)
+    assert second.lineage[0] == first.lineage[0]
+    assert len(second.lineage) > 1
 
 
 def test_each_predictor_is_shown_what_it_read_and_wrote():

@@ -20,6 +20,7 @@ from dspy.promptune.space import Key, PromptSpace
 BLOCK = 5  # examples in one job
 FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is asked next
 IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
+LOOK = 5  # examples that a prompt with a new text is scored on before others are again
 FINAL = 0.3  # of all calls: the last of them decide between the leaders, and nobody new is looked at
 FINAL_OPEN = 0.15  # the same where new texts keep coming
 FEW = 100  # random combinations to look for a new one among, at first
@@ -64,6 +65,7 @@ class RacingPolicy:
         self._failed = FailedPrompts()
         self._stumbled: dict[Key, set[int]] = {}  # examples of a prompt's job that failed: they come last
         self._planned: list[Key] = []
+        self._children: list[Key] = []  # prompts with new texts, which are looked at before others
         self._known = dict.fromkeys(table.keys())  # prompts with scores, but those that are no longer looked at
         self._closed: set[Key] = set()  # prompts that cannot be measured now; brought up to date with each job
         for key in self._known:
@@ -123,10 +125,12 @@ class RacingPolicy:
         keys = [key for key in measured if key not in out] or measured
         return max(keys, key=self._average) if keys else next(iter(self._space.keys()))
 
-    def grown(self) -> None:
-        """Candidates were appended to the space."""
+    def grown(self, child: Key | None = None) -> None:
+        """Candidates were appended to the space; ``child`` is a prompt with one of them, to be looked at first."""
         self._beliefs.forget()
         self._planned.clear()
+        if child is not None:
+            self._children.append(child)
 
     def beliefs(self) -> tuple[list[Key], PoolPosterior] | None:
         """The prompts about which something is believed, and what; ``None`` where nothing is yet."""
@@ -167,12 +171,23 @@ class RacingPolicy:
             self._planned.clear()
             if (key := self._beliefs.decide(running, self._closed)) is not None:
                 return key
+        if (child := self._child()) is not None:
+            return child
         while self._planned:
             if self._may(key := self._planned.pop(0)):
                 return key
         count = max(1, len(running) // STRIDE, self._options.batch_size - len(running))
         self._planned = self._beliefs.choose(running, self._closed, self._block, count)
         return self._planned.pop(0) if self._planned else None
+
+    def _child(self) -> Key | None:
+        """The first prompt with a new text that has had no look yet."""
+        while self._children:
+            child = self._children[0]
+            if self._table.count(child) + len(self._busy(child)) < LOOK and self._may(child):
+                return child
+            self._children.pop(0)
+        return None
 
     def _look_at(self, key: Key) -> None:
         """Bring up to date whether a prompt can be measured."""

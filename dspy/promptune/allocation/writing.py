@@ -160,6 +160,11 @@ class WritingPolicy:
         spread = math.sqrt(max(0.0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
         return bool(mean[new] - mean[old] > PROOF * spread)
 
+    def child(self, text: Text) -> Key:
+        """The parent with the text in it."""
+        i = self._space.names.index(text.part)
+        return (*text.parent[:i], text.index, *text.parent[i + 1 :])
+
     # ------------------------------------------------------------------
 
     def _may(self, state: WritingState) -> bool:
@@ -204,8 +209,7 @@ class WritingPolicy:
             if text.refused:
                 n += 1
                 continue
-            i = self._space.names.index(text.part)
-            child = (*text.parent[:i], text.index, *text.parent[i + 1 :])
+            child = self.child(text)
             if child in place and text.parent in place:
                 pair = np.array([place[child], place[text.parent]])
                 difference = float(posterior.mean[pair[0]] - posterior.mean[pair[1]])

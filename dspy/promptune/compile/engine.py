@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import threading
@@ -29,14 +30,14 @@ from dspy.promptune.run.events import SearchEvents, check_callbacks
 from dspy.promptune.run.interrupts import Interrupted
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.schedule import Limits
-from dspy.promptune.run.search import Compared, Run, SearchRun, Writer, shown
+from dspy.promptune.run.search import Compared, Run, SearchRun, shown
 from dspy.promptune.secrets import said
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
-    from dspy.promptune.run.writing import Propose
+    from dspy.promptune.run.writing import Propose, Writer
 
 __all__ = ["Engine", "Task", "optimize", "upstream_budget"]
 
@@ -344,6 +345,8 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
 
 def _writer(task: Task, engine: Engine, space: PromptSpace) -> Writer | None:
     """The writer of a compile, if there is one, in the threads of its pool; with batches in the loop's own."""
+    from dspy.promptune.run.writing import Writer
+
     if task.reflector is None:
         return None
     assert engine.work is not None
@@ -351,7 +354,8 @@ def _writer(task: Task, engine: Engine, space: PromptSpace) -> Writer | None:
     writer = Writer(propose, arrivals=None if task.arrivals is None else task.arrivals.take)
     if engine.options.schedule == "batch":
         return writer
-    return replace(writer, submit=engine.pool.submit, places=max(1, engine.options.n_jobs // 4))
+    submit = functools.partial(engine.pool.submit_limited, engine.options.example_timeout, per_call=True)
+    return replace(writer, submit=submit, places=max(1, engine.options.n_jobs // 4))
 
 
 def _finished(task: Task, run: Run, engine: Engine, recorder: Recorder, found: SearchRun) -> Module:

@@ -75,6 +75,13 @@ class RunJobs:
         writing = self.writing
         return writing is not None and bool(writing.in_flight or writing.awaited) and self._left() > 0
 
+    def take_in(self) -> bool:
+        """Write down the texts that came while the run is being stopped; whether one is still being written."""
+        if self.writing is not None:
+            with self._unless_broken():
+                self.writing.take_in()
+        return self.writing is not None and self.writing.in_flight > 0
+
     @property
     def limited(self) -> str | None:
         """The limit that has ended the search, in words."""

@@ -355,7 +355,7 @@ class SearchLoop:
         self._work.stop()
         why = self._stopping or "stopped"
         deadline = time.monotonic() + GRACE_SECONDS
-        while self._running and (left := deadline - time.monotonic()) > 0:
+        while (self._running or self._jobs.take_in()) and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(Empty):
                 event = self._events.get(timeout=left)
                 for one in self._arrived(*event) if event else ():

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable, frozen
-from dspy.promptune.errors import EvaluationError, StorageError
+from dspy.promptune.errors import EvaluationError, OptionError, StorageError
 from dspy.promptune.identity.manifest import embedder_known, search_manifest
 from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
@@ -37,23 +35,12 @@ if TYPE_CHECKING:
     from dspy.promptune.allocation.policy import Budget
     from dspy.promptune.allocation.writing import Text
     from dspy.promptune.run.trials import Proposals, StudyTrials
-    from dspy.promptune.run.writing import Arrivals, Propose, Submit, Writing
+    from dspy.promptune.run.writing import Propose, Writer, Writing
+    from dspy.promptune.samplers.qei import QEISampler
 
 __all__ = ["Compared", "Run", "SearchRun", "search"]
 
-logger = logging.getLogger(__name__)
-
 FULL_EVAL_STEPS = 5
-
-
-@dataclass(frozen=True)
-class Writer:
-    """How instructions are written during a search; see :class:`dspy.promptune.run.writing.Writing`."""
-
-    propose: Propose
-    submit: Submit | None = None
-    places: int = 1
-    arrivals: Arrivals | None = None
 
 
 class Run:
@@ -132,15 +119,18 @@ class Run:
 
     def _write(self, writer: Writer, texts: Sequence[Text], rng: random.Random) -> None:
         """Instructions are written during the search, and those of earlier starts are known."""
-        from dspy.promptune.run.writing import Writing, check_sampler
+        from dspy.promptune.allocation.racing import RacingPolicy
+        from dspy.promptune.run.writing import Writing
 
-        check_sampler(self.sampler, self.policy)
-        policy: Any = self.policy
-        sampler: Any = self.sampler
+        policy, sampler = self.policy, cast("QEISampler", self.sampler)
+        if not isinstance(policy, RacingPolicy):
+            raise OptionError(
+                f"Writing instructions during the search needs beliefs about prompts: use sampler='qei' without "
+                f"minibatch_size, not {type(sampler).__name__}."
+            )
         self.writing = self.jobs.writing = Writing(
-            self.study, self.space, sampler, policy, self.jobs.ledger, writer.propose,
-            rng=rng, submit=writer.submit, places=writer.places, past=texts, arrivals=writer.arrivals,
-        )  # fmt: skip
+            self.study, self.space, sampler, policy, self.jobs.ledger, writer, rng=rng, past=texts
+        )
         if self.sharing is not None:
             self.sharing.arrived = self.writing.arrived
             self.writing.read_shared = self.sharing.look
@@ -316,6 +306,7 @@ def search(
 def _writer(propose: Propose, plan: Schedule) -> Writer:
     """A thread for the proposer, unless the same seed must give the same trials."""
     from dspy.promptune.limits.pool import Pool
+    from dspy.promptune.run.writing import Writer
 
     return Writer(propose) if plan.batch is not None else Writer(propose, Pool(1, name="promptune-write").submit)
 

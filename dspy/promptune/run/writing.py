@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dspy.promptune.allocation.writing import FAILURES, Text, WriteDecision, WritingPolicy, WritingState
-from dspy.promptune.errors import EmbeddingError, OptionError, StorageError
+from dspy.promptune.errors import EmbeddingError, StorageError
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.texts import PROPOSED, appended, lineage_of, noted_text
 from dspy.promptune.secrets import said
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dspy.promptune.allocation.racing import RacingPolicy
     from dspy.promptune.samplers.qei import QEISampler
 
-__all__ = ["Propose", "WriteRequest", "Writing", "Written", "check_sampler"]
+__all__ = ["Propose", "WriteRequest", "Writer", "Writing", "Written"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +83,29 @@ Arrivals = Callable[[], "tuple[Sequence[tuple[str, str]], bool]"]
 
 
 @dataclass(frozen=True)
+class Writer:
+    """Who writes instructions during a search.
+
+    Attributes:
+        propose: Writes.
+        submit: Starts a function in another thread; ``None`` writes in the loop's thread.
+        places: Texts written at once.
+        arrivals: Candidates that are still being made.
+    """
+
+    propose: Propose
+    submit: Submit | None = None
+    places: int = 1
+    arrivals: Arrivals | None = None
+
+
+@dataclass(frozen=True)
 class _Arrived:
+    number: int
     decision: WriteDecision
-    written: Written | None
-    error: BaseException | None
-    seconds: float
+    written: Written | None = None
+    error: BaseException | None = None
+    seconds: float = 0.0
 
 
 class Writing:
@@ -102,12 +120,9 @@ class Writing:
         sampler: Ours; it is told when the space has grown.
         policy: Its beliefs decide; it is told when the space has grown.
         ledger: Counts the calls that writing takes.
-        propose: Writes.
+        writer: Who writes.
         rng: Draws.
-        submit: Starts a function in another thread; ``None`` writes in the loop's thread.
-        places: Texts written at once.
         past: What came of the requests of earlier starts; their texts are in the space.
-        arrivals: Candidates that are still being made.
     """
 
     def __init__(
@@ -117,20 +132,17 @@ class Writing:
         sampler: QEISampler,
         policy: RacingPolicy,
         ledger: CallLedger,
-        propose: Propose,
+        writer: Writer,
         *,
         rng: random.Random,
-        submit: Submit | None = None,
-        places: int = 1,
         past: Sequence[Text] = (),
-        arrivals: Arrivals | None = None,
     ) -> None:
         self._study, self._space, self._sampler, self._racing = study, space, sampler, policy
-        self._ledger, self._propose, self._submit, self._places = ledger, propose, submit, places
+        self._ledger, self._writer = ledger, writer
         self.policy = WritingPolicy(space, rng)
         self._arrived: SimpleQueue[_Arrived] = SimpleQueue()
-        self.in_flight = 0
-        self.awaited = arrivals  # until all have come
+        self._in_flight: set[int] = set()  # numbers of requests
+        self.awaited = writer.arrivals  # until all have come
         self.wake: Callable[[], None] = lambda: None
         self.read_shared: Callable[[], object] | None = None  # where several drivers write
         for text in past:
@@ -143,6 +155,11 @@ class Writing:
         """The texts in the space that were written during the search, in their order."""
         return self.policy.texts
 
+    @property
+    def in_flight(self) -> int:
+        """Texts that are being written."""
+        return len(self._in_flight)
+
     def lineage(self) -> list[dict[str, Any]]:
         """Who was written from whom, see :class:`dspy.promptune.run.search.SearchRun`."""
         return lineage_of(self._space, self.texts)
@@ -154,11 +171,11 @@ class Writing:
             left: Calls that nobody has claimed.
             blocked: Whether nothing can be measured until there is another text.
         """
-        changed = self._take_in()
+        changed = self.take_in()
         while (decision := self._decide(left, blocked)) is not None:
             self._start(decision)
-            changed = self._take_in() or changed
-            if self._submit is None:
+            changed = self.take_in() or changed
+            if self._writer.submit is None:
                 break
         return changed
 
@@ -172,7 +189,7 @@ class Writing:
             spent=spent,
             written=self._ledger.beside,
             in_flight=self.in_flight,
-            places=self._places,
+            places=self._writer.places,
             blocked=blocked,
         )
         return self.policy.next(state, *found)
@@ -180,32 +197,33 @@ class Writing:
     def _start(self, decision: WriteDecision) -> None:
         request = self._request(decision)
         self._asked += 1
-        self.in_flight += 1
-        if self._submit is None:
+        self._in_flight.add(request.number)
+        if self._writer.submit is None:
             self._work(decision, request)
             return
         try:
-            future = self._submit(self._work, decision, request)
+            future = self._writer.submit(self._work, decision, request)
         except RuntimeError:  # the pool was stopped
-            self.in_flight -= 1
+            self._in_flight.discard(request.number)
             return
-        future.add_done_callback(lambda ended: self._lost(decision, ended))
+        future.add_done_callback(lambda ended: self._lost(request.number, decision, ended))
 
     def _work(self, decision: WriteDecision, request: WriteRequest) -> None:
         began = time.monotonic()
         written, error = None, None
         try:
-            answer = self._propose(request)
+            answer = self._writer.propose(request)
             written = answer if isinstance(answer, Written) else Written(list(answer))
         except Exception as raised:
             error = raised
-        self._arrived.put(_Arrived(decision, written, error, time.monotonic() - began))
+        self._arrived.put(_Arrived(request.number, decision, written, error, time.monotonic() - began))
         self.wake()
 
-    def _lost(self, decision: WriteDecision, future: Future[Any]) -> None:
-        """The task ended before the proposer did: the run is being stopped."""
+    def _lost(self, number: int, decision: WriteDecision, future: Future[Any]) -> None:
+        """The task ended before the proposer did: the run is being stopped, or it took too long."""
         if future.cancelled() or future.exception() is not None:
-            self._arrived.put(_Arrived(decision, None, None, 0.0))
+            error = None if future.cancelled() else future.exception()
+            self._arrived.put(_Arrived(number, decision, error=error))
             self.wake()
 
     def _request(self, decision: WriteDecision) -> WriteRequest:
@@ -224,16 +242,18 @@ class Writing:
 
     # ------------------------------------------------------------------ what has been written
 
-    def _take_in(self) -> bool:
+    def take_in(self) -> bool:
+        """Take in what has been written; whether something has changed. What comes after its time is not used."""
         changed = self._enter()
         while True:
             try:
                 one = self._arrived.get_nowait()
             except Empty:
                 return changed
-            self.in_flight -= 1
-            changed = True
-            self._took_in(one)
+            if one.number in self._in_flight:
+                self._in_flight.discard(one.number)
+                changed = True
+                self._took_in(one)
 
     def _enter(self) -> bool:
         """Make candidates of what was proposed meanwhile; whether there was anything."""
@@ -319,24 +339,9 @@ class Writing:
                 logger.warning("%d requests for a text in a row brought nothing: no more are made.", FAILURES)
             return
         self._sampler.grow()
-        self._racing.grown()
+        self._racing.grown(None if text.proposed else self.policy.child(text))
         if text.proposed:
             logger.info("Candidate %d of %s was proposed.", text.index, text.part)
         else:
             parent = prompt_name(self._space, text.parent)
             logger.info("Wrote candidate %d of %s from %s.", text.index, text.part, parent)
-
-
-def check_sampler(sampler: Any, policy: Any) -> None:
-    """Refuse what cannot decide about writing.
-
-    Raises:
-        OptionError: The sampler is not ours, or a minibatch size was given.
-    """
-    from dspy.promptune.allocation.racing import RacingPolicy
-
-    if not isinstance(policy, RacingPolicy):
-        raise OptionError(
-            f"Writing instructions during the search needs beliefs about prompts: use sampler='qei' without "
-            f"minibatch_size, not {type(sampler).__name__}."
-        )
