@@ -95,7 +95,7 @@ def test_a_run_that_is_taken_up_again_pays_for_no_text_twice(tmp_path):
 
 
 def small(world, **options):
-    """A compile in threads with two prompts and ten examples: soon all is measured, and only texts are left to wait for."""
+    """A compile with two prompts and ten examples: soon all is measured, and only texts are left to wait for."""
     with dspy.context(lm=world):
         optimizer = dspy.MIPROv2(
             metric=metric, auto=None, num_candidates=2, num_threads=2, seed=1, max_bootstrapped_demos=0,
