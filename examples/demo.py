@@ -49,6 +49,12 @@ class SortLetter(dspy.Signature):
 class ShortChat(dspy.ChatAdapter):  # type: ignore[misc]
     """DSPy's chat format without the prose around it: a model this small loses the thread of a long prompt."""
 
+    def format(
+        self, signature: type[dspy.Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """The messages, and the first line of the answer, so that only the subject is left to write."""
+        return [*super().format(signature, demos, inputs), {"role": "assistant", "content": "[[ ## subject ## ]]\n"}]
+
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
         """The instruction and nothing else."""
         return str(signature.instructions)
@@ -219,7 +225,7 @@ def main() -> None:
     print("Act 2: a real program on a model of 135 million parameters, in this process.")
     say("Starting the language model (the first time, it is downloaded: 93 MB)")
     counter = Counter()
-    with LocalLM(max_tokens=12, stop=["\n\n"], cache=False, callbacks=[counter]) as lm:
+    with LocalLM(max_tokens=3, stop=["\n"], cache=False, callbacks=[counter]) as lm:
         dspy.configure(lm=lm, adapter=dspy.ChatAdapter())
         say(f"Sorting {len(testset)} test letters with the baselines")
         rows = [judge("as it is", Sorter(), testset)]

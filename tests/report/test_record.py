@@ -81,11 +81,13 @@ def test_idle_stretches_are_cut_out():
 
 
 def test_intervals():
-    """Wilson's interval for right and wrong, Student's for graded scores, none for too few."""
+    """Wilson's for right and wrong, Student's for graded scores, between 0 and 1 as these are; none for too few."""
     low, high = interval([1.0] * 8 + [0.0] * 2)
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)  # Wilson (1927) for 8 of 10
+    low, high = interval([2.0, 4.0, 6.0])
+    assert (round(low, 2), round(high, 2)) == (-0.97, 8.97)  # 4 +- 4.303 * 1.155
     low, high = interval([0.2, 0.4, 0.6])
-    assert (round(low, 3), round(high, 3)) == (-0.097, 0.897)  # 0.4 +- 4.303 * 0.1155
+    assert (low, round(high, 3)) == (0.0, 0.897)
     assert all(each != each for each in interval([]))
 
 

@@ -52,6 +52,14 @@ def test_the_sentence_counts_what_is_right(record):
     )
 
 
+def test_a_winner_with_more_examples_than_the_original_is_told_of_all(record):
+    """The gain is of the examples that both have; the score of the winner on all of its examples stands beside it."""
+    found = with_rows(record, [0.0] * 4, [1.0] * 4 + [0.0] * 6)
+    assert Verdict(found).sentence() == (
+        "4 of 4 validation examples right instead of 0: +100 points (95 %: +100 to +100); 40.0 % on all 10."
+    )
+
+
 def test_what_the_run_expects_is_told(record, program):
     """What the run itself expects of its winner on new data is in sentence and lines, with its 90 % interval."""
     run = program.optimization_run

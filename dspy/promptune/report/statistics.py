@@ -26,13 +26,16 @@ class Difference:
 def interval(scores: Sequence[float]) -> tuple[float, float]:
     """A 95 % interval of the mean behind some scores: Wilson's for scores of 0 and 1, else Student's.
 
-    NaN where there are too few: none, or one that is neither 0 nor 1.
+    Of scores from 0 to 1 it ends there. NaN where there are too few: none, or one that is neither 0 nor 1.
     """
     n = len(scores)
     if n and all(score in (0.0, 1.0) for score in scores):
         found = stats.binomtest(round(math.fsum(scores)), n).proportion_ci(LEVEL, method="wilson")
         return float(found.low), float(found.high)
-    return _student(scores)
+    low, high = _student(scores)
+    if n > 1 and all(0.0 <= score <= 1.0 for score in scores):
+        return max(low, 0.0), min(high, 1.0)
+    return low, high
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:

@@ -78,7 +78,9 @@ class Verdict:
         if not shared:
             return f"The best prompt found scores {scored(self.after)}; the original {scored(self.before)}."
         now = {example: self.after[example] for example in shared}
-        return f"{instead(shared, now)}{sure(self.gain)}{self._new_data()}."
+        more = len(self.after) > len(now)
+        rest = f"; {percent(mean(self.after.values()))} % on all {len(self.after)}" if more else ""
+        return f"{instead(shared, now)}{sure(self.gain)}{rest}{self._new_data()}."
 
     def _new_data(self) -> str:
         if self.expected is None:
