@@ -84,7 +84,7 @@ CHANGES = {
     "the teacher": ({"teacher": dspy.Predict("question -> answer")}, "code.teacher is new"),
     "an instruction": (
         {"program": dspy.Predict(dspy.Signature("question -> answer", "Answer."))},
-        "program.predictors.self.instructions was .*Given the fields.*, is \"Answer.\"",
+        'program.predictors.self.instructions was .*Given the fields.*, is "Answer."',
     ),
     "a field": ({"program": dspy.Predict("question, hint -> answer")}, "program.predictors.self.fields.hint is new"),
     "a demo": ({"program": with_demo()}, "program.predictors.self.demos has changed[;.]"),

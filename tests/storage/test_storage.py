@@ -1,5 +1,6 @@
 """Storages that cannot be used say so at the start, and those that fail later do not take the run with them."""
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -18,11 +19,18 @@ import dspy.promptune.storage.backend as storage_module
 import dspy.promptune.storage.held_study as held_study
 import dspy.promptune.storage.sqlite as sqlite_module
 import dspy.promptune.storage.study_store as store_module
-from dspy.promptune import StorageError, search
+from dspy.promptune import PromptSpace, StorageError, search
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.storage.backend import open_storage
+from dspy.promptune.storage.messages import explain
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+REFUSED = (
+    'connection failed: connection to server at "127.0.0.1", port 1 failed: Connection refused\n'
+    "\tIs the server running on that host and accepting TCP/IP connections?"
+)
 
 
 def refused(storage, match, **options):
@@ -92,6 +100,37 @@ def test_passwords_are_never_shown():
     message = refused("postgresql://me:pass-of-mine@127.0.0.1:1/base", "cannot be used")
     assert "pass-of-mine" not in message and "me:***@127.0.0.1:1/base" in message
     assert "pass-of-mine" not in refused("postgresql://me:pass-of-mine@127.0.0.1:port/base", r"cannot be (read|used)")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "terminating connection due to administrator command",
+        "consuming input failed: server closed the connection unexpectedly\n\tThis probably means ...",
+        "SSL connection has been closed unexpectedly",
+        "Can't reconnect until invalid transaction is rolled back. Please rollback() fully before proceeding",
+        'connection failed: connection to server at "h", port 1 failed: FATAL:  the database system is shutting down',
+    ],
+)
+def test_a_lost_connection_is_called_so(said):
+    """However a driver says that its server went away, the message is one line with one remedy."""
+    told = str(explain(OSError(said), "postgresql://me:***@host/base"))
+    assert told.endswith(
+        "cannot be used: the connection to the server was lost. Start the server again, and run again with resume=True."
+    )
+    told = str(explain(OSError(REFUSED), "postgresql://me:***@host/base"))
+    assert told.endswith("port 1 failed: Connection refused. Start the server, or correct host and port.")
+
+
+def test_a_run_leaves_one_file(tmp_path):
+    """Where a run has ended, and where it was refused, nothing is beside its SQLite file; nor beside a user's own."""
+    path = tmp_path / "runs.db"
+    optuna.create_study(storage=f"sqlite:///{path}", study_name="mine")
+    space = PromptSpace({0: ["a", "b"]})
+    for _ in range(2):
+        with contextlib.suppress(StorageError):
+            search(space, lambda params, examples: [0.5], n_examples=1, max_calls=2, sampler="random", storage=path)
+        assert [each.name for each in tmp_path.iterdir()] == ["runs.db"]
 
 
 def test_half_a_record_at_the_end_of_a_journal_is_cut_off_by_the_next_writer(tmp_path):

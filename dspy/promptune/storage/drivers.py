@@ -40,6 +40,7 @@ class SharedDrivers:
 
     Attributes:
         agreed: Whether all have found that nothing is left to do.
+        announced: Whether this driver has a note.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class SharedDrivers:
         self._others: dict[str, Mapping[str, Any]] = {}
         self._seen: dict[str, float] = {}  # when a note was first seen, or last seen to change, by this process's clock
         self._renewed: set[str] = set()  # those that were seen to change
-        self._announced = False
+        self.announced = False
         self.agreed = False
         self._lock = threading.Lock()
 
@@ -68,18 +69,13 @@ class SharedDrivers:
         """Write this driver's note, with these facts from now on."""
         with self._lock:
             self._facts.update(facts)
-            self._announced = True
+            self.announced = True
             self._write(DRIVER + self.token, {**self._lease.note(), **self._facts})
 
     @property
     def salt(self) -> int:
         """A number that no other driver has, for its random draws to be other than theirs."""
         return int(self.token[:7], 16)
-
-    @property
-    def announced(self) -> bool:
-        """Whether this driver has a note."""
-        return self._announced
 
     def take_in(self, notes: Mapping[str, Any]) -> None:
         """The study's notes as they are now."""

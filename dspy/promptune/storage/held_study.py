@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.errors import StorageError
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import SecretMasker, said
-from dspy.promptune.storage.backend import Opened
+from dspy.promptune.storage.backend import Opened, relational
 from dspy.promptune.storage.claims import swap
 from dspy.promptune.storage.drivers import WATCH_SECONDS, SharedDrivers
 from dspy.promptune.storage.lease import RENEW_SECONDS, Lease, abroad, holder
@@ -264,12 +264,13 @@ class HeldStudy:
 
     def _let_go(self) -> None:
         self._lease.release()
-        if not hasattr(self, "study") or self.broken is not None:
-            return
         try:
-            if self.drivers.announced:
-                self.drivers.announce(released=True)
-            if self._lease.owns(self._read_notes().get(LEASE)):
-                self._renew(released=True)
+            if hasattr(self, "study") and self.broken is None:
+                if self.drivers.announced:
+                    self.drivers.announce(released=True)
+                if self._lease.owns(self._read_notes().get(LEASE)):
+                    self._renew(released=True)
         except Exception as error:
             logger.debug("The lease could not be released: %s", said(error))
+        if self._file is not None and (rdb := relational(self._storage.inner)) is not None:
+            rdb.engine.dispose()  # with the last connection to a SQLite file go the files that it has beside it

@@ -33,8 +33,9 @@ def explain(error: BaseException, place: str, password: str | None = None) -> St
         text = text.replace(password, "***")
     if any(mark in text.lower() for mark in _GONE) and _deleted(place):
         text = f"{place} was deleted during the run"
-    if "rollback() fully" in text:
+    if "://" in place and any(mark in text.lower() for mark in _LOST):
         text = "the connection to the server was lost"
+    text = text.removeprefix("connection failed: ").partition(" Is the server running")[0]
     found = next((remedy for mark, remedy in _REMEDIES if mark in f"{text} {error}".lower()), None)
     what = visible(masked(text)).rstrip(".?! ") or type(cause).__name__
     return StorageError(f"The storage {place} cannot be used: {what}. {found or _ANY}")
@@ -45,6 +46,10 @@ def _deleted(place: str) -> bool:
     return "://" not in place and bool(Path(place).suffix) and not Path(place).exists()
 
 
+# a server that stops, crashes or restarts, as its drivers and SQLAlchemy say it
+_LOST = ("rollback() fully", "terminating connection", "closed the connection", "connection has been closed",
+         "connection is closed", "connection already closed", "could not receive data", "terminated abnormally",
+         "the database system is")  # fmt: skip
 _GONE = ("disk i/o error", "unable to open database file", "readonly database")
 _ANY = "Correct it, or choose another storage."
 _REMEDIES = (
@@ -60,7 +65,6 @@ _REMEDIES = (
     ("was deleted", "Its runs are lost with it: run again with another storage."),
     ("already finished", "Another run has taken the study over."),
     ("was lost", "Start the server again, and run again with resume=True."),
-    ("closed the connection", "Start the server again, and run again with resume=True."),
     ("malformed", "The file is damaged: restore it from a copy, or name another file."),
     ("database is locked", "Another process is writing to it: end that one, or use a storage of its own."),
     ("readonly", "Make the file and its folder writable, or choose another one."),

@@ -42,7 +42,7 @@ class SafeStorage:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.inner, name)
-        return partial(self._call, found) if callable(found) else found
+        return partial(self.read, found) if callable(found) else found
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         """As Optuna's, but written with the trial's end, all at once: until then it says nothing that counts."""
@@ -133,9 +133,6 @@ class SafeStorage:
         Raises:
             StorageError: It failed.
         """
-        return self._call(function, *args, **options)
-
-    def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
         from sqlalchemy.exc import SQLAlchemyError
 
