@@ -80,7 +80,7 @@ def ours(stream: Stream, seed: int, calls: int, *, written: bool = True) -> Curv
     """Our search; with ``written=False`` all prompts are there from the beginning."""
     validated, _, judging = stream.split(seed)
     begin = {i: texts[:1] if written else texts for i, texts in stream.texts.items()}
-    space = PromptSpace(begin).open()
+    space = PromptSpace(begin).open() if written else PromptSpace(begin)
 
     def key(params: Mapping[str, int]) -> list[int]:
         texts = [part.candidates[params[part.name]] for part in space.parts]

@@ -60,12 +60,18 @@ def closeness(points: Array, first: Array, second: Array) -> Array:
         first: ``(n,)`` candidates.
         second: ``(m,)``.
     """
-    one, at = np.unique(first, return_inverse=True)
-    other, to = np.unique(second, return_inverse=True)
-    a, b = points[one], points[other]
-    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T
-    near: Array = np.where(one[:, None] == other, 1.0, np.exp(-np.sqrt(np.maximum(squared, 0.0))))
-    return near[at[:, None], to]
+    if len(second) > 1:  # the same few candidates again and again
+        (one, at), (other, to) = (np.unique(each, return_inverse=True) for each in (first, second))
+        return _near(points, one, other)[at[:, None], to]
+    return _near(points, first, second)
+
+
+def _near(points: Array, first: Array, second: Array) -> Array:
+    a, b = points[first], points[second]
+    squared = np.einsum("ij,ij->i", a, a)[:, None] + np.einsum("ij,ij->i", b, b) - 2 * a @ b.T
+    near: Array = np.exp(-np.sqrt(np.maximum(squared, 0.0)))
+    near[first[:, None] == second] = 1.0
+    return near
 
 
 def common_errors(observations: Sequence[Observation], points: Sequence[Array] = ()) -> CommonErrors:
