@@ -1,5 +1,6 @@
 """Instructions written during a compile's search, in a world whose model writes better ones from failures."""
 
+import json
 import logging
 import signal
 
@@ -151,6 +152,9 @@ def test_what_was_being_written_at_an_interrupt_is_not_paid_for_again(tmp_path):
     assert len(first.lineage) == 1
     second = small(Recorded(0), storage=file, resume=True)
     assert second.lineage[0] == first.lineage[0]
+    evidence = [trial.user_attrs["evidence"] for trial in second.trials if "evidence" in trial.user_attrs]
+    assert all(evidence)
+    assert len({(str(one["of"]), one["example"]) for each in evidence for one in each}) == sum(map(len, evidence))
     assert len(second.lineage) > 1
 
 
@@ -201,6 +205,31 @@ def test_the_parent_is_run_on_a_few_examples_it_has_not_tried():
         costs = [reflector(request_for(program, i)).calls for i in range(5)]
     assert costs == [4, 4, 4, 4, 1]
     assert world.calls == {"task": 12, "write": 5, "other": 0}
+
+
+def test_what_a_text_was_written_from_outlasts_a_kill():
+    """A later start shows the attempts of the first again, in the same words, and pays for none of them."""
+    world, program = Recorded(0), SortAndPlace(1)
+    first, second = (
+        Reflector(Attempts(world.examples(0, 12), metric), lambda params: program, world, seed=0) for _ in range(2)
+    )
+    with dspy.context(lm=world):
+        told = [first(request_for(program, i)).evidence for i in range(3)]
+        second.remember(json.loads(json.dumps([attempt for each in told for attempt in each])))
+        written = second(request_for(program, 3))
+    assert written.calls == 4
+    tried = {attempt["example"] for each in told for attempt in each}
+    assert len(tried) == 9 and tried.isdisjoint(attempt["example"] for attempt in written.evidence)
+    assert all(attempt["told"] in world.requests[-1] for each in told for attempt in each)
+
+
+def test_a_writer_that_fails_has_its_evidence_counted():
+    """Three examples and the call."""
+    world, program = Recorded(0, fails=True), SortAndPlace(1)
+    with dspy.context(lm=world):
+        reflector = Reflector(Attempts(world.examples(0, 12), metric), lambda params: program, world, seed=0)
+        written = reflector(request_for(program))
+    assert (written.calls, len(written.evidence), str(written.error)) == (4, 3, "the model is broken")
 
 
 def test_fences_around_a_text_are_taken_off():

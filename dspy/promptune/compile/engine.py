@@ -37,7 +37,8 @@ from dspy.promptune.storage.run_store import RunStore
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
-    from dspy.promptune.run.writing import Propose, Writer
+    from dspy.promptune.reflection.reflection import Reflector
+    from dspy.promptune.run.writing import Writer
 
 __all__ = ["Engine", "Task", "optimize", "upstream_budget"]
 
@@ -243,7 +244,7 @@ class Task:
     seed: int | None
     log_dir: str | None = None
     track_stats: bool = True
-    reflector: Callable[[ProgramCache, PromptSpace], Propose] | None = None
+    reflector: Callable[[ProgramCache, PromptSpace], Reflector] | None = None
     arrivals: Arrivals | None = None
 
 
@@ -350,7 +351,10 @@ def _writer(task: Task, engine: Engine, space: PromptSpace) -> Writer | None:
     if task.reflector is None:
         return None
     assert engine.work is not None
-    propose = engine.books.meter.of_step(REFLECT, task.reflector(engine.work.programs, space))
+    reflector, store = task.reflector(engine.work.programs, space), engine.books.store
+    for trial in [] if store is None else store.study.get_trials(deepcopy=False):
+        reflector.remember(trial.user_attrs.get("evidence", ()))
+    propose = engine.books.meter.of_step(REFLECT, reflector)
     writer = Writer(propose, arrivals=None if task.arrivals is None else task.arrivals.take)
     if engine.options.schedule == "batch":
         return writer

@@ -29,6 +29,7 @@ SHOWN = 14  # attempts that a text is written from, at most
 FAILED = 3  # of them failures, so that nothing more has to be run
 PAID = 3  # training examples that the parent is run on for one text, at most
 CLIP = 1_500  # characters shown of one field
+STORED = 30_000  # characters of evidence that are written down with one text
 FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 
 
@@ -59,6 +60,8 @@ class Attempt:
         steps: What each predictor read and wrote, by its number; the last time, where it was called several times.
         trace: ``(predictor, inputs, outputs)`` of each call.
         said: What went wrong, where that is known without the metric.
+        told: The attempt in words, by the number of the predictor, once it was shown; of an attempt of an earlier start
+            (its prediction is ``None``) nothing else is known.
     """
 
     example: int
@@ -67,6 +70,11 @@ class Attempt:
     steps: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]]
     trace: Any = field(default=None, repr=False)
     said: str = ""
+    told: dict[int, str] = field(default_factory=dict, repr=False)
+
+    def tells(self, predictor: int) -> bool:
+        """Whether there is something to show for a predictor."""
+        return self.prediction is not None or predictor in self.told
 
 
 class Attempts:
@@ -97,6 +105,17 @@ class Attempts:
         with self._lock:
             self._free.append(Attempt(i, value, prediction, _steps(trace, numbers), trace))
 
+    def remember(self, noted: Mapping[str, Any]) -> None:
+        """An attempt of an earlier start, as :class:`Reflector` wrote it down."""
+        predictor, key = noted["predictor"], noted["of"]
+        attempt = Attempt(noted["example"], noted["score"], None, {}, told={predictor: noted["told"]})
+        if key is not None:
+            self.add(tuple(key), attempt)
+            return
+        with self._lock:
+            self._shown.add((len(self._free), predictor))
+            self._free.append(attempt)
+
     def add(self, key: Key, attempt: Attempt) -> None:
         """A parent was run on an example."""
         with self._lock:
@@ -108,7 +127,8 @@ class Attempts:
         None where there are too few failures among them.
         """
         with self._lock:
-            new = [one for j, one in enumerate(self._free) if (j, predictor) not in self._shown]
+            free = [(j, one) for j, one in enumerate(self._free) if one.tells(predictor)]
+            new = [one for j, one in free if (j, predictor) not in self._shown]
             chosen = self._chosen(new)
             if sum(self._is_failure(one) for one in chosen) < FAILED:
                 return []
@@ -129,16 +149,16 @@ class Attempts:
         best = max(one.score for one in [*self._free, *(a for row in self._of.values() for a in row.values())])
         return attempt.score < max(best, 1e-9)
 
-    def chosen(self, key: Key, rng: random.Random) -> list[Attempt]:
+    def chosen(self, key: Key, predictor: int, rng: random.Random) -> list[Attempt]:
         """At most ``SHOWN`` attempts, one an example, drawn at random: a parent's failures first, then others'.
 
         What other prompts failed on shows what the task asks for, and costs nothing more.
         """
         with self._lock:
-            own = self._of.get(key, {})
+            own = {i: one for i, one in self._of.get(key, {}).items() if one.tells(predictor)}
             rows = [row for other, row in self._of.items() if other != key]
             tried = [*self._free, *(one for row in rows for one in row.values())]
-            others = [one for one in tried if one.example not in own]
+            others = [one for one in tried if one.example not in own and one.tells(predictor)]
             shown = rng.sample(list(own.values()), len(own)) + rng.sample(others, len(others))
             groups = (self._is_failure, lambda one: not self._is_failure(one) and one.example in own)
             ordered = [one for group in groups for one in shown if group(one)]
@@ -172,27 +192,52 @@ class Reflector:
         self._seed, self._failure_score = seed, failure_score
 
     def __call__(self, request: WriteRequest) -> Written:
-        """One text, and the calls that it took.
+        """One text, the calls that it took, and what it was written from.
 
         Raises:
-            Exception: The language model could not be reached, or its answer not be read.
+            Exception: The language model could not be reached for the evidence.
         """
         program = self._program(request.parent)
-        shown, paid = self._attempts.free(request.predictor), 0
+        name = program.named_predictors()[request.predictor][0]
+        shown, key = self._attempts.free(request.predictor), None
+        new = shown
         if not shown:
-            shown, paid = self._of_parent(request, program)
-        text = self._revised(request, program, shown) if shown else ""
-        return Written([text] if text else [], calls=paid + bool(shown))
+            key = tuple(request.parent.values())
+            shown, new = self._of_parent(request, program)
+        text, failed = "", None
+        try:
+            text = self._revised(request, program, shown) if shown else ""
+        except Exception as error:  # what the evidence took counts all the same
+            failed = error
+        evidence = self._evidence(new, key, name, request.predictor)
+        calls = (len(new) if key else 0) + bool(shown)
+        return Written([text] if text else [], calls=calls, evidence=evidence, error=failed)
 
-    def _of_parent(self, request: WriteRequest, program: Module) -> tuple[list[Attempt], int]:
-        """The parent's attempts, at examples which it has not tried yet, and how many there are of these."""
+    def remember(self, evidence: Iterable[Mapping[str, Any]]) -> None:
+        """Attempts that earlier starts of the run have written down with their texts."""
+        for noted in evidence:
+            self._attempts.remember(noted)
+
+    def _evidence(self, new: Sequence[Attempt], key: Key | None, name: str, predictor: int) -> list[dict[str, Any]]:
+        """Attempts as they are written down: ``of`` says whose they are, ``None`` step 1's."""
+        found, room = [], STORED
+        for one in new:
+            told = self._told(one, name, predictor)
+            if (room := room - len(told)) >= 0:
+                whose = {"of": None if key is None else list(key), "predictor": predictor}
+                found.append({"example": one.example, "score": one.score, **whose, "told": told})
+        return found
+
+    def _of_parent(self, request: WriteRequest, program: Module) -> tuple[list[Attempt], list[Attempt]]:
+        """Attempts to show, and which of them are new: of the parent, at examples that it had not tried yet."""
         key, rng = tuple(request.parent.values()), random.Random(f"{self._seed}/{request.number}")
         known = self._attempts.of(key)
         fresh = [i for i in range(len(self._attempts.trainset)) if i not in known]
         new = rng.sample(fresh, min(PAID, len(fresh)))
-        for i in new:
-            self._attempts.add(key, self._tried(program, i))
-        return self._attempts.chosen(key, rng), len(new)
+        tried = [self._tried(program, i) for i in new]
+        for attempt in tried:
+            self._attempts.add(key, attempt)
+        return self._attempts.chosen(key, request.predictor, rng), tried
 
     def _tried(self, program: Module, i: int) -> Attempt:
         example = self._attempts.trainset[i]
@@ -232,7 +277,12 @@ class Reflector:
         return "" if _cut_off(lm) else unfenced(text)
 
     def _told(self, attempt: Attempt, name: str, predictor: int) -> str:
-        """One attempt in words."""
+        """One attempt in words; the metric is asked for its feedback once."""
+        if predictor not in attempt.told:
+            attempt.told[predictor] = self._in_words(attempt, name, predictor)
+        return attempt.told[predictor]
+
+    def _in_words(self, attempt: Attempt, name: str, predictor: int) -> str:
         example = self._attempts.trainset[attempt.example]
         inputs, outputs = attempt.steps.get(predictor, (dict(example.inputs()), {}))
         labels = {field: value for field, value in example.items() if field not in example.inputs()}

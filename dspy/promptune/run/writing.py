@@ -67,10 +67,16 @@ class WriteRequest:
 
 @dataclass(frozen=True)
 class Written:
-    """What a proposer returns that knows what it took: texts, and calls (examples run for evidence included)."""
+    """What a proposer returns that knows what it took: texts, and calls (examples run for evidence included).
+
+    ``evidence`` is written down with the first text, as JSON: what it was written from. With an ``error`` there is no
+    text, and the calls count all the same.
+    """
 
     texts: Sequence[str]
     calls: float = 1.0
+    evidence: Sequence[Mapping[str, Any]] = ()
+    error: BaseException | None = None
 
 
 Propose = Callable[[WriteRequest], "Sequence[str] | Written"]
@@ -103,8 +109,7 @@ class Writer:
 class _Arrived:
     number: int
     decision: WriteDecision
-    written: Written | None = None
-    error: BaseException | None = None
+    written: Written | None
     seconds: float = 0.0
 
 
@@ -151,18 +156,13 @@ class Writing:
         self._asked = len(self.policy.asked)
 
     @property
-    def texts(self) -> list[Text]:
-        """The texts in the space that were written during the search, in their order."""
-        return self.policy.texts
-
-    @property
     def in_flight(self) -> int:
         """Texts that are being written."""
         return len(self._in_flight)
 
     def lineage(self) -> list[dict[str, Any]]:
         """Who was written from whom, see :class:`dspy.promptune.run.search.SearchRun`."""
-        return lineage_of(self._space, self.texts)
+        return lineage_of(self._space, self.policy.texts)
 
     def look(self, left: float, *, blocked: bool = False) -> bool:
         """Take in what has been written, and ask for more where it is worth it; whether something has changed.
@@ -210,20 +210,19 @@ class Writing:
 
     def _work(self, decision: WriteDecision, request: WriteRequest) -> None:
         began = time.monotonic()
-        written, error = None, None
         try:
             answer = self._writer.propose(request)
             written = answer if isinstance(answer, Written) else Written(list(answer))
-        except Exception as raised:
-            error = raised
-        self._arrived.put(_Arrived(request.number, decision, written, error, time.monotonic() - began))
+        except Exception as error:
+            written = Written((), error=error)
+        self._arrived.put(_Arrived(request.number, decision, written, time.monotonic() - began))
         self.wake()
 
     def _lost(self, number: int, decision: WriteDecision, future: Future[Any]) -> None:
         """The task ended before the proposer did: the run is being stopped, or it took too long."""
         if future.cancelled() or future.exception() is not None:
-            error = None if future.cancelled() else future.exception()
-            self._arrived.put(_Arrived(number, decision, error=error))
+            written = None if future.cancelled() else Written((), error=future.exception())
+            self._arrived.put(_Arrived(number, decision, written))
             self.wake()
 
     def _request(self, decision: WriteDecision) -> WriteRequest:
@@ -268,16 +267,17 @@ class Writing:
         return bool(offered)
 
     def _took_in(self, one: _Arrived) -> None:
+        if (written := one.written) is None:
+            return
         part, parent, seconds = one.decision.part, one.decision.parent, round(one.seconds, 3)
-        if one.error is not None:
-            logger.warning("Writing an instruction failed: %s.", said(one.error))
-            self._store(part, parent, 1.0, refused=said(one.error), seconds=seconds)
-        elif one.written is not None:
-            good, why = self._sifted(part, one.written.texts)
-            for text in good:
-                self._store(part, parent, one.written.calls / len(good), text=text, seconds=seconds)
-            if not good:
-                self._store(part, parent, one.written.calls, refused=why, seconds=seconds)
+        good, why = self._sifted(part, written.texts)
+        if written.error is not None:
+            why = said(written.error)
+            logger.warning("Writing an instruction failed: %s.", why)
+        brought = [{"text": text} for text in good] or [{"refused": why}]
+        for i, each in enumerate(brought):
+            evidence = {} if i or not written.evidence else {"evidence": list(written.evidence)}
+            self._store(part, parent, written.calls / len(brought), **each, **evidence, seconds=seconds)
 
     def _sifted(self, part: str, texts: Sequence[str]) -> tuple[list[str], str]:
         """The texts that can be used, and why the last of the others cannot: empty, endless, or copies."""
