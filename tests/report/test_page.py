@@ -12,7 +12,7 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from dspy.promptune import OptionError, StorageError, search
+from dspy.promptune import OptionError, PromptSpace, StorageError, search
 from dspy.promptune.cli import main
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.page import page, summary
@@ -179,3 +179,11 @@ def test_a_run_has_one_name(tmp_path):
     study = optuna.load_study(study_name="letters", storage=f"sqlite:///{path}")
     assert record_of(run).name == record_of(study).name == "letters"
     assert record_of(Table().search(max_calls=40)).name == "search"
+
+
+def test_the_leaderboard_begins_the_instruction_of_every_predictor():
+    """Prompts whose first instruction is the same are told apart by the second."""
+    space = PromptSpace({0: ["Sort the letter."], 1: ["Name the shelf.", "Say where it belongs."]})
+    run = search(space, lambda _, examples: [0.5] * len(examples), n_examples=5, max_calls=10, sampler="random", seed=0)
+    shown = page(record_of(run))
+    assert "Sort the letter. | Name the shelf." in shown and "Sort the letter. | Say where it belongs." in shown

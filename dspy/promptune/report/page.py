@@ -187,9 +187,11 @@ def _environment(record: RunRecord) -> Environment:
 
 
 def _excerpt(texts: Sequence[tuple[str, str]]) -> str:
-    """The beginning of a prompt's first text."""
-    text = " ".join(texts[0][1].split())
-    return text if len(text) <= EXCERPT else text[:EXCERPT].rstrip() + "…"
+    """The beginnings of a prompt's instructions, one for each predictor; of its first text where it has none."""
+    said = [text for part, text in texts if not part.startswith("demo")] or [texts[0][1]]
+    most = max(EXCERPT // len(said), 40)
+    flat = [" ".join(text.split()) for text in said]
+    return " | ".join(text if len(text) <= most else text[:most].rstrip() + "…" for text in flat)
 
 
 def _file(name: str) -> str:
