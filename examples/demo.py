@@ -3,7 +3,7 @@
 The program sorts letters to a local newspaper by their subject. Its language model is SmolLM2 (135 million parameters)
 on the CPU. It is too small to follow an instruction alone, and too small to write new ones, so the candidates are ours:
 six instructions and fourteen sets of examples, 105 prompts with the original ones. `sampler="qei"` finds a good one of
-them for the price of some five full evaluations. Then 80 letters that took no part in the choice judge the program as
+them for the price of some four full evaluations. Then 60 letters that took no part in the choice judge the program as
 it is, `LabeledFewShot` with three draws of six letters, and the program that was found.
 
     python examples/demo.py [--seed N] [--quick] [--out FILE]
@@ -99,15 +99,12 @@ def letters(split: str, at_most: int = 100) -> list[dspy.Example]:
 
 
 def demo_sets(trainset: Sequence[dspy.Example], seed: int) -> list[list[dspy.Example]]:
-    """Fourteen sets of labeled letters: two of 6 at random, and six of 4 and six of 6 in which every subject occurs."""
+    """Fourteen sets of labeled letters: two of 6 at random, and twelve of 4, one of each subject."""
     draw = random.Random(seed)
     found = [draw.sample(list(trainset), 6) for _ in range(2)]
-    for more in (0, 2):
-        for _ in range(6):
-            chosen = [draw.choice([each for each in trainset if each.subject == subject]) for subject in SUBJECTS]
-            chosen += draw.sample([each for each in trainset if each not in chosen], more)
-            draw.shuffle(chosen)
-            found.append(chosen)
+    for _ in range(12):
+        found.append([draw.choice([each for each in trainset if each.subject == subject]) for subject in SUBJECTS])
+        draw.shuffle(found[-1])
     return found
 
 
@@ -220,7 +217,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     quick = arguments.quick or os.environ.get("DEMO_QUICK") == "1"
     trainset = letters("train")
-    valset, testset = letters("validation", 16 if quick else 40), letters("test", 20 if quick else 80)
+    valset, testset = letters("validation", 16 if quick else 40), letters("test", 20 if quick else 60)
 
     print("Act 2: a real program on a model of 135 million parameters, in this process.")
     say("Starting the language model (the first time, it is downloaded: 93 MB)")
@@ -233,7 +230,7 @@ def main() -> None:
             rows.append(judge(f"LabeledFewShot(k=6), draw {draw + 1}", few_shot(trainset, draw), testset))
         say(f"Searching {len(INSTRUCTIONS) + 1} instructions x 15 sets of examples on {len(valset)} validation letters")
         before = counter.calls
-        best = optimize(lm, trainset, valset, arguments.seed, 1 if quick else 3)
+        best = optimize(lm, trainset, valset, arguments.seed, 1 if quick else 2)
         found = judge('sampler="qei"', best, testset, counter.calls - before)
     print("", *rows, found, "", compared(found, rows[1:]), sep="\n")
     show(best)

@@ -80,10 +80,10 @@ def test_a_chart_puts_high_values_on_top() -> None:
 
 
 def test_the_candidates_of_the_demo_are_letters_to_learn_from() -> None:
-    """Fourteen demo sets: two of six letters at random, and six each of four and six with every subject in them."""
+    """Fourteen demo sets: two of six letters at random, and twelve of four with every subject in them."""
     train = demo.letters("train")
     sets = demo.demo_sets(train, seed=0)
-    assert list(map(len, sets)) == [6] * 2 + [4] * 6 + [6] * 6
+    assert list(map(len, sets)) == [6] * 2 + [4] * 12
     assert all(letter in train for letters in sets for letter in letters)
     for letters in sets[2:]:
         assert {letter.subject for letter in letters} == set(demo.SUBJECTS)
