@@ -18,10 +18,14 @@ MODES = {"race": {}, "minibatches": {"minibatch_size": 3, "full_eval_steps": 2},
 
 
 class Failing:
-    """Scores 1 for the ``good`` prompts and 0 for the others, of which some fail: always, or on some examples."""
+    """Scores 1 for the ``good`` prompts and 0 for the others, of which some fail: always, or on some examples.
 
-    def __init__(self, space, good, bad, pairs, error):
+    All prompts fail on the ``broken`` examples.
+    """
+
+    def __init__(self, space, good, bad, pairs, error, broken=()):
         self.space, self.good, self.bad, self.pairs, self.error = space, good, bad, pairs, error
+        self.broken = set(broken)
         self.tried, self.failed = [], []
         self._lock = threading.Lock()
 
@@ -29,7 +33,7 @@ class Failing:
         key = self.space.key(params)
         with self._lock:
             self.tried.extend((key, example) for example in examples)
-            if key in self.bad or any((key, example) in self.pairs for example in examples):
+            if key in self.bad or self.broken & {*examples} or any((key, each) in self.pairs for each in examples):
                 self.failed.append(key)
                 raise self.error("no score")
         return [float(key in self.good)] * len(examples)
@@ -47,6 +51,7 @@ def searches(draw):
     good = keys[draw(st.integers(0, len(keys) - 1))]
     others = [(key, example) for key in keys if key != good for example in range(n)]
     pairs = draw(st.sets(st.sampled_from(others), max_size=6)) if others else set()
+    broken = draw(st.sets(st.integers(0, n - 1), max_size=(n - 1) // 3))
     mode = draw(st.sampled_from(sorted(MODES)))
     sampler = draw(st.sampled_from(["onehot", "tpe", "random"]))
     options = {**MODES[mode], "sampler": sampler, "seed": draw(st.integers(0, 3))}
@@ -59,7 +64,7 @@ def searches(draw):
     if draw(st.booleans()):
         options.update(schedule="batch", batch_size=2)
     return {
-        "evaluate": Failing(space, {good}, bad, pairs, draw(st.sampled_from([ValueError, TimeoutError]))),
+        "evaluate": Failing(space, {good}, bad, pairs, draw(st.sampled_from([ValueError, TimeoutError])), broken),
         "n_examples": n, "max_calls": draw(st.integers(1, 80)), "retries": draw(st.integers(0, 1)), **options,
     }  # fmt: skip
 

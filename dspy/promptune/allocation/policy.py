@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dspy.promptune.allocation.averages import Averages
+from dspy.promptune.allocation.faults import Faults
 from dspy.promptune.allocation.ledger import RunningJobs
 from dspy.promptune.allocation.records import Assignment, Job, ScoreTable
 from dspy.promptune.errors import BudgetError
-from dspy.promptune.samplers.failures import FailedPrompts
 from dspy.promptune.space import Key, PromptSpace
 
 __all__ = ["Budget", "MinibatchPolicy", "whole"]
@@ -81,7 +81,8 @@ class MinibatchPolicy:
     ) -> None:
         self._propose, self._believed = propose, believed
         self._space, self._table, self._budget, self._random = space, table, budget, rng
-        self._running, self._failed = RunningJobs(table), FailedPrompts()
+        self._running, self.faults = RunningJobs(table), Faults(table)
+        self._examples = range(budget.n_examples)
         self._size = min(budget.minibatch_size or MINIBATCH, budget.n_examples)
         self._means = Averages()
         self._full: dict[Key, float] = {}
@@ -97,7 +98,7 @@ class MinibatchPolicy:
     def confirm(self, left: int) -> Assignment | None:
         """The best average that was never evaluated in full, unless a model knows better."""
         key = self._believed() or self._means.best(self._in_running) or self.best()
-        return whole(key, self._table, self._budget, left)
+        return whole(key, self._table, self.faults.whole(key, self._examples), left)
 
     def started(self, job: Job) -> None:
         """A minibatch or a full evaluation has begun; one before any minibatch is not of this schedule."""
@@ -111,6 +112,7 @@ class MinibatchPolicy:
     def told(self, job: Job, scores: Sequence[float]) -> None:
         """Note the mean of a job's scores."""
         self._running.close(job)
+        self.faults.told(job)
         mean = math.fsum(scores) / len(scores)
         if job.kind == "full":
             self._full[job.key] = mean
@@ -124,7 +126,7 @@ class MinibatchPolicy:
     def failed(self, job: Job, error: BaseException) -> None:
         """A prompt that fails again and again is left alone."""
         self._running.close(job)
-        self._failed.note(job.key)
+        self.faults.failed(job)
 
     def dropped(self, job: Job) -> None:
         """A job has ended without its scores."""
@@ -159,20 +161,23 @@ class MinibatchPolicy:
         key = self._means.best(
             lambda key: self._in_running(key) and all(job.kind != "full" for job in self._running.of(key))
         )
-        examples = range(self._budget.n_examples)
-        if key is None or len(self._table.missing(key, examples)) > left:
+        if key is None:
             return None
-        return Assignment(key, tuple(examples), "full")
+        examples = self.faults.whole(key, self._examples)
+        return Assignment(key, tuple(examples), "full") if len(self._table.missing(key, examples)) <= left else None
 
     def _minibatch(self, left: int) -> Assignment | None:
         if left < 1:
             return None
-        key = self._propose() if self._free < FREE_PROPOSALS else None
-        examples: Sequence[int] = range(self._budget.n_examples)
-        if key is None or not self._in_running(key):
+        if (key := self._doubtful()) is None and self._free < FREE_PROPOSALS:
+            key = self._propose()
+        examples: Sequence[int] = ()
+        if key is not None and self._ready(key):
+            examples = self._open(key) if key in self.faults else self.faults.open(key, self._examples)
+        if key is None or not examples:
             if (key := self._unfinished()) is None:
                 return None
-            examples = self._table.missing(key, examples)
+            examples = self._open(key)
         examples = self._random.sample(examples, min(self._size, len(examples)))
         missing = self._table.missing(key, examples)
         self._free = 0 if missing else self._free + 1
@@ -181,21 +186,38 @@ class MinibatchPolicy:
 
     def _unfinished(self) -> Key | None:
         """A random combination with examples that are not scored yet; ``None`` where none is left in the running."""
-        closed = self._failed.out.union(filter(self._complete, self._table.keys()))
+        seen = {*self._table.keys(), *self.faults.keys()}
+        closed = {key for key in seen if not self._ready(key) or self._complete(key)}
         open_keys = [key for key in self._space.pool(len(closed) + 1, self._random) if key not in closed]
         return self._random.choice(open_keys) if open_keys else None
 
+    def _doubtful(self) -> Key | None:
+        """A prompt that failed on all that it can be evaluated on: what explains that is found before others fail."""
+        for key in self.faults.keys():
+            if self._ready(key):
+                missing = self._table.missing(key, self._examples)
+                if self.faults.doubtful(key, missing) and not self.faults.whole(key, missing):
+                    return key
+        return None
+
+    def _ready(self, key: Key) -> bool:
+        """Whether a prompt may be evaluated now: one that has failed is told what came of it first."""
+        return self._in_running(key) and not (key in self.faults and self._running.of(key))
+
     def _in_running(self, key: Key) -> bool:
         """Whether a prompt may be evaluated, as far as its failures are concerned."""
-        return key not in self._failed.out
+        return key not in self.faults.out
+
+    def _open(self, key: Key) -> Sequence[int]:
+        """Examples that a prompt has no score on and may be evaluated on."""
+        return self.faults.open(key, self._table.missing(key, self._examples))
 
     def _complete(self, key: Key) -> bool:
-        """Whether every example of a prompt is scored."""
-        return self._table.count(key) >= self._budget.n_examples
+        """Whether a prompt is scored on every example that it may be evaluated on."""
+        return self._table.count(key) >= len(self._examples) or bool(self.faults.keys() and not self._open(key))
 
 
-def whole(key: Key, table: ScoreTable, budget: Budget, left: int) -> Assignment | None:
+def whole(key: Key, table: ScoreTable, examples: Sequence[int], left: int) -> Assignment | None:
     """The full evaluation of a prompt; ``None`` where it has all its scores, or takes more than ``left`` calls."""
-    examples = range(budget.n_examples)
     missing = table.missing(key, examples)
     return Assignment(key, tuple(examples), "full") if 0 < len(missing) <= left else None

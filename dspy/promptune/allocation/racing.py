@@ -8,12 +8,12 @@ import random
 from collections.abc import Sequence
 
 from dspy.promptune.allocation.beliefs import Beliefs
+from dspy.promptune.allocation.faults import Faults
 from dspy.promptune.allocation.ledger import RunningJobs
 from dspy.promptune.allocation.policy import Budget, whole
 from dspy.promptune.allocation.records import Assignment, Job, ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
 from dspy.promptune.gp.posterior import PoolPosterior
-from dspy.promptune.samplers.failures import FailedPrompts
 from dspy.promptune.samplers.qei import STRIDE, QEISampler
 from dspy.promptune.space import Key, PromptSpace
 
@@ -62,8 +62,7 @@ class RacingPolicy:
         self._running = RunningJobs(table)
         self._space, self._table, self._budget, self._random, self._block = space, table, budget, rng, block
         self._order = rng.sample(range(budget.n_examples), budget.n_examples)
-        self._failed = FailedPrompts()
-        self._stumbled: dict[Key, set[int]] = {}  # examples of a prompt's job that failed: they come last
+        self._faults = Faults(table)
         self._planned: list[Key] = []
         self._children: list[Key] = []  # prompts with new texts, which are looked at before others
         self._known = dict.fromkeys(table.keys())  # prompts with scores, but those that are no longer looked at
@@ -85,7 +84,7 @@ class RacingPolicy:
 
     def confirm(self, left: int) -> Assignment | None:
         """The best prompt on all examples."""
-        return whole(self.best(), self._table, self._budget, left)
+        return whole(key := self.best(), self._table, self._faults.whole(key, range(len(self._order))), left)
 
     def started(self, job: Job) -> None:
         """Its examples are busy, and count as claimed."""
@@ -96,7 +95,8 @@ class RacingPolicy:
         """Believe what a job's scores say."""
         self._running.close(job)
         self._known[job.key] = None
-        self._look_at(job.key)
+        self._faults.told(job)
+        self._look_again(job.key)
         if job.kind == "block":
             mean = math.fsum(scores) / len(scores)
             self._beliefs.add(job.key, mean, job.examples, beside=len(self._running.jobs))
@@ -105,20 +105,19 @@ class RacingPolicy:
 
     def failed(self, job: Job, error: BaseException) -> None:
         """A prompt that fails again and again is left alone."""
-        self._failed.note(job.key)
-        self._stumbled.setdefault(job.key, set()).update(job.examples)
+        self._faults.failed(job)
         self.dropped(job)
 
     def dropped(self, job: Job) -> None:
         """A job has ended without its scores; some examples may have theirs."""
         self._running.close(job)
-        self._look_at(job.key)
+        self._look_again(job.key)
         if self._row(job.key):
             self._known[job.key] = None
 
     def best(self) -> Key:
         """The measured combination with the highest posterior mean."""
-        out = self._failed.out
+        out = self._faults.out
         if self._known and self._believing():
             return self._beliefs.best(out)
         measured = [key for key in sorted(self._known) if self._row(key)]
@@ -196,24 +195,29 @@ class RacingPolicy:
         else:
             self._closed.add(key)
 
+    def _look_again(self, key: Key) -> None:
+        """The same for a prompt, and for those that have failed: what explains that may have changed."""
+        for each in {key, *self._faults.keys()}:
+            self._look_at(each)
+
     def _busy(self, key: Key) -> set[int]:
         return {example for job in self._running.of(key) for example in job.examples}
 
     def _open(self, key: Key) -> list[int]:
         """Examples that a prompt has neither been scored on nor is being, in the common order.
 
-        Those of its job that failed come last: it may be one example that no prompt can be evaluated on.
+        Those that may explain its failures come last.
         """
         busy, row = self._busy(key), self._table.row(key)
         found = [example for example in self._order if example not in row and example not in busy]
-        last = self._stumbled.get(key, ())
-        return sorted(found, key=last.__contains__) if last else found
+        return list(self._faults.open(key, found))
 
     def _may(self, key: Key) -> bool:
         """Whether a prompt can be measured (again)."""
-        if key in self._failed.out or self._table.count(key) == len(self._order):
+        if key in self._faults.out or self._table.count(key) == len(self._order):
             return False
-        return not self._busy(key) or bool(self._open(key))
+        fresh = key not in self._faults and self._table.count(key) + len(self._faults.examples) < len(self._order)
+        return (fresh and not self._busy(key)) or bool(self._open(key))
 
     def _row(self, key: Key) -> dict[int, float]:
         """A prompt's scores of jobs that have ended, by example."""

@@ -85,9 +85,14 @@ class AllocationPolicy(Protocol):
 
 
 class ScoreTable:
-    """Per-example scores of every combination: what has been paid for, and will not be paid again. Thread-safe."""
+    """Per-example scores of every combination: what has been paid for, and will not be paid again. Thread-safe.
+
+    Attributes:
+        examples: Those that any combination has a score on.
+    """
 
     def __init__(self) -> None:
+        self.examples: set[int] = set()
         self._scores: dict[Key, dict[int, float]] = {}
         self._lock = threading.Lock()
         self._calls = 0
@@ -103,6 +108,7 @@ class ScoreTable:
             row = self._scores.setdefault(key, {})
             if example not in row:
                 row[example] = score
+                self.examples.add(example)
                 self._calls += 1
 
     def row(self, key: Key) -> dict[int, float]:

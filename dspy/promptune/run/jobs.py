@@ -138,10 +138,8 @@ class RunJobs:
 
     def failed(self, job: Job, error: BaseException, lost: int) -> None:
         """A job could not be scored, here or with another driver, through the fault of its prompt."""
-        self.ledger.close(job)
+        self._closed(job, None)
         self.ledger.lost += lost
-        if self._proposals is not None:
-            self._proposals.failed(job)
         self.policy.failed(job, error)
 
     def dropped(self, job: Job, lost: int) -> None:

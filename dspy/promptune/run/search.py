@@ -196,7 +196,9 @@ def _policy(
     if isinstance(sampler, QEISampler) and budget.minibatch_size is None:
         return RacingPolicy(sampler, space, table, budget, rng=rng), None
     by = proposals_of(trials, space, rng)
-    return MinibatchPolicy(by.propose, space, table, budget, rng=rng, believed=by.believed), by
+    policy = MinibatchPolicy(by.propose, space, table, budget, rng=rng, believed=by.believed)
+    by.follow(policy.faults)
+    return policy, by
 
 
 def search(
@@ -227,7 +229,8 @@ def search(
         space: The combinations.
         evaluate: ``(params, examples) -> scores``: one finite number for each of ``examples``, which are indices
             below ``n_examples``. It is called from ``n_jobs`` threads, each in a copy of this context; with
-            ``n_jobs=1`` from this thread. An evaluation that raises makes a FAILED trial.
+            ``n_jobs=1`` from this thread. An evaluation that raises makes a FAILED trial; an
+            example on which it raises for every prompt is found and left out.
         n_examples: Size of the validation set.
         max_calls: Examples to score at most. The same (combination, example) is never scored twice.
         sampler: What :func:`dspy.promptune.make_sampler` takes.

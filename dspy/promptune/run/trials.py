@@ -12,9 +12,10 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
+from dspy.promptune.allocation.faults import Faults
 from dspy.promptune.allocation.records import Assignment, Job
 from dspy.promptune.gp.data import Observation
-from dspy.promptune.samplers.failures import BLAMED, FailedPrompts
+from dspy.promptune.samplers.failures import BLAMED
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.samplers.trials import TrialHistory
 from dspy.promptune.secrets import masked
@@ -86,8 +87,8 @@ class StudyTrials:
             blamed: Whether that is the fault of its prompt.
             lost: Calls that it took for nothing.
         """
-        text = masked(f"{type(error).__name__}: {error}")
-        self.note(job, error=text, kind=job.kind, **{BLAMED: blamed}, **({LOST: lost} if lost else {}))
+        noted = {"error": masked(f"{type(error).__name__}: {error}"), "kind": job.kind, BLAMED: blamed}
+        self.note(job, examples=list(job.examples), **noted, **({LOST: lost} if lost else {}))
         self._end(job, TrialState.FAIL)
 
     def _overrule(self) -> None:
@@ -131,8 +132,8 @@ class Proposals(Protocol):
     def ended(self, job: Job, scores: Sequence[float] | None) -> None:
         """A job has ended, with these scores or without."""
 
-    def failed(self, job: Job) -> None:
-        """A job has ended without scores, and its prompt is to blame."""
+    def follow(self, faults: Faults) -> None:
+        """Learn from these which prompts are out of the running."""
 
 
 def proposals_of(trials: StudyTrials, space: PromptSpace, rng: random.Random) -> Proposals:
@@ -154,7 +155,6 @@ class _OwnProposals:
     def __init__(self, sampler: QEISampler, study: Study, space: PromptSpace) -> None:
         self._sampler, self._study = sampler, study
         self.seen = TrialHistory(study, space)
-        self.seen.failed = FailedPrompts()  # of earlier starts, what the run is told
 
     def propose(self) -> Key:
         return self._sampler.next_key(self._study, self.seen)
@@ -174,9 +174,8 @@ class _OwnProposals:
         mean = math.fsum(scores) / len(scores)
         self.seen.end(job.number, Observation(job.key, mean, tuple(map(float, scores)), job.examples))
 
-    def failed(self, job: Job) -> None:
-        self.ended(job, None)
-        self.seen.failed.note(job.key)
+    def follow(self, faults: Faults) -> None:
+        self.seen.failed = faults
 
 
 class _OptunaProposals:
@@ -198,7 +197,7 @@ class _OptunaProposals:
     def ended(self, job: Job, scores: Sequence[float] | None) -> None:
         """The study knows."""
 
-    def failed(self, job: Job) -> None:
+    def follow(self, faults: Faults) -> None:
         """The policy overrules what the sampler does not learn from a failure."""
 
     def _nearest(self, key: Key) -> Key:

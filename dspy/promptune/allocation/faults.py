@@ -1,0 +1,120 @@
+"""Whose fault it is that evaluations fail: their prompts', or that of an example on which every prompt fails."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from dspy.promptune.allocation.records import Job, ScoreTable
+from dspy.promptune.samplers.failures import FAILURES, FailedPrompts
+from dspy.promptune.space import Key
+
+__all__ = ["Faults"]
+
+logger = logging.getLogger(__name__)
+
+GOLDEN = 0.618  # multiples of it, without their whole part, are spread evenly
+ACCUSERS = 2  # prompts that have scores on other examples, and fail because of one
+
+
+class Faults(FailedPrompts):
+    """The failed evaluations of a run, each of several examples, and what explains them.
+
+    While no prompt has a score on an example, that one may explain the failure of any evaluation it was part of; two
+    failures that nothing of this kind explains put a prompt out of the running. So do two without an example in
+    common, where the prompt has no scores, or fails more often than it succeeds. Until then a prompt is evaluated on
+    other examples, and when there are none left on a few of those that may explain a failure, until one is found.
+    An example that is found for two prompts with scores elsewhere is left out for all, and what failed with it is
+    forgotten.
+
+    Args:
+        table: The scores of all prompts.
+
+    Attributes:
+        out: Prompts that are out of the running.
+        examples: Examples that are left out.
+    """
+
+    def __init__(self, table: ScoreTable) -> None:
+        super().__init__()
+        self.examples: set[int] = set()
+        self._table = table
+        self._failures: dict[Key, list[frozenset[int]]] = {}
+        self._successes: Counter[Key] = Counter()
+        self._accusers: dict[int, set[Key]] = {}
+        self._steps: dict[Key, int] = {}  # examples to try next of those that may explain a failure, at most
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether a prompt has failed at all."""
+        return key in self._failures
+
+    def keys(self) -> Collection[Key]:
+        """The prompts that have failed."""
+        return self._failures.keys()
+
+    def failed(self, job: Job) -> None:
+        """An evaluation has failed, and no provider was to blame."""
+        self._failures.setdefault(job.key, []).append(frozenset(job.examples))
+        self._steps[job.key] = 1
+        self._judge()
+
+    def told(self, job: Job) -> None:
+        """An evaluation has ended well; its scores are in the table."""
+        self._successes[job.key] += 1
+        if job.key in self._steps:
+            self._steps[job.key] *= 2
+        if self._failures:
+            self._judge()
+
+    def whole(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
+        """Those of the examples that explain no failure of a prompt, scored or not."""
+        if not self._failures:
+            return examples
+        closed = self.examples.union(*self._doubts(key))
+        return [example for example in examples if example not in closed]
+
+    def open(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
+        """Those of the examples, none of which has a score, that a prompt is to be evaluated on next."""
+        return self.whole(key, examples) or self.doubtful(key, examples)
+
+    def doubtful(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
+        """A few of the examples, one of which explains a failure of a prompt: at most half of those that may.
+
+        Each prompt begins with another, so that no single example stops them all.
+        """
+        doubts = [each for each in self._doubts(key) if len(each) > 1]
+        if not doubts:
+            return ()
+        few = [example for example in examples if example in doubts[0]]
+        first = int(list(self._failures).index(key) * GOLDEN % 1 * len(few))
+        return [*few[first:], *few[:first]][: min(self._steps[key], len(doubts[0]) // 2)]
+
+    def _doubts(self, key: Key) -> list[frozenset[int]]:
+        """What may explain the failures of a prompt, the smallest sets first; what one explains needs no other."""
+        found: list[frozenset[int]] = []
+        for each in sorted((each - self._table.examples for each in self._unexplained(key)), key=len):
+            if each and not any(smaller <= each for smaller in found):
+                found.append(each)
+        return found
+
+    def _unexplained(self, key: Key) -> list[frozenset[int]]:
+        """The failures of a prompt, without those that had an example in them that is left out."""
+        return [examples for examples in self._failures.get(key, ()) if not examples & self.examples]
+
+    def _judge(self) -> None:
+        for key in self._failures:
+            for example in [min(each) for each in self._doubts(key) if len(each) == 1 and self._table.count(key)]:
+                self._accusers.setdefault(example, set()).add(key)
+                if len(self._accusers[example]) >= ACCUSERS:
+                    self.examples.add(example)
+                    logger.warning("Validation example %d is left out: every prompt fails on it.", example)
+        self.out = set(filter(self._is_out, self._failures))
+
+    def _is_out(self, key: Key) -> bool:
+        failures, doubts = self._unexplained(key), self._doubts(key)
+        if sum(examples <= self._table.examples for examples in failures) >= FAILURES:
+            return True
+        apart = len(failures) >= FAILURES and not (doubts and frozenset.intersection(*doubts))
+        successes = self._successes[key]
+        return apart and (not successes or len(set(failures)) > FAILURES + successes)
