@@ -21,6 +21,13 @@ FRAME = 150  # tokens that an adapter writes around the fields of a call
 SUMMARY_CALLS = 11  # of the summary of the trainset, at most
 PROPOSAL_TOKENS = 1500  # of a call that proposes an instruction,
 LEAST_PROPOSAL = 100  # and at least
+UNITS = {
+    "max_lm_calls": "calls",
+    "max_tokens_spent": "tokens",
+    "max_cost": "dollars",
+    "timeout": "seconds even without waiting for answers",
+}
+LEAST_SECONDS = 0.001  # of a call, in this process alone: how long a model takes is not known before it answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,30 +65,31 @@ class Estimate:
     def first(self, n_examples: int, calls_per_example: int) -> dict[str, tuple[float, float, float]]:
         """By kind of limit what steps 1 and 2 take, what the first evaluation takes, and what both take at least.
 
-        Calls are the same every time; of tokens and dollars only a part of the estimate is certain.
+        Calls are the same every time; of tokens and dollars only a part of the estimate is certain, and of the time
+        only what the calls take here.
         """
-        calls = n_examples * calls_per_example
+        calls, before = n_examples * calls_per_example, self.bootstrap + self.propose
         steps = self.bootstrap * self.per_call + self.propose * PROPOSAL_TOKENS
         least = (self.bootstrap + calls) * FRAME // 2 + self.propose * LEAST_PROPOSAL
         price = self._price()
         return {
-            "max_lm_calls": (self.bootstrap + self.propose, calls, self.bootstrap + self.propose + calls),
+            "max_lm_calls": (before, calls, before + calls),
             "max_tokens_spent": (steps, calls * self.per_call, least),
             "max_cost": (steps * price, calls * self.per_call * price, least * price),
+            "timeout": (before * LEAST_SECONDS, calls * LEAST_SECONDS, (before + calls) * LEAST_SECONDS),
         }
 
     def check(self, caps: BudgetLimits, n_examples: int, calls_per_example: int) -> None:
         """Refuse a budget that ends before the first evaluation.
 
         Raises:
-            BudgetError: With the number of calls, tokens or dollars that is needed.
+            BudgetError: With the number of calls, tokens, dollars or seconds that is needed.
         """
         for name, (steps, first, least) in self.first(n_examples, calls_per_example).items():
             limit = getattr(caps, name)
             if limit is not None and limit < least:
-                unit = {"max_lm_calls": " calls", "max_tokens_spent": " tokens", "max_cost": " dollars"}[name]
                 raise BudgetError(
-                    f"{name}={limit:.6g}: steps 1 and 2 take about {steps:.4g}{unit} and the first evaluation "
+                    f"{name}={limit:.6g}: steps 1 and 2 take about {steps:.4g} {UNITS[name]} and the first evaluation "
                     f"{first:.4g}; give at least {_up(steps + first, name):.6g}, fewer candidates, or a smaller valset."
                 )
 
@@ -98,7 +106,7 @@ class Estimate:
 
 def _up(amount: float, name: str) -> float:
     """A number that is enough, as it is told."""
-    return amount * 1.00001 if name == "max_cost" else math.ceil(amount)
+    return math.ceil(amount) if name in ("max_lm_calls", "max_tokens_spent") else amount * 1.00001
 
 
 def estimate(
