@@ -40,6 +40,17 @@ def test_own_candidates_of_one_predictor_by_name_or_number():
         assert (sizes[0], sizes[2]) == (plain[0], plain[2] + 2)
 
 
+def test_own_candidates_of_two_predictors_at_once():
+    """What is given by name or by number stands behind that predictor's proposed candidates."""
+    instructions, demos = {"answer": OWN, 0: ["Plan first."]}, {"plan": DEMOS[:1], 1: DEMOS}
+    run = compiled(program=Chain(), instructions=instructions, demo_sets=demos).optimization_run
+    parts = {part.name: part.candidates for part in run.space.parts}
+    assert parts["0_predictor_instruction"][-1:] == ("Plan first.",)
+    assert parts["1_predictor_instruction"][-2:] == tuple(OWN)
+    assert parts["0_predictor_demos"][-1:] == (DEMOS[0],)
+    assert parts["1_predictor_demos"][-2:] == tuple(DEMOS)
+
+
 def test_a_zero_shot_compile_takes_demo_sets():
     """Without demos of its own the search has the empty set and the user's."""
     program = compiled(demo_sets=DEMOS, max_bootstrapped_demos=0, max_labeled_demos=0)
