@@ -1,8 +1,9 @@
 """What crashes and a failing provider cost: a compile killed again and again, and one with one call in five failing.
 
-    python -m benchmarks.durability [--kills 200] [--seeds 24] [--parts kills faults] 2>/dev/null
+    python -m benchmarks.durability [--kills 200] [--starts 50] [--seeds 24] [--parts kills starts faults] 2>/dev/null
 
-The kills are those of tests/storage/test_kill.py, repeated more often. The faults are those of test_faults.py, on a
+The kills are those of tests/storage/test_kill.py, repeated more often. A start is made by four processes at once, of
+which one may evaluate. The faults are those of test_faults.py, on a
 task with many prompts that are nearly as good: every seed is compiled twice, with and without faults, and the
 server's rule says how often each winner is right in truth. A check that does not hold ends the command with an error.
 """
@@ -10,21 +11,30 @@ server's rule says how often each winner is right in truth. A check that does no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import math
 import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import optuna
+
 import dspy
+from dspy.promptune import PromptSpace, StorageError, search
 from tests.server import Faults, Latency, LMServer, Prompt, Quality, TaskRule
-from tests.storage.lives import metric
+from tests.storage.lives import forked, metric, result
 from tests.storage.postgresql import running
 from tests.storage.test_faults import RATES
 from tests.storage.test_kill import LIMIT, check, killed, undisturbed
 
 PLACES = (("SQLite", "runs.db", "tpe"), ("journal", "runs.log", "onehot"))
+PARTS = ("kills", "starts", "faults")
+RIVALS = 4  # processes that start one study
 BUDGET = 400  # calls of a study whose process is killed
 ANSWERS = {f"What is the code of item {i}?": str(i % 5) for i in range(80)}
 TRAIN = 40  # of them; the others are the validation set
@@ -39,9 +49,7 @@ def kills(count: int) -> None:
           "| examples paid twice, in all / by one kill | most requests of a study | score after kills "
           "| undisturbed |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, running() as server:
-        places = [(name, str(Path(folder) / file), sampler) for name, file, sampler in PLACES]
-        places += [("PostgreSQL", server, "tpe")] if server else []
+    with every_storage() as places:
         for name, storage, sampler in places:
             _killed(name, storage, sampler, -(-count // len(places)))
 
@@ -60,6 +68,53 @@ def _killed(name: str, storage: str, sampler: str, count: int) -> None:
         f"{toll.twice} / {toll.most_twice} | {max(served)} of {BUDGET} | {mean(scores):.1f} | {mean(calm):.1f} |",
         flush=True,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def every_storage() -> Iterator[list[tuple[str, str, str]]]:
+    """Name, place and sampler of each kind of storage that can be had here."""
+    with tempfile.TemporaryDirectory() as folder, running() as server:
+        places = [(name, str(Path(folder) / file), sampler) for name, file, sampler in PLACES]
+        yield [*places, ("PostgreSQL", server, "tpe")] if server else places
+
+
+def starts(count: int) -> None:
+    """How often an evaluation was made twice when four processes started one study at the same moment."""
+    print("\n| storage | starts of four processes at once | refused | evaluations made twice |\n|---|---|---|---|")
+    optuna.storages.RDBStorage("sqlite://")  # loads once what every process needs
+    with every_storage() as places:
+        for name, storage, _ in places:
+            share = -(-count // len(places))
+            refused, twice = zip(*(_started(storage, f"start {i}") for i in range(share)), strict=True)
+            print(f"| {name} | {share} | {sum(refused)} of {share * RIVALS} | {sum(twice)} |", flush=True)
+
+
+def _started(storage: str, name: str) -> tuple[int, int]:
+    """How many of the processes were refused, and how many evaluations were made more than once."""
+    at = time.time() + 0.3
+    lives = [forked(_searched, storage, name, at) for _ in range(RIVALS)]
+    found = [result(*life) for life in lives]
+    pairs = Counter(tuple(pair) for each in found for pair in each or ())
+    assert any(found), "nobody was let in"
+    return found.count(None), sum(times > 1 for times in pairs.values())
+
+
+def _searched(storage: str, name: str, at: float) -> list[tuple[int, int]] | None:
+    """Prompts and examples that a search evaluated, which began at this time; ``None`` where it was refused."""
+    pairs = []
+
+    def evaluate(params: dict[str, int], examples: Sequence[int]) -> list[float]:
+        pairs.extend((params["0_predictor_instruction"], example) for example in examples)
+        time.sleep(0.02)
+        return [0.5] * len(examples)
+
+    space, options = PromptSpace({0: list("abcd")}), {"minibatch_size": 5, "sampler": "random", "seed": 1}
+    time.sleep(max(0.0, at - time.time()))
+    with contextlib.suppress(StorageError):
+        search(space, evaluate, n_examples=10, max_calls=40, storage=storage, study_name=name, resume=True, **options)
+        return pairs
+    assert not pairs, "a process that was refused had evaluated"
+    return None
 
 
 def faults(seeds: int) -> None:
@@ -139,12 +194,15 @@ def main() -> None:
     """Both parts, or those asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--starts", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=24)
-    parser.add_argument("--parts", nargs="+", choices=("kills", "faults"), default=("kills", "faults"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
     if "kills" in args.parts:
         kills(args.kills)
+    if "starts" in args.parts:
+        starts(args.starts)
     if "faults" in args.parts:
         faults(args.seeds)
 

@@ -24,9 +24,9 @@ class Faults(FailedPrompts):
     While no prompt has a score on an example, that one may explain the failure of any evaluation it was part of; two
     failures that nothing of this kind explains put a prompt out of the running. So do two without an example in
     common, where the prompt has no scores, or fails more often than it succeeds. Until then a prompt is evaluated on
-    other examples, and when there are none left on a few of those that may explain a failure, until one is found.
-    An example that is found for two prompts with scores elsewhere is left out for all, and what failed with it is
-    forgotten.
+    other examples (on one, if it never succeeded), and when there are none left on a few of those that may explain a
+    failure, until one is found. An example that is found for two prompts with scores elsewhere is left out for all,
+    and what failed with it is forgotten. Other prompts come to what may explain a failure last.
 
     Args:
         table: The scores of all prompts.
@@ -43,6 +43,7 @@ class Faults(FailedPrompts):
         self._failures: dict[Key, list[frozenset[int]]] = {}
         self._successes: Counter[Key] = Counter()
         self._accusers: dict[int, set[Key]] = {}
+        self._doubted: set[int] = set()  # of prompts in the running
         self._steps: dict[Key, int] = {}  # examples to try next of those that may explain a failure, at most
 
     def __contains__(self, key: Key) -> bool:
@@ -67,28 +68,37 @@ class Faults(FailedPrompts):
         if self._failures:
             self._judge()
 
-    def whole(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
-        """Those of the examples that explain no failure of a prompt, scored or not."""
+    def whole(self, examples: Sequence[int]) -> Sequence[int]:
+        """Those of the examples that explain no failure of a prompt in the running, scored or not."""
         if not self._failures:
             return examples
-        closed = self.examples.union(*self._doubts(key))
+        closed = self.examples | self._doubted
         return [example for example in examples if example not in closed]
 
     def open(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
         """Those of the examples, none of which has a score, that a prompt is to be evaluated on next."""
-        return self.whole(key, examples) or self.doubtful(key, examples)
+        found = self.whole(examples)
+        if not found:
+            closed = self.examples.union(*self._doubts(key))
+            found = [example for example in examples if example not in closed]
+        if not found:
+            return self.doubtful(key, examples)
+        never = key in self._failures and not self._successes[key]
+        return self._turned(key, found)[:1] if never else found
 
     def doubtful(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
-        """A few of the examples, one of which explains a failure of a prompt: at most half of those that may.
-
-        Each prompt begins with another, so that no single example stops them all.
-        """
+        """A few of the examples, one of which explains a failure of a prompt: at most half of those that may."""
         doubts = [each for each in self._doubts(key) if len(each) > 1]
         if not doubts:
             return ()
         few = [example for example in examples if example in doubts[0]]
-        first = int(list(self._failures).index(key) * GOLDEN % 1 * len(few))
-        return [*few[first:], *few[:first]][: min(self._steps[key], len(doubts[0]) // 2)]
+        return self._turned(key, few)[: min(self._steps[key], len(doubts[0]) // 2)]
+
+    def _turned(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
+        """Beginning elsewhere for each prompt and after each failure, so that no few examples stop them all."""
+        turn = list(self._failures).index(key) + len(self._failures[key])
+        first = int(turn * GOLDEN % 1 * len(examples))
+        return [*examples[first:], *examples[:first]]
 
     def _doubts(self, key: Key) -> list[frozenset[int]]:
         """What may explain the failures of a prompt, the smallest sets first; what one explains needs no other."""
@@ -110,11 +120,16 @@ class Faults(FailedPrompts):
                     self.examples.add(example)
                     logger.warning("Validation example %d is left out: every prompt fails on it.", example)
         self.out = set(filter(self._is_out, self._failures))
+        self._doubted = set().union(
+            *(each for key in self._failures if key not in self.out for each in self._doubts(key))
+        )
 
     def _is_out(self, key: Key) -> bool:
-        failures, doubts = self._unexplained(key), self._doubts(key)
+        failures = self._unexplained(key)
+        if len(failures) < FAILURES:
+            return False
         if sum(examples <= self._table.examples for examples in failures) >= FAILURES:
             return True
-        apart = len(failures) >= FAILURES and not (doubts and frozenset.intersection(*doubts))
+        common = frozenset.intersection(*failures) - self._table.examples
         successes = self._successes[key]
-        return apart and (not successes or len(set(failures)) > FAILURES + successes)
+        return not common and (not successes or len(set(failures)) > FAILURES + successes)

@@ -98,7 +98,7 @@ class MinibatchPolicy:
     def confirm(self, left: int) -> Assignment | None:
         """The best average that was never evaluated in full, unless a model knows better."""
         key = self._believed() or self._means.best(self._in_running) or self.best()
-        return whole(key, self._table, self.faults.whole(key, self._examples), left)
+        return whole(key, self._table, self.faults.whole(self._examples), left)
 
     def started(self, job: Job) -> None:
         """A minibatch or a full evaluation has begun; one before any minibatch is not of this schedule."""
@@ -163,17 +163,20 @@ class MinibatchPolicy:
         )
         if key is None:
             return None
-        examples = self.faults.whole(key, self._examples)
+        examples = self.faults.whole(self._examples)
         return Assignment(key, tuple(examples), "full") if len(self._table.missing(key, examples)) <= left else None
 
     def _minibatch(self, left: int) -> Assignment | None:
         if left < 1:
             return None
-        if (key := self._doubtful()) is None and self._free < FREE_PROPOSALS:
+        key = self._doubtful()
+        if key is None and not self._table.examples and self.faults.keys() and self._running.jobs:
+            return None  # nothing is scored yet: what comes of these is waited for, before all prompts have failed
+        if key is None and self._free < FREE_PROPOSALS:
             key = self._propose()
         examples: Sequence[int] = ()
         if key is not None and self._ready(key):
-            examples = self._open(key) if key in self.faults else self.faults.open(key, self._examples)
+            examples = self._open(key) if self.faults.keys() else self._examples
         if key is None or not examples:
             if (key := self._unfinished()) is None:
                 return None
@@ -196,7 +199,7 @@ class MinibatchPolicy:
         for key in self.faults.keys():
             if self._ready(key):
                 missing = self._table.missing(key, self._examples)
-                if self.faults.doubtful(key, missing) and not self.faults.whole(key, missing):
+                if self.faults.doubtful(key, missing) and not self.faults.whole(missing):
                     return key
         return None
 

@@ -84,7 +84,7 @@ class RacingPolicy:
 
     def confirm(self, left: int) -> Assignment | None:
         """The best prompt on all examples."""
-        return whole(key := self.best(), self._table, self._faults.whole(key, range(len(self._order))), left)
+        return whole(self.best(), self._table, self._faults.whole(range(len(self._order))), left)
 
     def started(self, job: Job) -> None:
         """Its examples are busy, and count as claimed."""
@@ -206,7 +206,7 @@ class RacingPolicy:
     def _open(self, key: Key) -> list[int]:
         """Examples that a prompt has neither been scored on nor is being, in the common order.
 
-        Those that may explain its failures come last.
+        Those that may explain a failure come last.
         """
         busy, row = self._busy(key), self._table.row(key)
         found = [example for example in self._order if example not in row and example not in busy]
@@ -229,7 +229,13 @@ class RacingPolicy:
         return math.fsum(row.values()) / len(row)
 
     def _unseen(self) -> Key | None:
-        """A random combination that is new, or else one that is not finished."""
+        """A random combination that is new, or else one that is not finished.
+
+        While nothing is scored, what explains the failures there are is found before other prompts fail.
+        """
+        failed = () if self._table.examples else self._faults.keys()
+        if found := [key for key in failed if not self._running.of(key) and self._may(key)]:
+            return found[0]
         touched = len(self._table) + sum(not self._table.count(key) for key in self._running.keys())
         for size in dict.fromkeys((min(touched, FEW) + 64, touched + 64)):
             ready = [key for key in self._space.pool(size, self._random) if self._may(key)]
