@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dspy.promptune.errors import EvaluationError
+from dspy.promptune.errors import EvaluationError, MetricError
 
 __all__ = ["Outcome", "added", "number", "numbers"]
 
@@ -90,14 +90,15 @@ def numbers(scores: Any, examples: Sequence[int]) -> dict[int, float]:
     """What an evaluation returned, by example.
 
     Raises:
-        EvaluationError: It is not one usable score an example.
+        MetricError: There are more or fewer scores than examples: what evaluates is broken, whatever is evaluated.
+        EvaluationError: It is no list of usable scores.
     """
     try:
         values = list(scores)
     except TypeError as error:
         raise EvaluationError(f"The evaluation returned {scores!r}: return a list of one score an example.") from error
     if len(values) != len(examples):
-        raise EvaluationError(
+        raise MetricError(
             f"The evaluation returned {len(values)} scores for {len(examples)} examples: return one for each."
         )
     return {example: number(score, "The evaluation") for example, score in zip(examples, values, strict=True)}

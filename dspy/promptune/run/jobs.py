@@ -64,6 +64,7 @@ class RunJobs:
                     return None
                 one = self._decide()
                 if one is None:
+                    self.trials.overrule()
                     return None
                 if (job := self._open(one)) is not None:
                     return job

@@ -62,7 +62,7 @@ class StudyTrials:
     def open(self, one: Assignment) -> Job:
         """A job whose trial is running: the one in which a sampler proposed its prompt, or a new one."""
         asked = self._asked.pop(one.key, None)
-        self._overrule()
+        self.overrule()
         number, trial_id = self._create(one.key) if asked is None else asked
         self._ids[number] = trial_id
         return Job(number, one.key, one.examples, one.kind)
@@ -91,7 +91,7 @@ class StudyTrials:
         self.note(job, examples=list(job.examples), **noted, **({LOST: lost} if lost else {}))
         self._end(job, TrialState.FAIL)
 
-    def _overrule(self) -> None:
+    def overrule(self) -> None:
         """Trials whose proposals were not followed are FAILED."""
         why = "Another combination took the place of this one, which is out of the running or has all its scores."
         for number, trial_id in self._asked.values():
