@@ -1,6 +1,7 @@
 """What stands between programs and their language models."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from types import SimpleNamespace
@@ -355,6 +356,33 @@ def test_a_model_called_in_its_own_way_outside_of_modules_is_held_and_counted():
             asyncio.run(lm.acall("more"))
     assert (lm.calls, lm.most, gateway.calls) == (8, 3, 8) and OwnWayLM.__call__ is own
     assert len(answered) == 8 and lm("free") == "free"
+
+
+class RoutedLM(EchoLM):
+    """Hands every call on to other models, the first of which has an answer."""
+
+    def __init__(self, *models):
+        super().__init__()
+        self.models = models
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        for lm in self.models:
+            with contextlib.suppress(LMServerError):
+                return SimpleNamespace(
+                    choices=[SimpleNamespace(message=SimpleNamespace(content=lm(prompt)[0], tool_calls=None))],
+                    usage={}, model="routed",
+                )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [EchoLM, OwnWayLM])
+def test_a_model_that_only_hands_calls_on_is_not_counted(kind):
+    """The calls of the models that it asks are counted, each once: one that fails, and one that answers."""
+    failing, answering = EchoLM(errors=[LMServerError("busy")] * 3), kind()
+    meter = BudgetMeter(BudgetLimits())
+    with own_calls_held(), LMGateway(4, meter).active():
+        assert [through_gateway(RoutedLM(failing, answering))(text)[0][0] for text in "abc"] == ["a", "b", "c"]
+    (spent,) = meter.spent().values()
+    assert spent["calls"] == failing.calls + answering.calls == 6
 
 
 class DetourLM(dspy.LM):

@@ -239,6 +239,7 @@ class LMGateway(BaseCallback):
         assert tally is not None
         reached, model = tally.reached(call.instance, exception), str(getattr(call.instance, "model", "?"))
         if call.counted:
+            tally.counted()
             self.meter.ended(reached=reached)
         if tally.told and (tally.tokens or tally.cost):
             self.meter.took(model, tally.tokens, tally.cost)

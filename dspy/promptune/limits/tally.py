@@ -33,6 +33,7 @@ class Tally:
         self.before = before
         self.told = False
         self.around = False  # a call within this one has told, and counts what it took
+        self.delegated = False  # a call within this one is counted by itself
         self.cached = False
         self.tokens = 0
         self._known_cost: float | None = None
@@ -79,8 +80,15 @@ class Tally:
         if cost is not None:
             self._known_cost = (self._known_cost or 0.0) + cost
 
+    def counted(self) -> None:
+        """The call is counted by itself: one around it that only hands it on is not."""
+        if isinstance(self._tracker, Tally):
+            self._tracker.delegated = True
+
     def reached(self, instance: Any, exception: BaseException | None) -> bool:
-        """Whether the call came to a provider; in doubt it did."""
+        """Whether the call came to a provider, other than through a call of another model; in doubt it did."""
+        if self.delegated and not (self.tokens or self._known_cost):
+            return False
         if exception is not None or self.told:
             return True
         return not (self.cached or _tells(instance))
