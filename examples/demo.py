@@ -143,8 +143,8 @@ class Judged:
 
 
 def judge(name: str, program: dspy.Module, testset: list[dspy.Example], spent: int = 0) -> Judged:
-    """Run a program on all test letters."""
-    evaluate = dspy.Evaluate(devset=testset, metric=exact, num_threads=4, display_progress=False, max_errors=10**6)
+    """Run a program on all test letters, one at a time: so the server has the beginning of each prompt at hand."""
+    evaluate = dspy.Evaluate(devset=testset, metric=exact, num_threads=1, display_progress=False, max_errors=10**6)
     results = evaluate(program).results
     silent = sum(getattr(prediction, "subject", "none") == "none" for _, prediction, _ in results)
     found = Judged(name, [float(score) for _, _, score in results], silent, spent)
