@@ -42,6 +42,7 @@ RULES = {
 SENTENCES = {"kind": "Treat {} as {}.", "shelf": "Put {} on shelf {}."}
 ANSWERS = {"kind": KINDS, "shelf": SHELVES}
 MARK = re.compile(r"\[\[ ## (\w+) ## \]\]")
+KEPT = 0.6  # of the rules, in a useless text
 WRONG_KIND = 0.5  # of the chance of the right shelf is left where the kind was wrong
 
 
@@ -86,17 +87,18 @@ class Warehouse(dspy.BaseLM):  # type: ignore[misc]
         crowd: Loss of attention for each rule beyond six.
         rule_gain: What a right rule brings, of the way to certainty.
         demo_gain: What a demo of the thing brings, of the way to certainty.
+        useless: Probability that a text has no new rule and only some of the old ones: it may be the same again.
     """
 
     forward_contract = "legacy"
 
     def __init__(
         self, seed: int = 0, *, things: int = 14, insight: float = 0.5, error: float = 0.1, forget: float = 0.07,
-        crowd: float = 0.04, rule_gain: float = 0.95, demo_gain: float = 0.5,
+        crowd: float = 0.04, rule_gain: float = 0.95, demo_gain: float = 0.5, useless: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(model=f"warehouse/{seed}", model_type="chat", temperature=0.0, max_tokens=1000, cache=False)
         self.seed, self.insight, self.error, self.forget, self.crowd = seed, insight, error, forget, crowd
-        self.gains = rule_gain, demo_gain
+        self.gains, self.useless = (rule_gain, demo_gain), useless
         rng = random.Random(f"warehouse {seed}")
         self.things = rng.sample(THINGS, things)
         self.right = {thing: {name: rng.choice(ANSWERS[name]) for name in ANSWERS} for thing in self.things}
@@ -185,6 +187,10 @@ class Warehouse(dspy.BaseLM):  # type: ignore[misc]
 
     def _write(self, text: str, salt: str) -> str:
         rng = random.Random(f"write {self.seed} {salt} {hashlib.sha256(text.encode()).hexdigest()}")
+        if self.useless and rng.random() < self.useless:
+            old = [(name, rule) for name, pattern in RULES.items() for rule in pattern.findall(text)]
+            kept = [SENTENCES[name].format(*rule) for name, rule in old if rng.random() < KEPT]
+            return " ".join([WORDINGS[0], *kept])
         said = []
         for name, pattern in RULES.items():
             rules = {about: answer for about, answer in pattern.findall(text) if rng.random() >= self.forget}

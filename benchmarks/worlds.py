@@ -46,6 +46,7 @@ SETTINGS = {
     "one-step": Setting(lambda seed: Warehouse(seed), lambda: SortAndPlace(1)),
     "two-step": Setting(lambda seed: Warehouse(seed), lambda: SortAndPlace(2)),
     "demos": Setting(lambda seed: Warehouse(seed, rule_gain=0.3, demo_gain=0.8), lambda: SortAndPlace(1)),
+    "mostly-useless": Setting(lambda seed: Warehouse(seed, useless=0.75), lambda: SortAndPlace(1)),
     "no-insight": Setting(lambda seed: Warehouse(seed, insight=0.0), lambda: SortAndPlace(1)),
 }
 
