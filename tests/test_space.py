@@ -223,9 +223,7 @@ def test_a_study_takes_trials_of_a_space_that_has_grown():
     study = optuna.create_study()
     study.ask(space.distributions())
     space.append("0_predictor_instruction", "a new text")
-    trial = optuna.trial.create_trial(
-        value=1.0, params=space.params((2, 0)), distributions=space.distributions()
-    )
+    trial = optuna.trial.create_trial(value=1.0, params=space.params((2, 0)), distributions=space.distributions())
     study.add_trial(trial)
     assert study.trials[1].params == {"0_predictor_instruction": 2, "0_predictor_demos": 0}
 

@@ -18,9 +18,7 @@ from dspy.promptune import PromptSpace, SearchRun, search
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
 EXAMPLES, CALLS = 60, 900
-SPACE = PromptSpace(
-    {0: [f"instruction {i}" for i in range(12)]}, {0: [f"examples {j}" for j in range(6)]}
-)
+SPACE = PromptSpace({0: [f"instruction {i}" for i in range(12)]}, {0: [f"examples {j}" for j in range(6)]})
 Params = Mapping[str, int]
 
 

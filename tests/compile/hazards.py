@@ -11,6 +11,7 @@ ANSWERS = {f"question {i}": ["yes", "no", "maybe"][i % 3] for i in range(60)}
 EXAMPLES = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in ANSWERS.items()]
 TRAINSET, VALSET = EXAMPLES[:12], EXAMPLES[12:36]
 
+
 def metric(example, prediction, trace=None):
     """Whether the answer is the expected one."""
     return example.answer == prediction.answer
@@ -34,6 +35,7 @@ def compiled(lm, program=None, *, num_threads=4, metric=metric, **options):
 
 def naive_pool(program, *, threads=4, carry=True, max_errors=10, copies=4, metric=metric):
     """``eval_candidate_program`` on copies of a program in a plain pool (``carry``: with its context); the scores."""
+
     def evaluate(candidate):
         evaluator = dspy.Evaluate(
             devset=VALSET, metric=metric, num_threads=threads, display_progress=False, max_errors=max_errors

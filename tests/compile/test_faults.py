@@ -105,8 +105,13 @@ def test_a_metric_that_returns_no_number_in_step_1_is_broken():
 
 def wrong_demos(program):
     """Demos of all candidates that were bootstrapped from wrong answers."""
-    demos = [demo for part in program.optimization_run.space.parts if part.name.endswith("demos") for each in
-             part.candidates for demo in each]
+    demos = [
+        demo
+        for part in program.optimization_run.space.parts
+        if part.name.endswith("demos")
+        for each in part.candidates
+        for demo in each
+    ]
     return [demo for demo in demos if demo.get("augmented") and ANSWERS[demo.question] != demo.answer]
 
 

@@ -216,8 +216,17 @@ def test_h_draws_do_not_depend_on_threads():
             return [(sum(params.values()) + example) % 3 / 2 for example in examples]
 
         space = PromptSpace({0: list("abcdef")}, {0: list("uvwxyz")})
-        run = search(space, evaluate, n_examples=20, max_calls=300, sampler="tpe", seed=3, n_jobs=4, schedule="batch",
-                     minibatch_size=5)
+        run = search(
+            space,
+            evaluate,
+            n_examples=20,
+            max_calls=300,
+            sampler="tpe",
+            seed=3,
+            n_jobs=4,
+            schedule="batch",
+            minibatch_size=5,
+        )
         return [(trial.params, trial.user_attrs["examples"], trial.value) for trial in run.trials]
 
     assert trials(1) == trials(2)

@@ -65,9 +65,7 @@ def upstream_sets(program, lm, rng, shots, **changes):
     """Step 1 as upstream does it."""
     with dspy.context(lm=lm), contextlib.redirect_stdout(io.StringIO()):
         given = {"teacher_settings": {}, **options_of(shots, **changes)}
-        return create_n_fewshot_demo_sets(
-            student=program, num_candidate_sets=6, trainset=TRAINSET, rng=rng, **given
-        )
+        return create_n_fewshot_demo_sets(student=program, num_candidate_sets=6, trainset=TRAINSET, rng=rng, **given)
 
 
 def our_sets(program, lm, rng, shots, *, workers=16, report=None, trainset=TRAINSET, **changes):
@@ -81,7 +79,11 @@ def upstream_instructions(program, lm, rng, demos, n):
     """Step 2 as upstream does it."""
     with dspy.context(lm=lm):
         proposer = GroundedProposer(
-            prompt_model=lm, program=program, trainset=TRAINSET, rng=rng, use_instruct_history=False,
+            prompt_model=lm,
+            program=program,
+            trainset=TRAINSET,
+            rng=rng,
+            use_instruct_history=False,
             set_history_randomly=False,
         )
         found = proposer.propose_instructions_for_program(

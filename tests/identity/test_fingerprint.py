@@ -87,14 +87,14 @@ METRICS = {{
     "object": Judge(3), "bound": Judge(3).__call__, "cached": functools.lru_cache(plain), "program": Program(),
 }}
 '''  # fmt: skip
-HELPER = '''
+HELPER = """
 from {deeper} import RATE
 def grade(example, prediction):
     return float(example == prediction) * RATE
 class Box:
     def put(self, text):
         return text
-'''
+"""
 DEEPER = "RATE = 1.0\n"
 
 

@@ -65,9 +65,7 @@ def test_another_order_gives_another_run(table, monkeypatch):
 
 def test_in_batches_the_order_of_completion_does_not_matter(table, monkeypatch):
     """Batches are told in the order of their trials, whichever ends first."""
-    runs = [
-        run(table, choose, monkeypatch, schedule=Schedule(n_jobs=4, batch=4))[0] for choose in (min, max)
-    ]
+    runs = [run(table, choose, monkeypatch, schedule=Schedule(n_jobs=4, batch=4))[0] for choose in (min, max)]
     assert [(t.params, t.value) for t in runs[0].trials] == [(t.params, t.value) for t in runs[1].trials]
 
 
@@ -144,9 +142,7 @@ def test_the_last_stragglers_are_not_waited_for(table, monkeypatch, n_jobs):
                 done(job, Outcome(scores=dict(zip(missing[:-1], scores, strict=True)), cut=True))
             self.open.clear()
 
-    driver = SearchLoop(
-        parts.jobs, Cutting(table, min, n_jobs), Schedule(n_jobs=n_jobs), limits=Limits(max_calls=30)
-    )
+    driver = SearchLoop(parts.jobs, Cutting(table, min, n_jobs), Schedule(n_jobs=n_jobs), limits=Limits(max_calls=30))
     found = parts.result(driver, driver.run())
     assert 30 - n_jobs <= found.calls < 30
     assert all(trial.state.name == "COMPLETE" for trial in found.trials)

@@ -52,7 +52,6 @@ def test_256_connections_at_once():
 
     server = LMServer(TaskRule(ANSWERS), latency=Latency(0.5, 0.0), process=True)
     with server, ThreadPoolExecutor(256) as pool:
-
         assert set(pool.map(post, range(256))) == {200}
         records = server.records()
         assert len(records) == 256 and max_in_flight(records) > 128

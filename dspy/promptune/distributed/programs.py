@@ -268,9 +268,7 @@ class ProgramEvaluator:
             self._keep(state.job, {index: score})
         self._note(state, index, prediction, score)
 
-    def _tried(
-        self, state: State, index: int, call: Callable[[], Any], lost: Callable[[BaseException], bool]
-    ) -> Any:
+    def _tried(self, state: State, index: int, call: Callable[[], Any], lost: Callable[[BaseException], bool]) -> Any:
         """What a program or a metric returns, tried again where a language model gave it no answer.
 
         Raises:

@@ -230,9 +230,7 @@ class QEISampler(BaseSampler):
             self._planned_at = state
         return self._planned.pop(0)
 
-    def _propose(
-        self, observations: list[Observation], waiting: list[Key], q: int, out: Collection[Key]
-    ) -> list[Key]:
+    def _propose(self, observations: list[Observation], waiting: list[Key], q: int, out: Collection[Key]) -> list[Key]:
         if len(observations) >= self.options.min_cold_start:
             try:
                 if chosen := self._proposer.propose(observations, waiting, q, self._random, out=out):
