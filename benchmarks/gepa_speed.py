@@ -26,6 +26,8 @@ from benchmarks.worlds import SETTINGS, TRAIN, VALIDATION, Setting, quiet
 from tests.server import Latency, LMServer, mean_in_flight
 
 PARENTS = 8  # from which GEPA proposes at once
+HEAD = "s | rollouts | other requests | mean in flight | score | CPU s | s / 100 rollouts | load"
+ROW = "{:.1f} | {:.0f} | {:.0f} | {:.1f} | {:.3f} | {:.1f} | {:.2f} | {:.1f}"
 BOOTSTRAP, MINIBATCH, FULL_EVERY = 40, 35, 10  # rollouts of step 1; what a trial of MIPROv2 counts for
 
 
@@ -117,19 +119,8 @@ def main() -> None:
     parser.add_argument("--median", type=float, default=0.4)
     options = parser.parse_args()
     print(f"(warm-up without latency, imports included: {warm_up(options):.1f} s)")
-    head = (
-        "seed",
-        "method",
-        "s",
-        "rollouts",
-        "other requests",
-        "mean in flight",
-        "score",
-        "CPU s",
-        "s / 100 rollouts",
-        "load",
-    )
-    print("| " + " | ".join(head) + " |\n|---|---|" + "--:|" * 8, flush=True)
+    print(f"| seed | method | {HEAD} |")
+    print("|---|---|" + "--:|" * 8, flush=True)
     pace: dict[str, list[float]] = {method: [] for method in options.methods}
     for seed in range(options.seeds):
         latency = Latency(options.median, 0.8)
@@ -137,15 +128,8 @@ def main() -> None:
             for method in options.methods:
                 one = measured(server, options.world, method, seed, options)
                 pace[method].append(100 * one[0] / one[1])
-                cells = [
-                    f"{one[0]:.1f}",
-                    *(f"{x:.0f}" for x in one[1:3]),
-                    f"{one[3]:.1f}",
-                    f"{one[4]:.3f}",
-                    f"{one[5]:.1f}",
-                ]
-                cells += [f"{pace[method][-1]:.2f}", f"{os.getloadavg()[0]:.1f}"]
-                print(f"| {seed} | {method} | {' | '.join(cells)} |", flush=True)
+                numbers = ROW.format(*one, pace[method][-1], os.getloadavg()[0])
+                print(f"| {seed} | {method} | {numbers} |", flush=True)
     for method, found in pace.items():
         print(f"{method}: {statistics.fmean(found):.2f} s for 100 rollouts, the better run {min(found):.2f}")
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from dspy.promptune.allocation.records import Job, ScoreTable
-from dspy.promptune.samplers.failures import FAILURES, FailedPrompts
+from dspy.promptune.samplers.failures import FAILURES
 from dspy.promptune.space import Key
 
 __all__ = ["Faults"]
@@ -18,7 +18,7 @@ GOLDEN = 0.618  # multiples of it, without their whole part, are spread evenly
 ACCUSERS = 2  # prompts that have scores on other examples, and fail because of one
 
 
-class Faults(FailedPrompts):
+class Faults:
     """The failed evaluations of a run, each of several examples, and what explains them.
 
     While no prompt has a score on an example, that one may explain the failure of any evaluation it was part of; two
@@ -37,7 +37,7 @@ class Faults(FailedPrompts):
     """
 
     def __init__(self, table: ScoreTable) -> None:
-        super().__init__()
+        self.out: set[Key] = set()
         self.examples: set[int] = set()
         self._table = table
         self._failures: dict[Key, list[frozenset[int]]] = {}

@@ -105,8 +105,8 @@ def _deviations(observations: Sequence[Observation]) -> tuple[Array, Array, Arra
     columns = {example: j for j, example in enumerate(sorted({example for row in rows.values() for example in row}))}
     deviations, seen = np.zeros((2, len(rows), len(columns)))
     for i, row in enumerate(rows.values()):
-        places = [columns[example] for example in row]
-        deviations[i, places] = np.array(list(row.values())) - np.mean(list(row.values()))
+        places, scores = [columns[example] for example in row], np.array(list(row.values()))
+        deviations[i, places] = scores - scores.mean()
         seen[i, places] = 1.0
     freedom = max(float(seen.sum()) - len(rows), 1.0)
     spread = float(np.sqrt((deviations**2).sum() / freedom))

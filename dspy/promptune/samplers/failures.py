@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Protocol
 
 from dspy.promptune.space import Key
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["BLAMED", "FailedPrompts", "blamed"]
+__all__ = ["BLAMED", "FailedPrompts", "OutOfRunning", "blamed"]
 
 FAILURES = 2  # of a prompt through its own fault, after which it is left alone
 BLAMED = "blamed"  # user attribute of a FAILED trial: whether its prompt is at fault
+
+
+class OutOfRunning(Protocol):
+    """Who knows which prompts are neither proposed nor confirmed any more."""
+
+    @property
+    def out(self) -> Collection[Key]:
+        """These prompts."""
 
 
 class FailedPrompts:
@@ -31,10 +40,6 @@ class FailedPrompts:
         self._counts[key] = count = self._counts.get(key, 0) + 1
         if count >= FAILURES:
             self.out.add(key)
-
-    def __contains__(self, key: Key) -> bool:
-        """Whether a prompt has failed at all."""
-        return key in self._counts
 
 
 def blamed(trial: FrozenTrial) -> bool:

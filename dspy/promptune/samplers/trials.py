@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dspy.promptune.gp import data
 from dspy.promptune.gp.data import Observation
-from dspy.promptune.samplers.failures import FailedPrompts, blamed
+from dspy.promptune.samplers.failures import FailedPrompts, OutOfRunning, blamed
 from dspy.promptune.space import Key, PromptSpace
 
 
@@ -36,7 +36,7 @@ class TrialHistory:
         found = measured(study, space)
         self.count = len(found)
         self.running = running(study, space, but=but)
-        self.failed = failed(study, space)
+        self.failed: OutOfRunning = failed(study, space)
         self._past = data.condensed(found)
         self._new: dict[int, Observation] = {}
 
