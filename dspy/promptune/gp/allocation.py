@@ -17,7 +17,7 @@ from dspy.promptune.gp.batches import joint_draws, shortlist
 from dspy.promptune.gp.improvement import log_improvement, normal_points
 from dspy.promptune.gp.joint import Joint
 from dspy.promptune.gp.parts import Array
-from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.gp.posterior import PoolPosterior, first_highest
 
 Beliefs = PoolPosterior | Joint
 Blocks = Sequence[tuple[int, int]]
@@ -60,7 +60,7 @@ def log_over_leader(posterior: Beliefs, noise: Array) -> Array:
         noise: ``(P,)`` variance of the measurement of each prompt.
     """
     mean, variance = posterior.mean, posterior.variance
-    leader = int(np.argmax(mean))
+    leader = first_highest(mean)
     shared, own = posterior.column(leader), float(variance[leader])
     first, second = variance - shared, shared - own
     a, b = variance + noise, own + float(noise[leader])
@@ -85,7 +85,7 @@ def log_worth(posterior: Beliefs, noise: Array) -> Array:
         noise: ``(P,)`` variance of the next measurement of each member.
     """
     mean, variance = posterior.mean, posterior.variance
-    leader = int(np.argmax(mean))
+    leader = first_highest(mean)
     shared = posterior.column(leader)
     moves = np.abs(variance - shared) / np.sqrt(variance + noise)
     worth = log_improvement(mean, moves, float(mean[leader]))
@@ -142,7 +142,7 @@ def improvement_of(posterior: Beliefs, noise: Array, blocks: Blocks, *, seed: in
         blocks: What is measured, running blocks included.
         seed: Of the draws.
     """
-    leader = int(np.argmax(posterior.mean))
+    leader = first_highest(posterior.mean)
     places = np.array([place for place, _ in blocks])
     distinct, index = np.unique(np.append(places, leader), return_inverse=True)
     covariance = covariance_of(posterior, distinct)[np.ix_(index, index)]
@@ -172,7 +172,7 @@ def challenge(posterior: Beliefs, question: Question) -> int:
     """
     values = log_over_leader(posterior, question.noise / question.whole)
     challenger = _highest(values, posterior, question.closed)
-    leader = int(np.argmax(posterior.mean))
+    leader = first_highest(posterior.mean)
     if question.closed[leader]:
         return challenger
     shared, variance = float(posterior.column(leader)[challenger]), posterior.variance
@@ -240,12 +240,12 @@ def finalist(posterior: Beliefs, members: NDArray[np.intp], closed: NDArray[np.b
     if not len(members):
         return None
     best = members[np.argsort(-posterior.mean[members], kind="stable")[:FINALISTS]]
-    return int(best[np.argmax(posterior.mean[best] + OPTIMISM * np.sqrt(posterior.variance[best]))])
+    return int(best[first_highest(posterior.mean[best] + OPTIMISM * np.sqrt(posterior.variance[best]))])
 
 
 def _highest(values: Array, posterior: Beliefs, closed: NDArray[np.bool_]) -> int:
     """The open prompt with the highest value; where none has any, the most uncertain."""
     values = np.where(closed, -np.inf, values)
     if np.isfinite(values).any():
-        return int(np.argmax(values))
-    return int(np.argmax(np.where(closed, -np.inf, posterior.variance)))
+        return first_highest(values)
+    return first_highest(np.where(closed, -np.inf, posterior.variance))

@@ -12,7 +12,7 @@ from dspy.promptune.gp.data import FLOOR
 from dspy.promptune.gp.improvement import greedy_batch, log_improvement
 from dspy.promptune.gp.joint import Joint, Places, promising
 from dspy.promptune.gp.parts import Array
-from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.gp.posterior import PoolPosterior, first_highest
 from dspy.promptune.gp.threads import one_thread
 
 RIVALS = 16  # observed prompts that may be the best, at most; more add nothing that samples can see
@@ -75,7 +75,7 @@ def crowded(posterior: PoolPosterior, request: Request) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < request.q and not out.all():
         gains = np.where(out, -np.inf, log_improvement(joint.mean, np.sqrt(joint.variance), best))
-        j = int(np.argmax(gains if np.isfinite(gains).any() else ~out))
+        j = first_highest(gains if np.isfinite(gains).any() else ~out)
         joint.observe(j, FLOOR)
         chosen.append(int(places[j]))
         out[j] = True

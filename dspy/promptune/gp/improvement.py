@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from dspy.promptune.gp.parts import Array
-from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.gp.posterior import PoolPosterior, first_highest
 
 SAMPLES = 128  # Sobol points in at most q - 1 dimensions; the last dimension is integrated exactly
 _TAIL = -6.0  # below it the closed form cancels; the asymptotic series is good to 1e-4 there
@@ -118,7 +118,7 @@ def greedy_batch(posterior: PoolPosterior, q: int, *, best: float, seed: int, gi
     chosen: list[int] = []
     while len(chosen) < q and not out.all():
         gains = np.where(out, -np.inf, batch.log_gains())
-        j = int(np.argmax(gains if np.isfinite(gains).any() else ~out))
+        j = first_highest(gains if np.isfinite(gains).any() else ~out)
         batch.add(j)
         chosen.append(j)
         out[j] = True

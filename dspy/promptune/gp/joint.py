@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy.promptune.gp.parts import Array
-from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.gp.posterior import PoolPosterior, first_highest
 
 NEAR = 4  # promising positions for each place of a random batch
 
@@ -69,7 +69,7 @@ def promising(posterior: PoolPosterior, size: int, apart: Places | None = None, 
     """
     order = np.argsort(-posterior.optimistic, kind="stable")
     aside = np.isin(order, [] if apart is None else apart)
-    leader = int(np.argmax(posterior.mean))
+    leader = first_highest(posterior.mean)
     return np.unique(np.concatenate([order[~aside][:size], order[aside][:most], [leader]]))
 
 

@@ -26,7 +26,7 @@ from dspy.promptune.gp.allocation import Blocks, covariance_of, rivals
 from dspy.promptune.gp.botorch_model import SAMPLES, OneOutput, score_batches
 from dspy.promptune.gp.joint import Joint
 from dspy.promptune.gp.parts import Array
-from dspy.promptune.gp.posterior import PoolPosterior
+from dspy.promptune.gp.posterior import PoolPosterior, first_highest
 
 NEVER = 1e12  # variance of a block without examples, in units of a prompt's own: it moves nothing
 
@@ -99,7 +99,7 @@ def block_acquisition(
     common: dict[str, Any] = {"sampler": SobolQMCNormalSampler(torch.Size([samples]), seed=seed)}
     if len(pending):
         common["X_pending"] = torch.as_tensor(np.array(pending, dtype=np.float64))
-    leader = int(np.argmax(posterior.mean))
+    leader = first_highest(posterior.mean)
     if name == "qei":
         return qExpectedImprovement(LookAheadModel(posterior, noise, leader), best_f=0.0, **common)
     model = LookAheadModel(posterior, noise)
@@ -132,4 +132,4 @@ def best_of_batches(
     """
     function = block_acquisition(name, posterior, posterior.noise(1), pending=pending, seed=seed)
     rows = [np.array([[place, block] for place in batch], dtype=np.float64) for batch in batches]
-    return list(batches[int(np.argmax(score_batches(function, rows)))])
+    return list(batches[first_highest(score_batches(function, rows))])

@@ -81,12 +81,13 @@ def evidence(observations: Sequence[Observation], points: Sequence[Array] = ()) 
     sizes = np.array([one.size for one in observations])
     known = np.isfinite(noise)
     per_score = float((noise * sizes)[known].mean()) if known.any() else 0.25
-    centre = float(raw.mean())
+    values = np.array([one.value for one in scaled], dtype=np.float64)
+    centre = float(values.mean())
     table, columns = weights(observations)
     binary = bool(np.isin(scores, (0.0, unit)).all())
     return Evidence(
         rows=np.array([one.key for one in observations], dtype=np.int64),
-        values=(raw - centre) / unit,
+        values=values - centre,
         variances=noise,
         weights=table,
         columns=columns,
@@ -94,7 +95,7 @@ def evidence(observations: Sequence[Observation], points: Sequence[Array] = ()) 
         binary=binary,
         errors=common_errors(scaled, points),
         common=_shrunk(per_score, len(columns)) if binary else per_score,
-        centre=centre,
+        centre=unit * centre,
         unit=unit,
     )
 
@@ -102,7 +103,8 @@ def evidence(observations: Sequence[Observation], points: Sequence[Array] = ()) 
 def _over(one: Observation, unit: float) -> Observation:
     """The same measurement of a metric that runs from 0 to 1."""
     scores = None if one.scores is None else tuple(score / unit for score in one.scores)
-    return Observation(one.key, one.value / unit, scores, one.examples)
+    value = one.value / unit if scores is None else math.fsum(scores) / len(scores)
+    return Observation(one.key, value, scores, one.examples)
 
 
 def _shrunk(per_score: float, examples: int) -> float:

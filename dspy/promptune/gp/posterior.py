@@ -17,6 +17,7 @@ from dspy.promptune.gp.threads import one_thread
 
 STRIPE = 500_000  # entries of a covariance computed at once
 LEVELS = (0.05, 0.95)  # a prompt's next scores are never taken for certain
+TIE = 1e-9  # values closer than this share of the highest are equal
 
 
 @dataclass(frozen=True)
@@ -196,3 +197,11 @@ def _cholesky(matrix: Array) -> Array:
     with one_thread():
         factor: Array = torch.linalg.cholesky(torch.as_tensor(matrix)).numpy()
     return factor
+
+def first_highest(values: Array) -> int:
+    """Position of the first value that is the highest but for rounding.
+
+    Prompts of which the same is known have the same value, and rounding, which differs between processors and between
+    units of the metric, does not choose between them.
+    """
+    return int(np.argmax(values >= values.max() - TIE * abs(float(values.max()))))
