@@ -198,7 +198,7 @@ def _cholesky(matrix: Array) -> Array:
         factor: Array = torch.linalg.cholesky(torch.as_tensor(matrix)).numpy()
     return factor
 
-def first_highest(values: Array) -> int:
+def first_highest(values: Array | NDArray[np.bool_]) -> int:
     """Position of the first value that is the highest but for rounding.
 
     Prompts of which the same is known have the same value, and rounding, which differs between processors and between
