@@ -30,6 +30,24 @@ def levels_of_logging():
     logging.disable(below)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def revisions_read_once():
+    """Optuna's revisions of its tables are read once in a process, and not, by alembic, with each database opened."""
+    from alembic.script import ScriptDirectory
+
+    read, known = ScriptDirectory.from_config, {}
+
+    def from_config(config):
+        place = config.get_main_option("script_location")
+        if place not in known:
+            known[place] = read(config)
+        return known[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
+
+
 @pytest.fixture
 def table():
     """A small recorded search."""

@@ -198,6 +198,7 @@ def _cholesky(matrix: Array) -> Array:
         factor: Array = torch.linalg.cholesky(torch.as_tensor(matrix)).numpy()
     return factor
 
+
 def first_highest(values: Array | NDArray[np.bool_]) -> int:
     """Position of the first value that is the highest but for rounding.
 

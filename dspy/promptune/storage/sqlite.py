@@ -33,7 +33,7 @@ def open_sqlite(path: Path, *, read_only: bool) -> Any:
         _relational(path, read_only=True, skip_table_creation=True).engine.dispose()  # refuses another Optuna's tables
     else:
         _create(path)
-    rdb = _relational(path, read_only=read_only, skip_table_creation=read_only)
+    rdb = _relational(path, read_only=read_only, skip_table_creation=True, skip_compatibility_check=True)
     if not read_only:
         with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as probe:
             probe.execute("BEGIN IMMEDIATE")
@@ -94,7 +94,7 @@ def _create(path: Path) -> None:
             draft.with_name(draft.name + ending).unlink(missing_ok=True)
 
 
-def _relational(path: Path, *, read_only: bool, skip_table_creation: bool = False) -> Any:
+def _relational(path: Path, *, read_only: bool, **steps: bool) -> Any:
     import sqlalchemy
     from optuna.storages import RDBStorage
 
@@ -102,7 +102,7 @@ def _relational(path: Path, *, read_only: bool, skip_table_creation: bool = Fals
     options: dict[str, Any] = {"connect_args": {"timeout": LOCK_SECONDS, "check_same_thread": False}}
     if read_only:
         options = {"creator": lambda: read(path), "poolclass": sqlalchemy.pool.NullPool}
-    rdb = RDBStorage(url, engine_kwargs=options, skip_table_creation=skip_table_creation)
+    rdb = RDBStorage(url, engine_kwargs=options, **steps)
     if not read_only:
         sqlalchemy.event.listen(rdb.engine, "connect", _relax)
     rdb.remove_session()
