@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -64,8 +65,9 @@ def test_a_run_is_exported(place, tmp_path, capsys):
     assert program.signature.instructions == best
 
 
-def test_a_run_is_deleted_only_on_request(place, capsys):
+def test_a_run_is_deleted_only_on_request(place, tmp_path, capsys):
     """``prune`` deletes nothing without ``--yes``, and then only the run that is named."""
+    place = shutil.copy(place, tmp_path / "runs.db")
     assert main(["prune", place, "--study", "a search"]) == 1
     assert "add --yes" in capsys.readouterr().err
     assert main(["prune", place, "--study", "a search", "--yes"]) == 0
@@ -75,10 +77,11 @@ def test_a_run_is_deleted_only_on_request(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "{place}", "--study", "none"], "there are 'a compile'"),
-        (["export", "{place}"], "give --csv FILE"),
-        (["export", "{place}", "--csv", "/nowhere/x.csv"], "create /nowhere first"),
-        (["export", "{place}", "--csv", "/"], "/ cannot be written: Is a directory"),
+        (["show", "{place}", "--study", "none"], "there are 'a search', 'a compile'"),
+        (["show", "{place}"], "Which run?"),
+        (["export", "{place}", "--study", "a search"], "give --csv FILE"),
+        (["export", "{place}", "--study", "a search", "--csv", "/nowhere/x.csv"], "create /nowhere first"),
+        (["export", "{place}", "--study", "a search", "--csv", "/"], "/ cannot be written: Is a directory"),
         (["runs", "{place}.not"], "does not exist"),
         (["runs", "postgresql://me:hidden-word@127.0.0.1:1/base"], "cannot be used"),
     ],

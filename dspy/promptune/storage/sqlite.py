@@ -94,7 +94,7 @@ def _create(path: Path) -> None:
             draft.with_name(draft.name + ending).unlink(missing_ok=True)
 
 
-def _relational(path: Path, *, read_only: bool, **steps: bool) -> Any:
+def _relational(path: Path, *, read_only: bool, **steps: Any) -> Any:
     import sqlalchemy
     from optuna.storages import RDBStorage
 
