@@ -67,7 +67,7 @@ def test_a_run_is_exported(place, tmp_path, capsys):
 
 def test_a_run_is_deleted_only_on_request(place, tmp_path, capsys):
     """``prune`` deletes nothing without ``--yes``, and then only the run that is named."""
-    place = shutil.copy(place, tmp_path / "runs.db")
+    place = str(shutil.copy(place, tmp_path / "runs.db"))
     assert main(["prune", place, "--study", "a search"]) == 1
     assert "add --yes" in capsys.readouterr().err
     assert main(["prune", place, "--study", "a search", "--yes"]) == 0
