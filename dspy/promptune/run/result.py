@@ -49,8 +49,8 @@ class SearchRun:
         order: ``("ask" | "tell" | "fail", trial number)`` as it happened: the same order gives the same run.
         ended: Why the run ended, in words.
         study: The Optuna study. It does not travel with pickles of the run.
-        spent: By step ("bootstrap", "propose", "load", "search"): calls, tokens, dollars (``cost``) and seconds, over
-            all starts of the run.
+        spent: By step ("bootstrap", "propose", "load", "search", "reflect"): calls, tokens, dollars (``cost``) and
+            seconds, over all starts of the run. Loading takes time and no calls.
         space: The combinations searched.
         facts: How the run was made: metric, settings, options, versions and the like, as a stored run has them.
         lineage: The instructions written during the search, in their order: ``part`` and ``index`` (the candidate),
