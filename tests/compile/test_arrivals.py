@@ -98,3 +98,46 @@ def test_with_batches_the_search_waits():
     run = compiled(world, schedule="batch", num_trials=5).optimization_run
     assert world.gate.passed == 3
     assert not any(trial.user_attrs.get("origin") for trial in run.trials)
+
+
+class Hanging(Slow):
+    """A warehouse whose last proposal is not answered before the gate opens."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.lock, self.asked = threading.Lock(), Gate()
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        if PROPOSES in str(messages):
+            with self.lock:
+                self.asked.passed += 1
+                last = self.asked.passed == 3
+            if not last:
+                return Warehouse.forward(self, prompt, messages, **kwargs)
+        return super().forward(prompt, messages, **kwargs)
+
+
+class Once(SearchCallback):
+    """Lets the last proposal go when so many examples are scored."""
+
+    def __init__(self, world, scored):
+        self.world, self.scored = world, scored
+
+    def on_trial(self, trial):
+        if trial.scored >= self.scored:
+            self.world.gate.set()
+
+
+@pytest.mark.parametrize(("scored", "proposed"), [(100, 3), (10_000, 2)])
+def test_a_proposal_that_hangs_does_not_hold_the_search(scored, proposed):
+    """The search goes on beyond its first tenth with the others, and ends whether the last one comes or not."""
+    world = Hanging(0)
+    run = compiled(world, callbacks=[Once(world, scored)]).optimization_run
+    late = [trial.user_attrs["at"] for trial in run.trials if trial.user_attrs.get("origin") == "proposed"]
+    assert run.ended == "the budget is spent" and run.calls >= 200
+    assert len(late) == proposed and world.gate.is_set() == (proposed == 3)
+    assert proposed == 2 or late[-1] >= scored
+    world.gate.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from queue import Empty, SimpleQueue
@@ -48,20 +49,26 @@ class Arrivals:
     def __init__(self, produce: Callable[[Found], Mapping[int, Sequence[str]]]) -> None:
         self._offered: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._over = threading.Event()
+        self._began = time.monotonic()
+        self._came: float | None = None
         self._produce = produce
         self._loop: SearchLoop | None = None
         self._error: BaseException | None = None
         run = contextvars.copy_context().run
         threading.Thread(target=run, args=(self._run,), name="promptune-arrivals", daemon=True).start()
 
-    def take(self) -> tuple[list[tuple[str, str]], bool]:
-        """What was offered since the last time, and whether nothing more will be."""
+    def take(self) -> tuple[list[tuple[str, str]], bool, bool]:
+        """What was offered since the last time, whether nothing more will be, and whether the rest is worth no wait.
+
+        It is not where the latest came in less time than the next has been waited for since.
+        """
         over, found = self._over.is_set(), []
+        late = self._came is not None and time.monotonic() - self._came > self._came - self._began
         while True:
             try:
                 found.append(self._offered.get_nowait())
             except Empty:
-                return found, over
+                return found, over, late
 
     def listen(self, loop: SearchLoop) -> None:
         """From now on this search is woken by what comes, and stopped if nothing can."""
@@ -94,6 +101,7 @@ class Arrivals:
 
     def _found(self, predictor: int, text: str) -> None:
         self._offered.put((instruction_name(predictor), text))
+        self._came = time.monotonic()
         self._tell()
 
     def _tell(self) -> None:

@@ -174,7 +174,7 @@ class RunJobs:
 
     def _waits(self) -> bool:
         """Whether what there is has had its share, while most candidates are still being made."""
-        if self.writing is None or self.writing.awaited is None:
+        if self.writing is None or not self.writing.holds:
             return False
         taken = self.ledger.spent + self.ledger.claimed()
         return taken >= EARLY * (taken + self._left())

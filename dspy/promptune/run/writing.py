@@ -83,9 +83,8 @@ Propose = Callable[[WriteRequest], "Sequence[str] | Written"]
 """Writes: any number of texts for the part that is asked for, or a :class:`Written`."""
 
 Submit = Callable[..., "Future[Any]"]
-
-Arrivals = Callable[[], "tuple[Sequence[tuple[str, str]], bool]"]
-"""New (part, text) pairs since the last call, and whether there will be no more."""
+Arrivals = Callable[[], "tuple[Sequence[tuple[str, str]], bool, bool]"]
+"""New (part, text) pairs since the last call, whether there will be no more, and whether the rest is too late."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +147,7 @@ class Writing:
         self._arrived: SimpleQueue[_Arrived] = SimpleQueue()
         self._in_flight: set[int] = set()  # numbers of requests
         self.awaited = writer.arrivals  # until all have come
+        self.holds = self.awaited is not None  # whether the search waits for them
         self.wake: Callable[[], None] = lambda: None
         self.read_shared: Callable[[], object] | None = None  # where several drivers write
         for text in past:
@@ -258,9 +258,9 @@ class Writing:
         """Make candidates of what was proposed meanwhile; whether there was anything."""
         if self.awaited is None:
             return False
-        offered, over = self.awaited()
-        if over:
-            self.awaited = None
+        offered, over, late = self.awaited()
+        self.holds = not (over or late)
+        self.awaited = None if over else self.awaited
         for part, text in offered:
             if self._is_new(part, text):
                 self._store(part, (0,) * len(self._space.names), 0.0, text=text, origin=PROPOSED)
