@@ -141,3 +141,30 @@ def test_a_proposal_that_hangs_does_not_hold_the_search(scored, proposed):
     assert len(late) == proposed and world.gate.is_set() == (proposed == 3)
     assert proposed == 2 or late[-1] >= scored
     world.gate.set()
+
+
+class Held(Warehouse):
+    """A warehouse that answers nothing about a training note before a validation note came with a demo set."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.gate, self.held = Gate(), Gate()
+        self.notes = {example.note for example in self.examples(200, 240)}
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        asked = str(messages[-1]["content"])
+        if "[[ ## note ## ]]" in asked and PROPOSES not in str(messages):
+            if any(note in asked for note in self.notes):
+                if len(messages) > 2:
+                    self.gate.set()
+            elif not self.gate.wait(10):
+                self.held.set()
+        return super().forward(prompt, messages, **kwargs)
+
+
+def test_demo_sets_are_tried_while_others_are_bootstrapped():
+    """The set of labels is evaluated before the first training example is answered."""
+    world = Held(0)
+    run = compiled(world, n_jobs=8, callbacks=[]).optimization_run
+    assert world.gate.is_set() and not world.held.is_set()
+    assert run.ended == "the budget is spent"

@@ -223,6 +223,31 @@ def test_a_set_with_too_many_errors_keeps_what_it_has():
     assert any(demo.get("augmented") for demo_set in demos[0] for demo in demo_set)
 
 
+def test_sets_are_offered_in_their_order_while_others_are_made():
+    """What is offered grows, and is the beginning of what is returned; the sets that need no call come at once."""
+    offered, lm = [], model()
+    take = lambda demos: offered.append((len(lm.calls), plain(demos)))  # noqa: E731
+    found = plain(our_sets(Chain(3), lm, random.Random(1), True, workers=1, ready=take))
+    sizes = [len(demos[2]) for _, demos in offered]
+    assert sizes == sorted(set(sizes)) and sizes[0] >= 2 and 3 <= sizes[-1] < len(found[0])
+    assert offered[0][0] <= 1 < offered[1][0] < len(lm.calls)
+    assert all(
+        demos == {i: sets[:n] for i, sets in found.items()} for n, (_, demos) in zip(sizes, offered, strict=True)
+    )
+
+
+def test_a_set_with_an_error_is_not_offered_before_the_end():
+    """When the run is taken up again, the example that failed may succeed and the set be another one."""
+
+    def fail(call):
+        if call.label == "answer" and "question 0\n" in call.messages[-1]["content"]:
+            raise ValueError("not this one")
+
+    offered = []
+    found = our_sets(Chain(1), model(fault=fail), random.Random(1), True, ready=offered.append)
+    assert [len(demos[0]) for demos in offered] == [2] and len(found[0]) == 6
+
+
 def test_a_metric_that_always_raises_ends_the_run_early():
     """Where nothing works, the error that says so comes after few calls, and names the cause."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ class BootstrapOptions:
     teacher_settings: Mapping[str, Any] = field(default_factory=dict)
     max_errors: int | None = None
     found: Callable[..., None] | None = None  # called with every attempt: example, prediction, trace, score, numbers
+    ready: Callable[[dict[int, list[list[Any]]]], None] | None = None  # called with the first sets, as more are there
 
 
 def bootstrap_demo_sets(
@@ -75,10 +77,17 @@ def bootstrap_demo_sets(
     """
     report = report or StepReport()
     sets = list(_draw(student, list(trainset), options, rng))
-    running = [each for each in sets if isinstance(each, DemoSet)]
-    _run(running, pool, report)
-    programs = [each.finish() if isinstance(each, DemoSet) else each for each in sets]
-    return {i: [program.predictors()[i].demos for program in programs] for i in range(len(student.predictors()))}
+    offered: list[Module] = []
+
+    def ready() -> None:
+        """Offer the sets up to the first that runs, or that may be another one when the run is taken up again."""
+        sure = list(itertools.takewhile(lambda each: not isinstance(each, DemoSet) or each.sure, sets))
+        if options.ready is not None and len(offered) < len(sure) < len(sets):
+            offered.extend(map(_finished, sure[len(offered) :]))
+            options.ready(_demos(offered))
+
+    _run([each for each in sets if isinstance(each, DemoSet)], pool, report, ready)
+    return _demos([*offered, *map(_finished, sets[len(offered) :])])
 
 
 class DemoSet(BootstrapFewShot):
@@ -99,8 +108,13 @@ class DemoSet(BootstrapFewShot):
         self._prepare_predictor_mappings()
         self.outcomes: dict[int, dict[str, list[Any]] | None] = {}
         self.started = self.failed = self.sound = 0
-        self.exhausted = False
+        self.exhausted = self.begun = False
         return self
+
+    @property
+    def sure(self) -> bool:
+        """Whether all its attempts have ended, and none with an error."""
+        return self.begun and self.started == len(self.outcomes) and not self.failed
 
     @property
     def successes(self) -> int:
@@ -109,7 +123,7 @@ class DemoSet(BootstrapFewShot):
 
     def wanted(self) -> Iterator[int]:
         """Indices of the examples that must be tried whatever comes of those that are running."""
-        running = self.started - len(self.outcomes)
+        running, self.begun = self.started - len(self.outcomes), True
         while not self.exhausted and self.started < len(self.trainset):
             if self.successes + running >= self.max_bootstrapped_demos:
                 return
@@ -209,7 +223,17 @@ def _draw(student: Module, trainset: list[Any], options: BootstrapOptions, rng: 
             yield demo_set.begin(student, options.teacher, examples)
 
 
-def _run(sets: list[DemoSet], pool: Submitter, report: StepReport) -> None:
+def _finished(one: Module | DemoSet) -> Module:
+    return one.finish() if isinstance(one, DemoSet) else one
+
+
+def _demos(programs: list[Module]) -> dict[int, list[list[Any]]]:
+    """The demo sets of each predictor."""
+    predictors = [program.predictors() for program in programs]
+    return {i: [each[i].demos for each in predictors] for i in range(len(predictors[0]))}
+
+
+def _run(sets: list[DemoSet], pool: Submitter, report: StepReport, ready: Callable[[], None]) -> None:
     def start(demo_set: DemoSet) -> dict[Future[Any], Any]:
         return {pool.submit(demo_set.attempt, i, report): (demo_set, i) for i in demo_set.wanted()}
 
@@ -217,9 +241,13 @@ def _run(sets: list[DemoSet], pool: Submitter, report: StepReport) -> None:
         demo_set, index = tag
         demo_set.take(index, future, report)
         _check(sets, demo_set, report)
-        return start(demo_set)
+        started = start(demo_set)
+        ready()
+        return started
 
-    as_they_end({future: tag for demo_set in sets for future, tag in start(demo_set).items()}, ended)
+    running = {future: tag for demo_set in sets for future, tag in start(demo_set).items()}
+    ready()
+    as_they_end(running, ended)
     _check_all(sets, report)
 
 

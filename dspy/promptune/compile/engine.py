@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +15,12 @@ from dspy.promptune.compile.callbacks import EvaluationCallbacks
 from dspy.promptune.compile.loading import load
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.recorder import Recorder
-from dspy.promptune.compile.step_report import Limited
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
 from dspy.promptune.limits.budgets import LOAD, REFLECT
 from dspy.promptune.limits.gateway import LMGateway, Stopped
-from dspy.promptune.limits.pool import Pool
+from dspy.promptune.limits.pool import Limited, Pool
 from dspy.promptune.limits.search_allowance import SearchAllowance
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.progress import Progress, Standing
@@ -133,17 +131,20 @@ class Engine:
         texts = [predictor.signature.instructions for predictor in program.predictors()]
         self._load(PromptSpace({0: texts}))
 
-    def begin_demos(self, program: Module, demos: Mapping[int, Sequence[Any]], examples: Sequence[int]) -> None:
-        """While instructions are proposed, try every demo set with the instructions that there are."""
+    def begin_demos(
+        self, program: Module, demos: Mapping[int, Sequence[Any]], of: int, examples: Sequence[int]
+    ) -> None:
+        """Try the demo sets that there are by now, of so many, with the program's own instructions."""
         assert self.work is not None
         instructions = {i: [each.signature.instructions] for i, each in enumerate(program.predictors())}
         self.work.programs.space = space = PromptSpace(instructions, demos)
-        default = (0, 0) * len(instructions)
+        begun = {(0, 0) * len(instructions), *(key for key, _ in self.heads)}
         sets = range(1, min(map(len, demos.values())) if examples else 0)
         for key in dict.fromkeys(space.find((0, j) * len(instructions)) for j in sets):
-            if key is not None and key != default:
+            if key is not None and key not in begun:
                 self._head_start(key, examples)
-        self._load(space)
+        if max(map(len, demos.values())) == of:
+            self._load(space)
 
     def _head_start(self, key: Key, examples: Sequence[int]) -> None:
         assert self.work is not None
@@ -182,12 +183,6 @@ class Engine:
         thread = threading.Thread(target=load, args=(self.options, space), name="promptune-load", daemon=True)
         self._loading.append(thread)
         thread.start()
-
-    def candidates(
-        self, name: str, step: str, rng: random.Random, produce: Callable[[], Mapping[int, Sequence[Any]]]
-    ) -> dict[int, list[Any]]:
-        """The candidates of step 1 or 2."""
-        return self.books.candidates(name, step, rng, produce)
 
     def expire(self, why: str) -> None:
         """The run is over in the midst of step 1 or 2: nothing more is called, and nothing is waited for."""

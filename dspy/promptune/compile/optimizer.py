@@ -41,8 +41,9 @@ from dspy.promptune.compile.steps import (
 )
 from dspy.promptune.distributed.programs import EvaluationRules
 from dspy.promptune.errors import OptionError, StorageError
+from dspy.promptune.identity.encoding import restorable
 from dspy.promptune.identity.manifest import compile_manifest
-from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE
+from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE, SEARCH
 from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import own_calls_held, through_gateway
@@ -148,14 +149,9 @@ class CompileRun(_upstream.MIPROv2):
         own = [options.reflection_lm, *run.teacher_settings.values(), *lms_of(student)]
         lms = [run.task_model, run.prompt_model, *own]
         books = open_run_store(
-            options.caps(),
-            options.storage,
-            options.study_name,
-            options.resume,
-            share=options.share,
-            name=type(student).__name__,
-            lms=lms,
-        )
+            options.caps(), options.storage, options.study_name, options.resume, share=options.share,
+            name=type(student).__name__, lms=lms,
+        )  # fmt: skip
         run._engine = Engine(options, run.num_threads or dspy.settings.num_threads, books)
         run._report = StepReport(memory=books.memory)
         run._summary = None
@@ -209,22 +205,19 @@ class CompileRun(_upstream.MIPROv2):
             teacher_settings=self.teacher_settings,
             max_errors=options["max_errors"],
             found=None if self._attempts is None else self._attempts.found,
+            ready=None if zero_shot else lambda demos: self._begin_demos(program, demos, chosen.num_sets),
         )
         logger.info("Step 1: bootstrapping %d sets of demonstrations.", chosen.num_sets)
         self._engine.show_calls("Step 1 of 3, demo sets", BOOTSTRAP, self._expected.bootstrap)
-        return self._engine.candidates(
+        return books.candidates(
             "demos",
             BOOTSTRAP,
             self.rng,
             lambda: bootstrap_demo_sets(
-                program,
-                trainset,
-                options=chosen,
-                rng=self.rng,
-                pool=self._engine.patient(per_call=False),
+                program, trainset, options=chosen, rng=self.rng, pool=self._engine.patient(per_call=False),
                 report=self._report,
             ),
-        )
+        )  # fmt: skip
 
     def _estimate(self, program: Module, step_1: dict[str, Any]) -> Callable[[], None]:
         """Say what this will take; what is returned refuses a budget that is too small for it."""
@@ -309,12 +302,17 @@ class CompileRun(_upstream.MIPROv2):
         """The order in which the race goes through the validation examples."""
         return random.Random(self.seed).sample(range(len(self._valset)), len(self._valset))
 
-    def _begin_demos(self, program: Module, demo_candidates: dict[int, list[list[Any]]]) -> None:
-        """Begin with the demo sets, where the search goes by blocks of examples; they are its first blocks."""
-        if self._minibatch and by_blocks(self._options) and not self._engine.tight:
-            share = int(FIRST_SHARE * self._budget / max(map(len, demo_candidates.values())))
-            block = OPEN_BLOCK if self._options.reflect else FIRST_BLOCK
-            self._engine.begin_demos(program, demo_candidates, self._order()[: min(block, share)])
+    def _begin_demos(self, program: Module, demos: dict[int, list[list[Any]]], of: int) -> None:
+        """Begin with the demo sets there are, ``of`` so many, where the search goes by blocks: they are its first.
+
+        A set that JSON has no form for waits where there is a storage: a later start may make another one.
+        """
+        engine, books = self._engine, self._engine.books
+        sure = books.store is None or all(map(restorable, demos.values()))
+        if sure and self._minibatch and by_blocks(self._options) and not engine.tight:
+            share, block = int(FIRST_SHARE * self._budget / of), OPEN_BLOCK if self._options.reflect else FIRST_BLOCK
+            with books.meter.step(SEARCH):
+                engine.begin_demos(program, demos, of, self._order()[: min(block, share)])
 
     def _propose_instructions(  # type: ignore[override]
         self,
@@ -341,7 +339,7 @@ class CompileRun(_upstream.MIPROv2):
             num_demos_in_context=BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT,
         )
         if demo_candidates and self._zero_shot is False:
-            self._begin_demos(program, demo_candidates)
+            self._begin_demos(program, demo_candidates, max(map(len, demo_candidates.values())))
         logger.info("Step 2: proposing %d instructions for each predictor.", num_instruct_candidates)
 
         def proposed(found: Callable[[int, str], None] | None = None) -> dict[int, list[str]]:
@@ -349,7 +347,7 @@ class CompileRun(_upstream.MIPROv2):
                 program, trainset, demo_candidates, options=replace(options, found=found), rng=self.rng,
                 pool=self._engine.patient(per_call=True), summary=self._summary, report=self._report,
             )  # fmt: skip
-            return self._engine.candidates("instructions", PROPOSE, self.rng, produce)
+            return self._engine.books.candidates("instructions", PROPOSE, self.rng, produce)
 
         own = {i: [predictor.signature.instructions] for i, predictor in enumerate(program.predictors())}
         if searches_early(self._options, self._engine.books, extended(own, self._own["instructions"])):

@@ -9,7 +9,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from dspy.promptune.limits.pool import Pool
 from dspy.promptune.secrets import said
 from dspy.promptune.storage.memory import Memory, NoMemory
 
@@ -27,25 +26,6 @@ class Submitter(Protocol):
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """Run ``function(*args)`` when a thread is free."""
-
-
-@dataclass(frozen=True)
-class Limited:
-    """A pool whose tasks may take only so long.
-
-    Attributes:
-        pool: Where they run.
-        seconds: At work, waiting for a place not counted; ``None`` forever.
-        per_call: The limit is on each call to a language model that a task makes.
-    """
-
-    pool: Pool
-    seconds: float | None
-    per_call: bool = False
-
-    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """Run ``function(*args)`` when a thread is free; out of time, its future fails with a TimeoutError."""
-        return self.pool.submit_limited(self.seconds, function, *args, per_call=self.per_call)
 
 
 @dataclass(frozen=True)

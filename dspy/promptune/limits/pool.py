@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeVar
 
 import dspy
 from dspy.promptune.limits.task import TASK, Task
 
-__all__ = ["Pool"]
+__all__ = ["Limited", "Pool"]
 
 T = TypeVar("T")
 WATCH_SECONDS = 0.1  # how often tasks are looked at that may take only so long
@@ -246,6 +247,25 @@ class Pool:
             return True
         finally:
             self._idle -= 1
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A pool whose tasks may take only so long.
+
+    Attributes:
+        pool: Where they run.
+        seconds: At work, waiting for a place not counted; ``None`` forever.
+        per_call: The limit is on each call to a language model that a task makes.
+    """
+
+    pool: Pool
+    seconds: float | None
+    per_call: bool = False
+
+    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Run ``function(*args)`` when a thread is free; out of time, its future fails with a TimeoutError."""
+        return self.pool.submit_limited(self.seconds, function, *args, per_call=self.per_call)
 
 
 def _run(task: Task) -> Callable[[], None]:
