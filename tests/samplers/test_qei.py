@@ -263,3 +263,21 @@ def test_candidates_that_are_appended_are_believed_in_by_their_likeness():
     bad, good = sampler.surrogate.posterior(measured(study, space), [(3,), (4,)]).mean
     assert good > bad + 0.05
     assert study.ask(space.distributions()).params["0_predictor_instruction"] in range(5)
+
+
+@pytest.mark.parametrize("acquisition", ["qei", "qlogei", "qlognei", "thompson"])
+def test_others_are_proposed_where_all_that_was_measured_is_out_of_the_running(acquisition):
+    """Two prompts have results, and both fail twice after that: the third is asked for, by every acquisition."""
+    space = by_length(3)
+    study, _ = start(space, acquisition=acquisition, min_cold_start=1)
+    for state, repeats in (("COMPLETE", 1), ("FAIL", 2)):
+        for index in (0, 1) * repeats:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState[state],
+                    params={"0_predictor_instruction": index},
+                    distributions=space.distributions(),
+                    value=0.5 + index / 4 if state == "COMPLETE" else None,
+                )
+            )
+    assert space.key(study.ask(space.distributions()).params) == (2,)

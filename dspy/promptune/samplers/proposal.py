@@ -10,6 +10,7 @@ import numpy as np
 from dspy.promptune.gp.batches import BATCHES, Request
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.joint import random_batches
+from dspy.promptune.gp.posterior import first_highest
 from dspy.promptune.gp.surrogate import Surrogate
 from dspy.promptune.samplers.options import QEIOptions
 from dspy.promptune.space import Key, PromptSpace
@@ -52,6 +53,8 @@ class Proposer:
         posterior = self._surrogate.posterior(observations, pool)
         position = {key: j for j, key in enumerate(pool)}
         observed = dict.fromkeys(position[one.key] for one in observations if one.key in position)
+        if not observed:  # all that was measured is out of the running: the likeliest of the others is the yardstick
+            observed = {first_highest(posterior.mean): None}
         pending = dict.fromkeys(position[key] for key in waiting if key in position)
         request = Request(q=q, observed=list(observed), pending=list(pending), seed=rng.getrandbits(31))
         candidates = []
