@@ -203,3 +203,13 @@ def test_the_embedder_of_a_search_is_named(tmp_path, sampler, options):
     found = search(table.space, table, n_examples=4, max_calls=8, sampler=sampler, storage=place, **options)
     stored = optuna.load_study(study_name="search", storage=f"sqlite:///{place}").user_attrs
     assert found.facts["embedder"] == stored["embedder"] == f"{__name__}.lengths"
+
+
+def test_a_search_with_another_evaluate_is_refused_by_that_name(tmp_path):
+    """What has changed is called as the argument of ``search()`` is called."""
+    table = Table(instructions=2, demos=2, n_examples=4)
+    given = {"n_examples": 4, "max_calls": 8, "sampler": "random", "storage": str(tmp_path / "runs.db"), "resume": True}
+    search(table.space, table, **given)
+    with pytest.raises(StorageError, match="evaluate has changed") as error:
+        search(table.space, lambda params, examples: [0.5 for _ in examples], **given)
+    assert "metric" not in str(error.value)
