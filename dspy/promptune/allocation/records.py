@@ -13,9 +13,10 @@ from dspy.promptune.space import Key, PromptSpace
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["AllocationPolicy", "Assignment", "Job", "JobKind", "ScoreTable", "frozen"]
+__all__ = ["TEXT", "AllocationPolicy", "Assignment", "Job", "JobKind", "ScoreTable", "frozen", "is_text"]
 
 JobKind = Literal["block", "minibatch", "full"]
+TEXT = "write"  # user attribute ``kind`` of a trial that stands for no job, but for a text
 
 
 @dataclass(frozen=True)
@@ -151,3 +152,8 @@ def frozen(space: PromptSpace, jobs: Sequence[tuple[Job, Sequence[float]]]) -> l
         trial.number = job.number
         trials.append(trial)
     return sorted(trials, key=lambda trial: trial.number)
+
+
+def is_text(trial: FrozenTrial) -> bool:
+    """Whether a trial stands for a text."""
+    return trial.user_attrs.get("kind") == TEXT

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspy.promptune.gp.batches import joint_draws, shortlist
-from dspy.promptune.gp.improvement import log_improvement, normal_points
+from dspy.promptune.gp.improvement import log_improvement
 from dspy.promptune.gp.joint import Joint
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior, first_highest
@@ -28,7 +28,6 @@ SIZES = (1, 2, 4, 8, 16, 32)  # blocks in a row that a prompt is valued by; the 
 TAIL, STEPS = 6.5, 79  # the integral over a standard normal: from -TAIL to TAIL, at so many places
 DRAWN = 150  # prompts in a joint draw at most
 FINALISTS, OPTIMISM = 6, 1.5  # prompts between which the end of a race decides, and standard deviations above a mean
-SAMPLES = 512  # of the value of several blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,32 +128,6 @@ def rivals(posterior: Beliefs) -> NDArray[np.intp]:
     """Positions of the :data:`RIVALS` highest means, the highest first."""
     order: NDArray[np.intp] = np.argsort(-posterior.mean, kind="stable")[:RIVALS]
     return order
-
-
-def improvement_of(posterior: Beliefs, noise: Array, blocks: Blocks, *, seed: int = 0) -> float:
-    """Expected excess over the leader of the best of several prompts after all blocks are measured.
-
-    In closed form for one block; of more, the mean of :data:`SAMPLES` quasi-random draws of their joint distribution.
-
-    Args:
-        posterior: Beliefs about the pool.
-        noise: ``(P,)`` variance of one further score of each prompt.
-        blocks: What is measured, running blocks included.
-        seed: Of the draws.
-    """
-    leader = first_highest(posterior.mean)
-    places = np.array([place for place, _ in blocks])
-    distinct, index = np.unique(np.append(places, leader), return_inverse=True)
-    covariance = covariance_of(posterior, distinct)[np.ix_(index, index)]
-    measured = np.array([i for i, (_, size) in enumerate(blocks) if size])
-    own = np.array([noise[blocks[i][0]] / blocks[i][1] for i in measured])
-    factor = np.linalg.cholesky(covariance[np.ix_(measured, measured)] + np.diag(own))
-    moves = np.linalg.solve(factor, covariance[measured]).T
-    gaps, moves = posterior.mean[places] - posterior.mean[leader], moves[:-1] - moves[-1]
-    if len(places) == 1:
-        return float(np.exp(log_improvement(gaps, np.linalg.norm(moves, axis=1), 0.0))[0])
-    points = normal_points(SAMPLES, len(measured), seed)
-    return float(np.maximum((gaps + points @ moves.T).max(axis=1), 0.0).mean())
 
 
 def covariance_of(posterior: Beliefs, places: NDArray[np.intp]) -> Array:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.allocation.records import is_text
 from dspy.promptune.errors import StorageError
 from dspy.promptune.identity.encoding import decode
 from dspy.promptune.report.clock import Span, clock_of
 from dspy.promptune.run.failures import ExampleFailures, failures_of
-from dspy.promptune.run.texts import is_text, lineage_of, refusals, restored
+from dspy.promptune.run.texts import lineage_of, refusals, restored
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
 

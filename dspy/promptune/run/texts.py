@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState, create_trial
 
+from dspy.promptune.allocation.records import TEXT, is_text
 from dspy.promptune.allocation.writing import Text
 from dspy.promptune.errors import StorageError
 from dspy.promptune.space import PromptSpace
@@ -14,9 +15,8 @@ from dspy.promptune.space import PromptSpace
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["PROPOSED", "appended", "check_distributions", "is_text", "lineage_of", "noted_text", "refusals", "restored"]
+__all__ = ["PROPOSED", "appended", "check_distributions", "lineage_of", "noted_text", "refusals", "restored"]
 
-KIND = "write"  # user attribute ``kind`` of a trial that stands for a text
 PROPOSED = "proposed"  # user attribute ``origin``, where the text was not written from failures but proposed in step 2
 
 
@@ -34,11 +34,6 @@ def lineage_of(space: PromptSpace, texts: Iterable[Text]) -> list[dict[str, Any]
         for text in texts
         if not (text.proposed or text.refused)
     ]
-
-
-def is_text(trial: FrozenTrial) -> bool:
-    """Whether a trial stands for a text."""
-    return trial.user_attrs.get("kind") == KIND
 
 
 def refusals(trials: Iterable[FrozenTrial]) -> list[str]:
@@ -93,4 +88,4 @@ def check_distributions(space: PromptSpace, trials: Sequence[FrozenTrial], place
 
 def noted_text(noted: Mapping[str, Any]) -> FrozenTrial:
     """The trial that stands for a text: PRUNED, without parameters."""
-    return create_trial(state=TrialState.PRUNED, user_attrs={"kind": KIND, **noted})
+    return create_trial(state=TrialState.PRUNED, user_attrs={"kind": TEXT, **noted})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dspy.promptune.allocation.ledger import CallLedger
-from dspy.promptune.allocation.records import Job
+from dspy.promptune.allocation.records import Job, is_text
 from dspy.promptune.errors import EvaluationError, StorageError
 from dspy.promptune.space import Key, PromptSpace
 from dspy.promptune.storage.drivers import OWNER
@@ -201,7 +201,7 @@ class Sharing:
         for trial in self._store.changed_trials({*ids, *unclaimed}, self._last):
             number = trial.number
             self._next, self._last = max(self._next, number + 1), max(self._last, trial._trial_id)
-            if trial.user_attrs.get("kind") == "write":
+            if is_text(trial):
                 if number not in self._past:
                     self.arrived(trial.user_attrs)
             elif number in self._mine or number in self._past:
