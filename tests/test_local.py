@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import dspy
 from dspy.promptune import LocalLM, LocalModelError, OptionError
+from examples import demo
 
 pytest.importorskip("xllamacpp")
 
@@ -159,3 +161,29 @@ def test_a_process_that_does_not_close_ends_well_and_quietly() -> None:
     assert done.returncode == 0
     assert done.stdout.strip()
     assert "llama" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_search_with_it_as_writer_ends_and_says_what_became_of_its_texts(tmp_path: Path) -> None:
+    """Whatever it writes: each request is a candidate with a lineage, or refused for a reason that the report has."""
+    none = {"max_bootstrapped_demos": 0, "max_labeled_demos": 0}
+    aware = dict.fromkeys(("program_aware_proposer", "data_aware_proposer", "fewshot_aware_proposer"), False)
+    with (
+        LocalLM(n_parallel=4, context=4096, max_tokens=32, cache=False, num_retries=0) as model,
+        dspy.context(lm=model),
+    ):
+        optimizer = dspy.MIPROv2(metric=demo.exact, auto=None, num_candidates=2, num_threads=2, seed=1, **none)
+        best = optimizer.compile(
+            demo.Sorter(), trainset=demo.letters("train", 8), valset=demo.letters("validation", 8), num_trials=5,
+            sampler="qei", embedder="ngram", reflect=True, n_jobs=2, **none, **aware,
+        )  # fmt: skip
+    run = best.optimization_run
+    texts = [trial.user_attrs for trial in run.trials if trial.user_attrs.get("kind") == "write"]
+    written = [noted for noted in texts if noted.get("origin") != "proposed"]
+    used = [noted["text"] for noted in written if "text" in noted]
+    assert run.ended in ("the budget is spent", "nothing is left to evaluate")
+    assert written and run.spent["reflect"]["calls"] >= len(written)
+    assert used == [run.space.parts[0].candidates[each["index"]] for each in run.lineage]
+    page = html.unescape(run.report(tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert all(noted["refused"] in page for noted in written if "text" not in noted)
+    assert not used or "Written instructions" in page

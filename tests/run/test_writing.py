@@ -1,5 +1,6 @@
 """Texts written during a search: without programs, and with a proposer that is a function."""
 
+import html
 import itertools
 import re
 import threading
@@ -121,6 +122,8 @@ def test_a_proposer_that_repeats_itself_is_soon_not_asked_any_more(tmp_path):
     refused = [trial.user_attrs for trial in found.trials if "refused" in trial.user_attrs]
     assert len(refused) == len(task.requests) - 1
     assert len(record_of(found).facts["refused"]) == len(refused)
+    page = html.unescape(found.report(tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert f"brought nothing: {len(refused)}" in page and all(one["refused"] in page for one in refused)
     gaps = [after["at"] - before["at"] for before, after in itertools.pairwise(refused)]
     assert all(gap >= 8 * 2**i for i, gap in enumerate(gaps, start=1))
     asked = len(task.requests)

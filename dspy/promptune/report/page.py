@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -265,7 +266,8 @@ def _notes(record: RunRecord) -> list[str]:
     if record.idle:
         notes.append(f"The run was taken up again: {record.idle:,.0f} idle seconds are cut out of all times.")
     if refused := record.facts.get("refused"):
-        notes.append(f"Requests for a new instruction that brought nothing: {len(refused)}. The latest: {refused[-1]}.")
+        reasons = "; ".join(f"{count} times: {why}" for why, count in Counter(refused).items())
+        notes.append(f"Requests for a new instruction that brought nothing: {len(refused)} ({reasons}).")
     beliefs = record.beliefs
     if beliefs is None:
         notes.append("There is no model of the prompts: too little was scored.")
