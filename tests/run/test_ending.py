@@ -134,6 +134,16 @@ def test_a_good_prompt_among_failing_ones_wins(given):
     assert run.ended == "nothing is left to evaluate"
 
 
+@pytest.mark.parametrize("mode", ["race", "minibatches"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_prompt_is_found_where_every_prompt_fails_on_half_of_the_examples(mode, seed):
+    """No prompt is put out of the running for what fails with all of them, and the others' examples are all scored."""
+    space = PromptSpace({0: list("abcd")})
+    evaluate = Failing(space, {(2,)}, set(), set(), ValueError, range(0, 20, 2))
+    run = search(space, evaluate, n_examples=20, max_calls=600, sampler="onehot", seed=seed, **MODES[mode])
+    assert run.best_params == {"0_predictor_instruction": 2} and run.ended == "nothing is left to evaluate"
+
+
 @pytest.mark.parametrize("n_jobs", [1, 4])
 @pytest.mark.parametrize("sampler", ["onehot", "tpe", "random"])
 def test_one_prompt_of_four_that_always_fails_is_evaluated_twice(sampler, n_jobs):

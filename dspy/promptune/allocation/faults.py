@@ -15,6 +15,7 @@ __all__ = ["Faults"]
 logger = logging.getLogger(__name__)
 
 GOLDEN = 0.618  # multiples of it, without their whole part, are spread evenly
+SILENT = 3  # failures without an example in common that put out a prompt without scores
 ACCUSERS = 2  # prompts that have scores on other examples, and fail because of one
 
 
@@ -22,11 +23,12 @@ class Faults:
     """The failed evaluations of a run, each of several examples, and what explains them.
 
     While no prompt has a score on an example, that one may explain the failure of any evaluation it was part of; two
-    failures that nothing of this kind explains put a prompt out of the running. So do two without an example in
-    common, where the prompt has no scores, or fails more often than it succeeds. Until then a prompt is evaluated on
-    other examples (on one, if it never succeeded), and when there are none left on a few of those that may explain a
-    failure, until one is found. An example that is found for two prompts with scores elsewhere is left out for all,
-    and what failed with it is forgotten. Other prompts come to what may explain a failure last.
+    failures that nothing of this kind explains put a prompt out of the running. So do :data:`SILENT` without an example
+    in common where the prompt has no scores, or so many more than it succeeds. Until then a prompt is evaluated on
+    other examples (if it never succeeded on one, if possible with another prompt's score), and when there are none left
+    on a few of those that may explain a failure, until one is found. An example that is found for two prompts with
+    scores elsewhere is left out for all, and what failed with it is forgotten. Other prompts come to what may explain a
+    failure last.
 
     Args:
         table: The scores of all prompts.
@@ -84,7 +86,9 @@ class Faults:
         if not found:
             return self.doubtful(key, examples)
         never = key in self._failures and not self._successes[key]
-        return self._turned(key, found)[:1] if never else found
+        if not never:
+            return found
+        return self._turned(key, [each for each in found if each in self._table.examples] or found)[:1]
 
     def doubtful(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
         """A few of the examples, one of which explains a failure of a prompt: at most half of those that may."""
@@ -132,4 +136,4 @@ class Faults:
             return True
         common = frozenset.intersection(*failures) - self._table.examples
         successes = self._successes[key]
-        return not common and (not successes or len(set(failures)) > FAILURES + successes)
+        return not common and len(set(failures)) >= SILENT + successes
