@@ -21,7 +21,7 @@ from typing import Any
 
 import dspy
 
-__all__ = ["SortAndPlace", "Warehouse", "metric"]
+__all__ = ["Lineage", "SortAndPlace", "Warehouse", "metric"]
 
 KINDS = ("fragile", "liquid", "textile", "metal", "paper")
 SHELVES = ("north", "east", "south", "west", "cellar", "gate")
@@ -42,6 +42,7 @@ RULES = {
 SENTENCES = {"kind": "Treat {} as {}.", "shelf": "Put {} on shelf {}."}
 ANSWERS = {"kind": KINDS, "shelf": SHELVES}
 MARK = re.compile(r"\[\[ ## (\w+) ## \]\]")
+REFERENCE = re.compile(r"Reference (R[0-9a-f]{8})\.")
 KEPT = 0.6  # of the rules, in a useless text
 WRONG_KIND = 0.5  # of the chance of the right shelf is left where the kind was wrong
 
@@ -219,6 +220,38 @@ class Warehouse(dspy.BaseLM):  # type: ignore[misc]
         return SimpleNamespace(
             choices=[SimpleNamespace(message=message, finish_reason="stop")], usage=usage, model=self.model
         )
+
+
+class Lineage(Warehouse):
+    """A world of one step in which nothing in a text says how good it is: small gains add up over generations.
+
+    A text ends with a reference, and is as good as its parent (the first reference in the request it was written from,
+    or else the original instruction) and ``better`` more, with probability ``luck``, or else ``worse`` less.
+    """
+
+    def __init__(self, seed: int = 0, *, luck: float = 0.3, better: float = 0.1, worse: float = 0.05) -> None:
+        super().__init__(seed)
+        self.luck, self.steps = luck, (better, -worse)
+        self.quality = {"": 0.45}
+
+    def chance(self, thing: str, name: str, instruction: str, demos: str) -> float:
+        """The quality of the text, and a little more where a demo shows the thing."""
+        p = self.quality[_reference(instruction)]
+        return min(0.97, p + max(0.0, 0.95 - p) * 0.1 if thing in demos else p)
+
+    def _write(self, text: str, salt: str) -> str:
+        own = f"{self.seed} {salt} {hashlib.sha256(text.encode()).hexdigest()}"
+        rng, parent = random.Random(f"child {own}"), _reference(text)
+        step = self.steps[rng.random() >= self.luck]
+        name = f"R{hashlib.sha256(own.encode()).hexdigest()[:8]}"
+        self.quality[name] = min(0.95, max(0.05, self.quality[parent] + step))
+        words = (rng.choice(WORDINGS) for _ in range(3))
+        return f"{' '.join(words)} Reference {name}."
+
+
+def _reference(text: str) -> str:
+    found = REFERENCE.search(text)
+    return found[1] if found else ""
 
 
 def _unit(*parts: object) -> float:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
-from benchmarks.warehouse import SortAndPlace, Warehouse, metric
+from benchmarks.warehouse import Lineage, SortAndPlace, Warehouse, metric
 
 TRAIN, VALIDATION = (0, 60), (200, 260)
 
@@ -47,6 +47,8 @@ SETTINGS = {
     "two-step": Setting(lambda seed: Warehouse(seed), lambda: SortAndPlace(2)),
     "demos": Setting(lambda seed: Warehouse(seed, rule_gain=0.3, demo_gain=0.8), lambda: SortAndPlace(1)),
     "mostly-useless": Setting(lambda seed: Warehouse(seed, useless=0.75), lambda: SortAndPlace(1)),
+    "lineage": Setting(lambda seed: Lineage(seed), lambda: SortAndPlace(1)),
+    "lineage-down": Setting(lambda seed: Lineage(seed, luck=0.0), lambda: SortAndPlace(1)),
     "no-insight": Setting(lambda seed: Warehouse(seed, insight=0.0), lambda: SortAndPlace(1)),
 }
 
