@@ -3,7 +3,7 @@
 import pytest
 
 import dspy
-from benchmarks.warehouse import SortAndPlace, Warehouse, metric
+from benchmarks.warehouse import Lineage, SortAndPlace, Warehouse, metric
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -24,3 +24,14 @@ def test_rules_are_seen_only_where_the_right_answer_stands():
     program = SortAndPlace(1)
     program.place.signature = program.place.signature.with_instructions(seeing)
     assert world.true_score(program) > world.true_score(SortAndPlace(1)) + 0.1
+
+
+def test_gains_add_up_over_generations():
+    """Where every text is a little better, each generation is .1 above the one that it was written from."""
+    world, program, scores = Lineage(0, luck=1.0), SortAndPlace(1), []
+    text = "Say the shelf."
+    for _ in range(3):
+        program.place.signature = program.place.signature.with_instructions(text)
+        scores.append(world.true_score(program))
+        text = world(prompt=f"Improve this instruction: {text}")[0]
+    assert scores == pytest.approx([0.45, 0.55, 0.65])
