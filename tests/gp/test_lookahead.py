@@ -8,7 +8,6 @@ import torch
 
 from dspy.promptune.errors import OptionError
 from dspy.promptune.gp.allocation import (
-    covariance_of,
     log_over_leader,
     log_over_mean,
     log_over_rivals,
@@ -16,7 +15,7 @@ from dspy.promptune.gp.allocation import (
     rivals,
 )
 from dspy.promptune.gp.improvement import log_improvement, normal_points
-from dspy.promptune.gp.lookahead import LookAheadModel, block_acquisition
+from dspy.promptune.gp.lookahead import LookAheadModel, block_acquisition, covariance_of
 
 SAMPLES = 2**14
 P = 12

@@ -13,7 +13,7 @@ from dspy.promptune.allocation.records import Job
 from dspy.promptune.gp.allocation import RULES, Question, challenge, finalist, most_moving
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.joint import Joint, promising, random_batches
-from dspy.promptune.gp.posterior import Mark, PoolPosterior, first_highest
+from dspy.promptune.gp.posterior import Mark, PoolPosterior, highest
 from dspy.promptune.samplers.proposal import BUSY
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.space import Key, PromptSpace
@@ -111,9 +111,9 @@ class Beliefs:
         """
         assert self._posterior is not None
         self._settle()
-        measured = sorted(self._measured, key=self.pool.__getitem__)
-        places = [j for j in measured if self.pool[j] not in out] or measured
-        return self.pool[places[first_highest(self._posterior.mean[places])]]
+        measured = sorted(self._measured)
+        places = np.array([j for j in measured if self.pool[j] not in out] or measured)
+        return min(self.pool[j] for j in places[highest(self._posterior.mean[places])])
 
     def choose(self, running: Sequence[Job], closed: Iterable[Key], block: int, count: int = 1) -> list[Key]:
         """The prompts that get the next blocks, one given another; none where all are closed.

@@ -108,13 +108,13 @@ class DemoSet(BootstrapFewShot):
         self._prepare_predictor_mappings()
         self.outcomes: dict[int, dict[str, list[Any]] | None] = {}
         self.started = self.failed = self.sound = 0
-        self.exhausted = self.begun = False
+        self.exhausted = False
         return self
 
     @property
     def sure(self) -> bool:
-        """Whether all its attempts have ended, and none with an error."""
-        return self.begun and self.started == len(self.outcomes) and not self.failed
+        """Whether all attempts that were wanted have ended, and none with an error."""
+        return self.started == len(self.outcomes) and not self.failed
 
     @property
     def successes(self) -> int:
@@ -123,7 +123,7 @@ class DemoSet(BootstrapFewShot):
 
     def wanted(self) -> Iterator[int]:
         """Indices of the examples that must be tried whatever comes of those that are running."""
-        running, self.begun = self.started - len(self.outcomes), True
+        running = self.started - len(self.outcomes)
         while not self.exhausted and self.started < len(self.trainset):
             if self.successes + running >= self.max_bootstrapped_demos:
                 return

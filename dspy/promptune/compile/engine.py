@@ -138,7 +138,7 @@ class Engine:
         assert self.work is not None
         instructions = {i: [each.signature.instructions] for i, each in enumerate(program.predictors())}
         self.work.programs.space = space = PromptSpace(instructions, demos)
-        begun = {(0, 0) * len(instructions), *(key for key, _ in self.heads)}
+        begun = {key for key, _ in self.heads}
         sets = range(1, min(map(len, demos.values())) if examples else 0)
         for key in dict.fromkeys(space.find((0, j) * len(instructions)) for j in sets):
             if key is not None and key not in begun:

@@ -7,7 +7,7 @@ Every value is that of BoTorch's acquisition function of the same name on
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,6 @@ from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior, first_highest
 
 Beliefs = PoolPosterior | Joint
-Blocks = Sequence[tuple[int, int]]
-"""Blocks of examples: position of the prompt in the pool, and how many; 0 for a prompt that is only compared."""
 
 RIVALS = 8  # prompts of which any may turn out to be the best; more change no value that can be seen
 SIZES = (1, 2, 4, 8, 16, 32)  # blocks in a row that a prompt is valued by; the best number per call counts
@@ -128,14 +126,6 @@ def rivals(posterior: Beliefs) -> NDArray[np.intp]:
     """Positions of the :data:`RIVALS` highest means, the highest first."""
     order: NDArray[np.intp] = np.argsort(-posterior.mean, kind="stable")[:RIVALS]
     return order
-
-
-def covariance_of(posterior: Beliefs, places: NDArray[np.intp]) -> Array:
-    """Posterior covariance of some positions, ``(m, m)``."""
-    if isinstance(posterior, Joint):
-        block: Array = posterior.covariance[np.ix_(places, places)]
-        return block
-    return posterior.covariance(places)
 
 
 def challenge(posterior: Beliefs, question: Question) -> int:

@@ -19,14 +19,18 @@ from botorch.acquisition.monte_carlo import qExpectedImprovement
 from botorch.posteriors.gpytorch import GPyTorchPosterior
 from botorch.sampling.normal import SobolQMCNormalSampler
 from gpytorch.distributions import MultivariateNormal
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dspy.promptune.errors import OptionError
-from dspy.promptune.gp.allocation import Blocks, covariance_of, rivals
+from dspy.promptune.gp.allocation import rivals
 from dspy.promptune.gp.botorch_model import SAMPLES, OneOutput, score_batches
 from dspy.promptune.gp.joint import Joint
 from dspy.promptune.gp.parts import Array
 from dspy.promptune.gp.posterior import PoolPosterior, first_highest
+
+Blocks = Sequence[tuple[int, int]]
+"""Blocks of examples: position of the prompt in the pool, and how many; 0 for a prompt that is only compared."""
 
 NEVER = 1e12  # variance of a block without examples, in units of a prompt's own: it moves nothing
 
@@ -73,6 +77,14 @@ class LookAheadModel(OneOutput):
         mean = torch.as_tensor(self._beliefs.mean[distinct])[index]
         covariance = torch.as_tensor(covariance_of(self._beliefs, distinct))
         return mean, covariance[index.unsqueeze(-1), index.unsqueeze(-2)]
+
+
+def covariance_of(posterior: PoolPosterior | Joint, places: NDArray[np.intp]) -> Array:
+    """Posterior covariance of some positions, ``(m, m)``."""
+    if isinstance(posterior, Joint):
+        block: Array = posterior.covariance[np.ix_(places, places)]
+        return block
+    return posterior.covariance(places)
 
 
 def block_acquisition(

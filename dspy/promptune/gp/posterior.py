@@ -199,10 +199,16 @@ def _cholesky(matrix: Array) -> Array:
     return factor
 
 
-def first_highest(values: Array | NDArray[np.bool_]) -> int:
-    """Position of the first value that is the highest but for rounding.
+def highest(values: Array | NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which values are the highest but for rounding.
 
     Prompts of which the same is known have the same value, and rounding, which differs between processors and between
     units of the metric, does not choose between them.
     """
-    return int(np.argmax(values >= values.max() - TIE * abs(float(values.max()))))
+    top = float(values.max())
+    return np.asarray(values >= top - TIE * abs(top))
+
+
+def first_highest(values: Array | NDArray[np.bool_]) -> int:
+    """Position of the first of the :func:`highest` values."""
+    return int(np.argmax(highest(values)))

@@ -83,6 +83,7 @@ Propose = Callable[[WriteRequest], "Sequence[str] | Written"]
 """Writes: any number of texts for the part that is asked for, or a :class:`Written`."""
 
 Submit = Callable[..., "Future[Any]"]
+
 Arrivals = Callable[[], "tuple[Sequence[tuple[str, str]], bool, bool]"]
 """New (part, text) pairs since the last call, whether there will be no more, and whether the rest is too late."""
 
@@ -260,7 +261,8 @@ class Writing:
             return False
         offered, over, late = self.awaited()
         self.holds = not (over or late)
-        self.awaited = None if over else self.awaited
+        if over:
+            self.awaited = None
         for part, text in offered:
             if self._is_new(part, text):
                 self._store(part, (0,) * len(self._space.names), 0.0, text=text, origin=PROPOSED)

@@ -30,10 +30,10 @@ def open_sqlite(path: Path, *, read_only: bool) -> Any:
 
     if path.exists():
         check_sqlite(path)
-        _relational(path, read_only=True, skip_table_creation=True).engine.dispose()  # refuses another Optuna's tables
+        _relational(path, read_only=True).engine.dispose()  # refuses another Optuna's tables
     else:
         _create(path)
-    rdb = _relational(path, read_only=read_only, skip_table_creation=True, skip_compatibility_check=True)
+    rdb = _relational(path, read_only=read_only, checked=True)
     if not read_only:
         with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as probe:
             probe.execute("BEGIN IMMEDIATE")
@@ -86,7 +86,7 @@ def read(path: Path) -> sqlite3.Connection:
 def _create(path: Path) -> None:
     draft = draft_of(path)
     try:
-        _relational(draft, read_only=False).engine.dispose()
+        _relational(draft, read_only=False, new=True).engine.dispose()
         log_ahead(draft)
         publish(draft, path)
     finally:
@@ -94,7 +94,7 @@ def _create(path: Path) -> None:
             draft.with_name(draft.name + ending).unlink(missing_ok=True)
 
 
-def _relational(path: Path, *, read_only: bool, **steps: Any) -> Any:
+def _relational(path: Path, *, read_only: bool, new: bool = False, checked: bool = False) -> Any:
     import sqlalchemy
     from optuna.storages import RDBStorage
 
@@ -102,7 +102,7 @@ def _relational(path: Path, *, read_only: bool, **steps: Any) -> Any:
     options: dict[str, Any] = {"connect_args": {"timeout": LOCK_SECONDS, "check_same_thread": False}}
     if read_only:
         options = {"creator": lambda: read(path), "poolclass": sqlalchemy.pool.NullPool}
-    rdb = RDBStorage(url, engine_kwargs=options, **steps)
+    rdb = RDBStorage(url, engine_kwargs=options, skip_table_creation=not new, skip_compatibility_check=checked)
     if not read_only:
         sqlalchemy.event.listen(rdb.engine, "connect", _relax)
     rdb.remove_session()
