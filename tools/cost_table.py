@@ -14,7 +14,7 @@ from typing import Literal
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")  # the price list in the package, not one of the network
 
 import dspy
-from dspy.promptune.compile.engine import upstream_budget
+from dspy.promptune.compile.options import upstream_budget
 from dspy.promptune.limits.estimate import Estimate, estimate
 
 CHARACTERS = 400

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import pkgutil
 import signal
 import threading
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 
 import dspy
 from dspy.promptune import EvaluationError
+from dspy.promptune.errors import MetricError
 from dspy.utils.exceptions import LMAuthError, LMServerError
 from tests.server import LMServer, Quality, RuleLM, TaskRule, max_in_flight
 
@@ -101,6 +103,22 @@ def test_a_metric_that_returns_no_number_in_step_1_is_broken():
     with pytest.raises(EvaluationError, match="The metric returned a tuple"):
         compiled(lm, metric=lambda example, prediction, trace=None: (True, "feedback"))
     assert len(lm.calls) < 60
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.inf, 1e308, "1.0"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("n_jobs", [1, 4])
+def test_a_broken_metric_costs_no_more_than_the_calls_in_flight(broken, asynchronous, n_jobs):
+    """The first score that is no number ends steps 1 to 3: no call is made after it."""
+    lm = rule_lm()
+
+    async def later(example, prediction, trace=None):
+        return broken
+
+    metric = later if asynchronous else lambda example, prediction, trace=None: broken
+    with pytest.raises(MetricError, match="The metric returned"):
+        compiled(lm, metric=metric, n_jobs=n_jobs)
+    assert 0 < len(lm.calls) <= 4 * n_jobs + max(2, n_jobs // 2)  # a thread each, those to spare among them
 
 
 def wrong_demos(program):

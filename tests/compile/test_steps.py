@@ -7,14 +7,9 @@ import random
 import pytest
 
 import dspy
-from dspy.promptune.compile.steps import (
-    BootstrapOptions,
-    ProposeOptions,
-    StepReport,
-    bootstrap_demo_sets,
-    propose_instructions,
-    start_summary,
-)
+from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets
+from dspy.promptune.compile.proposing import ProposeOptions, propose_instructions, start_summary
+from dspy.promptune.compile.step_report import StepReport
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Pool

@@ -153,9 +153,15 @@ def test_scores_that_cannot_be_kept_fail_their_job(work):
 
 
 def test_a_metric_that_is_broken_on_a_worker_is_broken_here(work):
-    """The record says that it was the metric which returned no number: the run ends, as with threads."""
-    work._executor = Foreign(lambda record: replace(record, error="The metric returned None", broken=True))
+    """The record says that it was the metric which returned no number: the run ends, and no other block is sent."""
+    sent = []
+
+    def broken(record):
+        sent.append(record)
+        return replace(record, error="The metric returned None", broken=True)
+
+    work._executor = Foreign(broken)
     GATE.set()
     ended, over = begun(work)
     assert over.wait(30)
-    assert isinstance(ended[0].error, MetricError)
+    assert isinstance(ended[0].error, MetricError) and len(sent) <= 2

@@ -1,4 +1,10 @@
-"""Step 1: the demo sets, each bootstrapped as upstream does it, all at once."""
+"""Step 1: the demo sets, each bootstrapped as upstream does it, all at once.
+
+With the same ``random.Random`` and a deterministic language model, steps 1 and 2 give what upstream gives one call at a
+time (``create_n_fewshot_demo_sets`` and ``GroundedProposer``): every random draw is made first, in upstream's order, by
+the thread that coordinates; what is left are chains of language-model calls that do not depend on one another. No chain
+makes a call that upstream would not make, except to retry one that failed.
+"""
 
 from __future__ import annotations
 
@@ -140,6 +146,9 @@ class DemoSet(BootstrapFewShot):
             lane = self._lane()
             try:
                 right = lane._bootstrap_one_example(self.trainset[index], rollout)
+            except MetricError as error:
+                report.broken(error)
+                raise
             except Exception as error:
                 if rollout == RETRIES or not _unreachable(error):
                     raise

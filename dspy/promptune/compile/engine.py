@@ -18,6 +18,7 @@ from dspy.promptune.compile.recorder import Recorder
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
+from dspy.promptune.errors import MetricError
 from dspy.promptune.limits.budgets import LOAD, REFLECT
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Limited, Pool
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from dspy.promptune.reflection.reflection import Reflector
     from dspy.promptune.run.writing import Writer
 
-__all__ = ["Engine", "Task", "optimize", "upstream_budget"]
+__all__ = ["Engine", "Task", "optimize"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class Engine:
         self.threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
         self.over: str | None = None
+        self.broken: MetricError | None = None
+        self._begun = False
         self._searching: Callable[[str], None] | None = None
         self.tracebacks = False
         self.tight = False  # a limit pays for little more than the first evaluation, which has to come first
@@ -95,7 +98,7 @@ class Engine:
         """Where step 3 evaluates."""
         keep, n_jobs = self.books.keep, self.options.n_jobs
         if self._builder is None:
-            return ProgramEvaluator(programs, rules, self.pool, n_jobs, keep=keep)
+            return ProgramEvaluator(programs, rules, self.pool, n_jobs, keep=keep, broken=self.metric_broken)
         return RemoteEvaluator(
             programs,
             rules,
@@ -193,6 +196,12 @@ class Engine:
         self.gateway.stop()
         self.pool.give_up(Stopped(why))
 
+    def metric_broken(self, error: MetricError) -> None:
+        """Before the search, which finds it by itself: the metric cannot be used, and nothing more is called."""
+        if not self._begun:
+            self.broken = error
+            self.expire("the metric is broken")
+
     def interrupted(self) -> None:
         """Ctrl-C, once."""
         logger.warning("Interrupted: nothing more is started. Interrupt again to stop at once.")
@@ -200,6 +209,7 @@ class Engine:
 
     def search_begins(self) -> str | None:
         """From now on the search looks after its time by itself; why its end has come already, if it has."""
+        self._begun = True
         if self._timer is not None:
             self._timer.cancel()
         return self.over
@@ -241,17 +251,6 @@ class Task:
     track_stats: bool = True
     reflector: Callable[[ProgramCache, PromptSpace], Reflector] | None = None
     arrivals: Arrivals | None = None
-
-
-def upstream_budget(n_examples: int, num_trials: int, minibatch_size: int | None, full_eval_steps: int) -> int:
-    """Evaluations that upstream makes: the default in full, the trials, and full evaluations between them.
-
-    ``minibatch_size=None`` is a run without minibatches.
-    """
-    if minibatch_size is None:
-        return (num_trials + 1) * n_examples
-    full = 1 + num_trials // full_eval_steps + bool(num_trials % full_eval_steps)
-    return num_trials * minibatch_size + full * n_examples
 
 
 def optimize(task: Task, engine: Engine) -> Module:

@@ -17,6 +17,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
 )
 from dspy.promptune.compile.arrivals import Arrivals, searches_early
 from dspy.promptune.compile.attributes import attach_unsearched
+from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets
 from dspy.promptune.compile.call import call_of
 from dspy.promptune.compile.door import check_program, checked_options, lms_of, split_size
 from dspy.promptune.compile.engine import (
@@ -26,19 +27,12 @@ from dspy.promptune.compile.engine import (
     Engine,
     Task,
     optimize,
-    upstream_budget,
 )
 from dspy.promptune.compile.loading import by_blocks, check_embedder, ours
-from dspy.promptune.compile.options import CompileOptions
+from dspy.promptune.compile.options import CompileOptions, upstream_budget
 from dspy.promptune.compile.own import extended, own_candidates
+from dspy.promptune.compile.proposing import ProposeOptions, propose_instructions, start_summary
 from dspy.promptune.compile.step_report import StepReport
-from dspy.promptune.compile.steps import (
-    BootstrapOptions,
-    ProposeOptions,
-    bootstrap_demo_sets,
-    propose_instructions,
-    start_summary,
-)
 from dspy.promptune.distributed.programs import EvaluationRules
 from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.identity.encoding import restorable
@@ -99,6 +93,8 @@ def _compiled(run: CompileRun, student: Module, given: Mapping[str, Any]) -> Any
         with own_calls_held(), run._engine.gateway.active():
             return inspect.unwrap(_upstream.MIPROv2.compile)(run, student, **{**given, "seed": None})
     except (Stopped, StorageError) as stop:
+        if run._engine.broken is not None:
+            raise run._engine.broken from None
         if isinstance(stop, StorageError) and run._engine.over is None:
             raise
         run._engine.expire(str(stop))
@@ -153,7 +149,7 @@ class CompileRun(_upstream.MIPROv2):
             name=type(student).__name__, lms=lms,
         )  # fmt: skip
         run._engine = Engine(options, run.num_threads or dspy.settings.num_threads, books)
-        run._report = StepReport(memory=books.memory)
+        run._report = StepReport(memory=books.memory, broken=run._engine.metric_broken)
         run._summary = None
         run._attempts = run._arrivals = None
         run.task_model, run.prompt_model = through_gateway(run.task_model), through_gateway(run.prompt_model)

@@ -23,7 +23,7 @@ from dspy.promptune.options import (
 from dspy.promptune.run.events import check_callbacks
 from dspy.promptune.run.schedule import Schedule
 
-__all__ = ["CompileOptions"]
+__all__ = ["CompileOptions", "upstream_budget"]
 
 TIMEOUT = 120.0  # seconds for one example, upstream's time until it starts a straggler again
 
@@ -115,3 +115,14 @@ class CompileOptions:
         if self.schedule == "batch":
             return Schedule(n_jobs=self.n_jobs, batch=self.batch_size or self.n_jobs)
         return Schedule(n_jobs=self.n_jobs, ahead=1 if workers > 1 else 0)
+
+
+def upstream_budget(n_examples: int, num_trials: int, minibatch_size: int | None, full_eval_steps: int) -> int:
+    """Evaluations that upstream makes: the default in full, the trials, and full evaluations between them.
+
+    ``minibatch_size=None`` is a run without minibatches.
+    """
+    if minibatch_size is None:
+        return (num_trials + 1) * n_examples
+    full = 1 + num_trials // full_eval_steps + bool(num_trials % full_eval_steps)
+    return num_trials * minibatch_size + full * n_examples

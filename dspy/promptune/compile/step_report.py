@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from dspy.promptune.errors import MetricError
 from dspy.promptune.secrets import said
 from dspy.promptune.storage.memory import Memory, NoMemory
 
@@ -44,12 +45,13 @@ class StepFailure:
 class StepReport:
     """What steps 1 and 2 went without, and how many calls were tried again. Thread-safe.
 
-    ``memory`` keeps the pieces of work that are finished.
+    ``memory`` keeps the pieces of work that are finished; ``broken`` is called with what is wrong with the metric.
     """
 
     failures: list[StepFailure] = field(default_factory=list)
     retried: int = 0
     memory: Memory = field(default_factory=NoMemory)
+    broken: Callable[[MetricError], None] = lambda error: None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def give_up(self, step: str, what: str, error: BaseException) -> None:

@@ -112,8 +112,8 @@ class ProgramEvaluator:
     that gives no answer (after ``retries``), to the program or to the metric, ``max_errors`` examples that raise, or
     all of them: the job fails, with its first error. Fewer errors score ``failure_score`` each, as upstream has it.
     An example that never gets an answer, whatever the prompt, in five jobs in a row while others do, is such an error:
-    it would fail every job it is in. A metric that returns no number ends the run. A job that failed for want of an
-    answer ends when its other examples have: they are kept.
+    it would fail every job it is in. A metric that returns no number ends the run: no job begins another example. A
+    job that failed for want of an answer ends when its other examples have: they are kept.
 
     The callbacks of a job's modules have one parent, ``Outcome.call_id``; the callbacks of the evaluation itself are
     called when the job is told (:class:`dspy.promptune.compile.callbacks.EvaluationCallbacks`).
@@ -130,10 +130,18 @@ class ProgramEvaluator:
             for the slowest example of a job, or because a job has few examples. The pool says when one is idle.
         keep: Called with the score of every example before it counts, in the thread that scored it. The number of a
             job that has no trial yet is negative.
+        broken: Called with what is wrong with the metric, in the thread that found it.
     """
 
     def __init__(
-        self, programs: ProgramCache, rules: EvaluationRules, pool: Pool, n_jobs: int, *, keep: Keep = keep_nothing
+        self,
+        programs: ProgramCache,
+        rules: EvaluationRules,
+        pool: Pool,
+        n_jobs: int,
+        *,
+        keep: Keep = keep_nothing,
+        broken: Callable[[MetricError], None] = lambda error: None,
     ) -> None:
         self.programs = programs
         self._keep = keep
@@ -144,6 +152,8 @@ class ProgramEvaluator:
         self._seconds: deque[float] = deque(maxlen=200)
         self._losses: dict[int, int] = {}
         self._answered: set[int] = set()
+        self._tell_broken = broken
+        self._broken: MetricError | None = None
 
     def room(self, running: int) -> bool:
         """While fewer than ``n_jobs`` are running, or a thread is idle."""
@@ -226,6 +236,8 @@ class ProgramEvaluator:
 
     def _run_example(self, state: State, index: int) -> None:
         """One task."""
+        if self._broken is not None:
+            self._fail(state, self._broken)
         with state.lock:
             if state.over or state.lost is not None or self._pool.stopped.is_set():
                 return
@@ -242,7 +254,9 @@ class ProgramEvaluator:
         except Abandoned:
             return
         except MetricError as error:
+            self._broken = error
             self._fail(state, error)
+            self._tell_broken(error)
         except Lost as lost:
             self._note_error(state, index, lost.error)
         except Stopped:

@@ -152,12 +152,15 @@ class RemoteEvaluator:
 
     def stop(self) -> None:
         """Send nothing more. Blocks that are out may still come back, until :meth:`cancel`."""
+        self._end(EvaluationError("The run was stopped before this evaluation ended."))
+
+    def _end(self, why: EvaluationError | MetricError) -> None:
         with self._lock:
             self._stopped = True
             dropped = list(self._waiting)
             self._waiting.clear()
         for block in dropped:
-            self._drop(block, EvaluationError("The run was stopped before this evaluation ended."))
+            self._drop(block, why)
 
     def cancel(self) -> None:
         """Take back what is out: a worker that has not begun with a block never will."""
@@ -251,6 +254,8 @@ class RemoteEvaluator:
             self._heard_at = time.monotonic()
             self._settle(block, record)
             again = self._left_over(block, record)
+        if record.broken:
+            self._end(MetricError(record.error))
         self._send()
         scores = {block.examples[i]: score for i, score in record.scores.items()}
         try:
