@@ -5,7 +5,7 @@ import threading
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspy.promptune import EvaluationError, PromptSpace, search
@@ -13,7 +13,6 @@ from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
-from dspy.promptune.run.streak import MIN_STREAK
 
 MODES = {"race": {}, "minibatches": {"minibatch_size": 3, "full_eval_steps": 2}, "full": {"full_eval_steps": 0}}
 
@@ -44,8 +43,8 @@ class Failing:
 def searches(draw):
     """A small search: its space, which prompts and pairs fail and how, and how it is run."""
     space = PromptSpace(
-        {0: [f"instruction {i}" for i in range(draw(st.integers(1, 4)))]},
-        {0: [f"demos {i}" for i in range(draw(st.integers(1, 2)))]},
+        {0: [f"instruction {i}" for i in range(draw(st.integers(1, 7)))]},
+        {0: [f"demos {i}" for i in range(draw(st.integers(1, 3)))]},
     )
     keys, n = list(space.keys()), draw(st.integers(1, 12))
     bad = draw(st.sets(st.sampled_from(keys)))
@@ -120,19 +119,71 @@ def test_what_a_first_attempt_tried_counts_where_another_job_tries_the_rest():
 def test_a_good_prompt_among_failing_ones_wins(given):
     """With calls for all prompts, twice for those that fail, the one that scores 1 is returned.
 
-    So many prompts may fail as do not end a run in which nothing was scored yet: which comes first is up to threads.
     And one example may fail with all of them: of a few prompts, each may fail on others first where there are more.
     """
     evaluate = given["evaluate"]
     evaluate.broken = {*sorted(evaluate.broken)[:1]}
     evaluate.bad -= evaluate.good
     evaluate.error = ValueError
-    failing = evaluate.bad | {key for key, _ in evaluate.pairs}
-    assume(len(failing) + bool(evaluate.broken) < max(MIN_STREAK, 2 * given.get("n_jobs", 1)))
     given["max_calls"] = 6 * evaluate.space.size * given["n_examples"] * (1 + given["retries"])
     run = outcome_of(given)
     assert run is not None and evaluate.space.key(run.best_params) in evaluate.good
     assert run.ended == "nothing is left to evaluate"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(searches(), st.data())
+def test_one_good_prompt_wins_whatever_else_fails(given, data):
+    """All prompts but one fail, and every prompt on up to half of the examples: with calls enough the one is found."""
+    evaluate, n = given["evaluate"], given["n_examples"]
+    evaluate.bad = {*evaluate.space.keys()} - evaluate.good
+    evaluate.broken = data.draw(st.sets(st.integers(0, n - 1), max_size=n // 2))
+    evaluate.pairs, evaluate.error = set(), ValueError
+    given["max_calls"] = 40 * evaluate.space.size * n
+    run = outcome_of(given)
+    assert run is not None and evaluate.space.key(run.best_params) in evaluate.good
+
+
+@pytest.mark.parametrize(
+    ("mode", "sampler", "seed", "good", "broken"),
+    [
+        ("race", "onehot", 44, 1, (0, 1, 2, 3, 4, 6)),
+        ("minibatches", "onehot", 0, 0, (2, 3, 4)),
+        ("minibatches", "random", 12, 5, (0, 1, 3)),
+        ("full", "tpe", 12, 5, (0, 1, 3)),
+    ],
+)
+def test_a_good_prompt_that_meets_broken_examples_first_has_another_chance(mode, sampler, seed, good, broken):
+    """It fails three times, as the prompts that always fail do, and wins none the less."""
+    space, n = PromptSpace({0: list("abcdefgh")}), 2 * len(broken)
+    evaluate = Failing(space, {(good,)}, {*space.keys()} - {(good,)}, set(), ValueError, broken)
+    options = {**MODES[mode], **({} if mode == "race" else {"minibatch_size": 3 if mode == "minibatches" else n})}
+    run = search(space, evaluate, n_examples=n, max_calls=1000, sampler=sampler, seed=seed, **options)
+    assert run.best_params == {"0_predictor_instruction": good} and run.best_score == 1.0
+
+
+@pytest.mark.parametrize("n_jobs", [1, 8])
+@pytest.mark.parametrize(("mode", "sampler"), [("race", "onehot"), ("minibatches", "random"), ("full", "tpe")])
+def test_one_good_prompt_of_a_hundred_is_found_in_a_fifth_of_the_budget(mode, sampler, n_jobs):
+    """Prompts that fail cost three or four calls each, but for the first ones: the run goes on while there are others."""
+    space = PromptSpace({0: [f"instruction {i}" for i in range(100)]})
+    evaluate = Failing(space, {(71,)}, {*space.keys()} - {(71,)}, set(), ValueError)
+    options = {**MODES[mode], **({} if mode == "race" else {"minibatch_size": 3 if mode == "minibatches" else 20})}
+    given = {"n_examples": 20, "max_calls": 2500, "sampler": sampler, "seed": 0, "n_jobs": n_jobs, **options}
+    run = outcome_of({"evaluate": evaluate, **given})
+    assert run is not None and run.best_params == {"0_predictor_instruction": 71} and run.calls == 20
+    assert len(evaluate.tried) <= 4 * 100 + 20 * n_jobs
+
+
+@pytest.mark.parametrize(("mode", "sampler"), [("race", "onehot"), ("minibatches", "random"), ("full", "tpe")])
+def test_where_every_prompt_fails_a_fifth_of_the_budget_is_lost(mode, sampler):
+    """A program that is broken does not take all that it may before the run says so."""
+    space = PromptSpace({0: [f"instruction {i}" for i in range(1000)]})
+    evaluate = Failing(space, set(), {*space.keys()}, set(), ValueError)
+    options = {**MODES[mode], **({} if mode == "race" else {"minibatch_size": 3 if mode == "minibatches" else 20})}
+    with optuna_quiet(), pytest.raises(EvaluationError, match="no score"):
+        search(space, evaluate, n_examples=20, max_calls=500, sampler=sampler, seed=0, **options)
+    assert 100 < len(evaluate.tried) <= 100 + 20
 
 
 @pytest.mark.parametrize(
@@ -192,7 +243,7 @@ def test_over_all_starts_a_run_makes_no_more_than_its_budget(tmp_path, error):
     space = PromptSpace({0: [f"instruction {i}" for i in range(40)]})
     evaluate = Failing(space, set(), set(space.keys()), set(), error)
     given = {"n_examples": 10, "minibatch_size": 5, "sampler": "random", "seed": 0, "storage": str(tmp_path / "a.db")}
-    for _ in range(4):
+    for _ in range(8):
         with pytest.raises(EvaluationError):
             search(space, evaluate, max_calls=40, resume=True, **given)
     assert len(evaluate.tried) == 40

@@ -28,7 +28,7 @@ class Faults:
     other examples (if it never succeeded on one, if possible with another prompt's score), and when there are none left
     on a few of those that may explain a failure, until one is found. An example that is found for two prompts with
     scores elsewhere is left out for all, and what failed with it is forgotten. Other prompts come to what may explain a
-    failure last.
+    failure last, and while nothing is scored at all, each prompt is tried on one.
 
     Args:
         table: The scores of all prompts.
@@ -46,6 +46,7 @@ class Faults:
         self._successes: Counter[Key] = Counter()
         self._accusers: dict[int, set[Key]] = {}
         self._doubted: set[int] = set()  # of prompts in the running
+        self._silent = SILENT
         self._steps: dict[Key, int] = {}  # examples to try next of those that may explain a failure, at most
 
     def __contains__(self, key: Key) -> bool:
@@ -70,6 +71,18 @@ class Faults:
         if self._failures:
             self._judge()
 
+    def relent(self, n_examples: int) -> bool:
+        """Nothing is left to evaluate: whether a prompt is back in the running.
+
+        One that met examples on which every prompt fails, up to half of ``n_examples``, looks like one that always
+        fails.
+        """
+        out = self.out
+        while self.out == out and self._silent <= n_examples // 2:
+            self._silent *= 2
+            self._judge()
+        return self.out != out
+
     def whole(self, examples: Sequence[int]) -> Sequence[int]:
         """Those of the examples that explain no failure of a prompt in the running, scored or not."""
         if not self._failures:
@@ -85,8 +98,8 @@ class Faults:
             found = [example for example in examples if example not in closed]
         if not found:
             return self.doubtful(key, examples)
-        never = key in self._failures and not self._successes[key]
-        if not never:
+        known = self._successes[key] if key in self._failures else self._table.examples or not self._failures
+        if known:
             return found
         return self._turned(key, [each for each in found if each in self._table.examples] or found)[:1]
 
@@ -100,7 +113,8 @@ class Faults:
 
     def _turned(self, key: Key, examples: Sequence[int]) -> Sequence[int]:
         """Beginning elsewhere for each prompt and after each failure, so that no few examples stop them all."""
-        turn = list(self._failures).index(key) + len(self._failures[key])
+        failures = self._failures.get(key, ())
+        turn = list(self._failures).index(key) + len(failures) if failures else len(self._failures)
         first = int(turn * GOLDEN % 1 * len(examples))
         return [*examples[first:], *examples[:first]]
 
@@ -136,4 +150,4 @@ class Faults:
             return True
         common = frozenset.intersection(*failures) - self._table.examples
         successes = self._successes[key]
-        return not common and len(set(failures)) >= SILENT + successes
+        return not common and len(set(failures)) >= self._silent + successes

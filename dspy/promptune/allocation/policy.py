@@ -135,9 +135,15 @@ class MinibatchPolicy:
     def best(self) -> Key:
         """The combination that the run would return now."""
         found = self._believed() or self._best_full or self._means.best(self._in_running) or self._means.best()
+        if found is None:  # an evaluation that failed may have left scores
+            found = max(self._table.keys(), key=self._average, default=None)
         return found or next(iter(self._space.keys()))
 
     # ------------------------------------------------------------------
+
+    def _average(self, key: Key) -> float:
+        row = self._table.row(key)
+        return math.fsum(row.values()) / len(row)
 
     def _kept_back(self) -> int:
         """Calls that the full evaluations will take which this many minibatches, and one more, make due."""
@@ -192,6 +198,8 @@ class MinibatchPolicy:
         seen = {*self._table.keys(), *self.faults.keys()}
         closed = {key for key in seen if not self._ready(key) or self._complete(key)}
         open_keys = [key for key in self._space.pool(len(closed) + 1, self._random) if key not in closed]
+        if not open_keys and not self._running.jobs and self.faults.relent(len(self._examples)):
+            return self._unfinished()
         return self._random.choice(open_keys) if open_keys else None
 
     def _doubtful(self) -> Key | None:

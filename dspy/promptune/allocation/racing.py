@@ -236,11 +236,14 @@ class RacingPolicy:
         failed = () if self._table.examples else self._faults.keys()
         if found := [key for key in failed if not self._running.of(key) and self._may(key)]:
             return found[0]
-        touched = len(self._table) + sum(not self._table.count(key) for key in self._running.keys())
+        touched = len(self._table) + len(self._faults.out)
+        touched += sum(not self._table.count(key) for key in self._running.keys())
         for size in dict.fromkeys((min(touched, FEW) + 64, touched + 64)):
             ready = [key for key in self._space.pool(size, self._random) if self._may(key)]
             if new := [key for key in ready if not self._table.count(key) and not self._running.of(key)]:
                 return self._random.choice(new)
+        if not ready and not self._running.jobs and self._faults.relent(len(self._order)):
+            return self._unseen()
         return self._random.choice(ready) if ready else None
 
     def _observations(self) -> list[Observation]:

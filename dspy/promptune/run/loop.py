@@ -66,7 +66,7 @@ class SearchLoop:
         self._flying: dict[tuple[Key, int], int] = {}  # examples being evaluated, and by which job
         self._parts: dict[int, Outcome] = {}  # what jobs that were taken up again had brought before
         self._tries: dict[int, int] = {}
-        self._streak = FailureStreak(self._limits.streak, schedule.n_jobs)
+        self._streak = FailureStreak(self._limits.streak, schedule.n_jobs, jobs.ledger.max_calls)
         self._begun: dict[int, set[int]] = {}  # examples that a running job has begun, in any of its attempts
         self._over = False
         self._last_error: BaseException | None = None
@@ -313,7 +313,8 @@ class SearchLoop:
     def _fail(self, job: Job, outcome: Outcome, error: BaseException) -> None:
         logger.warning("Trial %d failed: %s", job.number, said(error))
         blamed = not outcome.transient and not self._stopping
-        self._jobs.fail(job, error, blamed=blamed, lost=self._lost(job, outcome))
+        lost = self._lost(job, outcome)
+        self._jobs.fail(job, error, blamed=blamed, lost=lost)
         self.log.failed += 1
         if self._stopping:
             return
@@ -321,8 +322,8 @@ class SearchLoop:
         if isinstance(error, MetricError):
             self._broken = error
             self.stop("the metric is broken")
-        self._streak.failed(job, blamed=blamed)
-        if why := self._streak.too_long(works=self._table.calls > 0):
+        self._streak.failed(lost, blamed=blamed)
+        if why := self._streak.too_long():
             self.stop(f"{why}, the last with {said(error)}")
 
     def _lost(self, job: Job, outcome: Outcome) -> int:

@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-from dspy.promptune.allocation.records import Job
-from dspy.promptune.space import Key
-
 __all__ = ["FailureStreak"]
 
 MIN_STREAK = 5  # failures one after another, with no example scored between them, before a run gives up
-PATIENCE = 4  # times as many prompts may fail once one was scored: the program works, these prompts do not
+SHARE = 0.2  # of its calls: so many may be lost to prompts that fail, while a good one may be among the others
 
 
 class FailureStreak:
-    """The failures since an example was last scored: prompts at fault, each counted once, and jobs without an answer.
+    """The failures since an example was last scored: those of prompts, and evaluations that got no answer.
+
+    Where no answer comes, none will for another prompt: a few such failures are enough. Where prompts are at fault,
+    the others may be sound: a run looks for one as long as that does not take a fifth of what it may spend.
 
     Args:
         limit: So many in a row are too many; ``None`` is 5, or two rounds of ``n_jobs``.
         n_jobs: Jobs at once.
+        max_calls: What the run may spend.
     """
 
-    def __init__(self, limit: int | None, n_jobs: int) -> None:
+    def __init__(self, limit: int | None, n_jobs: int, max_calls: int) -> None:
         self._limit = limit or max(MIN_STREAK, 2 * n_jobs)
-        self._prompts: set[Key] = set()
-        self._unanswered = 0
+        self._most = SHARE * max_calls
+        self.scored()
 
     def scored(self) -> None:
         """An example was scored: nothing failed since."""
-        self._prompts.clear()
-        self._unanswered = 0
+        self._blamed = self._unanswered = self._lost = 0
 
-    def failed(self, job: Job, *, blamed: bool) -> None:
-        """A job has failed, through the fault of its prompt or for want of an answer."""
+    def failed(self, lost: int, *, blamed: bool) -> None:
+        """A job has failed, through the fault of its prompt or for want of an answer, and took calls for nothing."""
         if blamed:
-            self._prompts.add(job.key)
+            self._blamed += 1
+            self._lost += lost
         else:
             self._unanswered += 1
 
-    def too_long(self, *, works: bool) -> str | None:
-        """What there are too many of, in words.
-
-        Args:
-            works: Whether any example was ever scored: then more prompts may fail.
-        """
+    def too_long(self) -> str | None:
+        """What there are too many of, in words."""
         if self._unanswered >= self._limit:
             return f"{self._unanswered} evaluations got no answer in a row"
-        if len(self._prompts) >= self._limit * (PATIENCE if works else 1):
-            return f"{len(self._prompts)} prompts failed in a row"
+        if self._blamed >= self._limit and self._lost > self._most:
+            return f"{self._blamed} evaluations failed in a row, {self._lost} calls were lost"
         return None
