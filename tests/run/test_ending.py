@@ -165,7 +165,7 @@ def test_a_good_prompt_that_meets_broken_examples_first_has_another_chance(mode,
 @pytest.mark.parametrize("n_jobs", [1, 8])
 @pytest.mark.parametrize(("mode", "sampler"), [("race", "onehot"), ("minibatches", "random"), ("full", "tpe")])
 def test_one_good_prompt_of_a_hundred_is_found_in_a_fifth_of_the_budget(mode, sampler, n_jobs):
-    """Prompts that fail cost three or four calls each, but for the first ones: the run goes on while there are others."""
+    """Prompts that fail cost three or four calls each but for the first ones, and the run goes on to the others."""
     space = PromptSpace({0: [f"instruction {i}" for i in range(100)]})
     evaluate = Failing(space, {(71,)}, {*space.keys()} - {(71,)}, set(), ValueError)
     options = {**MODES[mode], **({} if mode == "race" else {"minibatch_size": 3 if mode == "minibatches" else 20})}
