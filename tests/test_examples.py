@@ -134,6 +134,7 @@ def gsm8k(out: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_gsm8k_runs_against_an_openai_compatible_endpoint(tmp_path: Path) -> None:
     """The script asks the endpoint that it is given, and saves a program that can be loaded."""
     rows = [json.loads(line) for line in (EXAMPLES / "word_problems.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -18,6 +18,7 @@ def runs():
     return found
 
 
+@pytest.mark.slow
 def test_the_expected_score_takes_off_what_was_luck(runs):
     """The mean of its own scores flatters the winner; the expected score is nearer to the truth in the mean."""
     flattery = np.mean([run.best_score - truth for run, truth in runs])
@@ -25,6 +26,7 @@ def test_the_expected_score_takes_off_what_was_luck(runs):
     assert abs(bias) < abs(flattery)
 
 
+@pytest.mark.slow
 def test_the_interval_is_about_the_expected_score_and_holds_most_truths(runs):
     """Nine in ten are wanted; of twelve, at least nine."""
     for run, _ in runs:

@@ -135,10 +135,15 @@ def interrupt(act):
     return "returned" in lines, int(lines[-1]), time.monotonic() - begin
 
 
-def test_d_an_interrupt_ends_the_run_and_keeps_the_best():
-    """D: interrupted, plain pools continue their calls; here nothing new starts, and the best so far is returned."""
+@pytest.mark.slow
+def test_d_an_interrupt_does_not_end_a_plain_pool():
+    """D: interrupted, plain pools continue their calls and return nothing."""
     returned, calls, _ = interrupt('naive_pool(dspy.Predict("question -> answer"), threads=1, metric=announcing)')
     assert not returned and calls >= 2 * len(VALSET)  # all of them, where hazard C does not strike first
+
+
+def test_d_an_interrupt_ends_the_run_and_keeps_the_best():
+    """D: interrupted, a compile starts nothing new and returns the best so far."""
     returned, calls, _ = interrupt('logging.getLogger("dspy").addHandler(FirstTrial()); compiled(lm, num_threads=1)')
     assert returned and calls < 120
 

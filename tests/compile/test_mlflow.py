@@ -38,7 +38,13 @@ def runs(client):
 
 
 @pytest.mark.parametrize(
-    "options", [{"sampler": "tpe", "n_jobs": 1}, {}, {"sampler": "onehot", "schedule": "batch"}], ids=str
+    "options",
+    [
+        {},
+        pytest.param({"sampler": "tpe", "n_jobs": 1}, marks=pytest.mark.slow),
+        pytest.param({"sampler": "onehot", "schedule": "batch"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_compile_is_one_run_with_a_child_for_each_evaluation(tracked, options):
     """One parent with the compile's parameters, curves and best program; all children FINISHED, none left behind."""

@@ -10,6 +10,8 @@ import pytest
 
 from tests.docs.pages import DOCS, GENERATED, ROOT
 
+pytestmark = pytest.mark.slow
+
 ASSETS = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
 HARMLESS = ("canonical", "next", "prev")  # links of the head that nothing is loaded from
 

@@ -265,7 +265,7 @@ def test_a_digest_is_the_same_in_every_process():
     """Values have one digest whatever the process's hash seed is."""
     paths = [str(ROOT), *sys.path]
     found = set()
-    for seed in "123":
+    for seed in "12":
         code = VALUES.format(paths=paths)
         done = subprocess.run(
             [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True,

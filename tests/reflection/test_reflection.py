@@ -53,7 +53,9 @@ def gain(seed, steps):
     return world.true_score(program) - best, {text["predictor"] for text in lineage}
 
 
-@pytest.mark.parametrize(("steps", "seeds", "least"), [(1, (1, 3, 4), 0.06), (2, (3,), 0.04)])
+@pytest.mark.parametrize(
+    ("steps", "seeds", "least"), [pytest.param(1, (1, 3, 4), 0.06, marks=pytest.mark.slow), (2, (3,), 0.04)]
+)
 def test_texts_written_from_failures_win(steps, seeds, least):
     """With 40 calls a trial for 8 trials the result is far better than any closed search could return."""
     gains, written_for = zip(*(gain(seed, steps) for seed in seeds), strict=True)
@@ -92,9 +94,9 @@ def test_a_writer_that_is_broken_costs_nothing_but_its_calls(caplog):
 def test_a_run_that_is_taken_up_again_pays_for_no_text_twice(tmp_path):
     """The second start has the first's texts, at the same indices."""
     file = str(tmp_path / "runs.db")
-    first = compiled(Recorded(0), storage=file).optimization_run
+    first = compiled(Recorded(0), storage=file, num_trials=5).optimization_run
     again = Recorded(0)
-    second = compiled(again, storage=file, resume=True).optimization_run
+    second = compiled(again, storage=file, num_trials=5, resume=True).optimization_run
     assert first.lineage
     assert second.lineage[: len(first.lineage)] == first.lineage
     assert not again.requests

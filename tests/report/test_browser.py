@@ -131,6 +131,7 @@ def contrast(first, second):
 # ---------------------------------------------------------------------- live
 
 
+@pytest.mark.slow
 def test_the_dashboard_lists_the_study_and_its_trials(stored):
     """``optuna-dashboard`` on the run's storage serves its page, the study, its trials and the name of their value."""
     command = Path(sys.executable).with_name("optuna-dashboard")

@@ -56,7 +56,7 @@ plain = cache(trials)
 
 
 CASES = [
-    (name, option, mode)
+    pytest.param(name, option, mode, marks=[pytest.mark.slow] if mode == "minibatch" else [])
     for name in NAMES
     for option in OPTIONS
     for mode in MODES

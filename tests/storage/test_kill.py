@@ -110,7 +110,8 @@ def calm():
     return undisturbed()
 
 
-@pytest.mark.parametrize("file", ["runs.db", pytest.param("runs.log", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["runs.db", "runs.log"])
 def test_a_few_kills(tmp_path, file, calm):
     """A compile killed twice ends with every score it ever had, and with a program as without the kills."""
     studies, records = killed(str(tmp_path / file), kills=2)

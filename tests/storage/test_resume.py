@@ -196,6 +196,7 @@ def test_two_runs_at_once_are_refused(table, place):
     assert first[0].calls == 20 and again.calls == 30
 
 
+@pytest.mark.parametrize("place", [pytest.param("runs.db", marks=pytest.mark.slow), "runs.log"], indirect=True)
 def test_a_run_in_another_process_is_refused_until_it_is_gone(table, place):
     """A living process holds its study, a killed one does not."""
     code = f"""

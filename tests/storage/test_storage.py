@@ -152,7 +152,7 @@ def test_optunas_own_storages_are_taken_as_they_are(table):
     assert optuna.load_study(storage=storage, study_name="one").user_attrs["kind"] == "search"
 
 
-@pytest.mark.parametrize("name", ["runs.db", "runs.log"])
+@pytest.mark.parametrize("name", ["runs.db", pytest.param("runs.log", marks=pytest.mark.slow)])
 def test_a_disk_that_fills_up_ends_the_run_well(tmp_path, name):
     """When nothing can be written any more, the best so far is returned, and why it ended is said."""
     code = f"""

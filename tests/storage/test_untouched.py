@@ -164,7 +164,7 @@ def test_the_home_folder_has_a_short_name(tmp_path, monkeypatch):
     assert (tmp_path / "runs.db").exists() and main(["runs", "~/runs.db"]) == 0
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_the_command_prints_in_any_encoding(tmp_path, encoding):
     """Texts that the terminal has no signs for are written as escapes."""
     path, table = tmp_path / "runs.db", Table(instructions=2, demos=2, n_examples=6)
