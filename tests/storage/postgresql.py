@@ -28,8 +28,23 @@ def _run(user: str, *command: Any) -> None:
     subprocess.run([*prefix, *map(str, command)], check=True, capture_output=True, cwd="/")
 
 
+class Server(str):
+    """The URL of a database, whose server can be stopped and started again."""
+
+    control: tuple[Any, ...]
+    options: tuple[Any, ...]
+
+    def start(self) -> None:
+        """Returns when it accepts connections."""
+        _run(*self.control, *self.options, "-w", "start")
+
+    def stop(self) -> None:
+        """As a crash: nobody is waited for."""
+        _run(*self.control, "-m", "immediate", "stop")
+
+
 @contextlib.contextmanager
-def running() -> Iterator[str | None]:
+def running() -> Iterator[Server | None]:
     """The URL of an empty database while the block runs; ``None`` where the server is not installed."""
     programs = _programs()
     if programs is None:
@@ -49,11 +64,13 @@ def running() -> Iterator[str | None]:
     try:
         auth = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--username=me"]
         _run(user, programs / "initdb", "-D", data, *auth)
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-        _run(user, programs / "pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start")
+        server = Server(f"postgresql://me:{PASSWORD}@127.0.0.1:{port}/postgres")
+        server.control = (user, programs / "pg_ctl", "-D", data)
+        server.options = ("-o", f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}", "-l", folder / "log")
+        server.start()
         try:
-            yield f"postgresql://me:{PASSWORD}@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            _run(user, programs / "pg_ctl", "-D", data, "-m", "immediate", "stop")
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

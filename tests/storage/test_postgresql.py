@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 
 import pytest
 
 from dspy.promptune import StorageError, search
+from dspy.promptune.storage import writer
 from dspy.promptune.storage.backend import open_storage
 from tests.server import Latency, LMServer, TaskRule
 from tests.storage.lives import LIMIT, QUESTIONS, on_disk
@@ -54,6 +56,73 @@ def test_a_few_kills(server):
     """A compile that is killed ten times keeps all that was finished in PostgreSQL."""
     studies, records = killed(server, kills=10, kills_each=5)
     assert check(studies, records).deaths >= 8
+
+
+class Outage:
+    """Scores prompts as the table does, and at its 30th example has something done to the server, in a thread."""
+
+    def __init__(self, table, happens):
+        self.table, self.count, self.lock = table, 0, threading.Lock()
+        self.thread = threading.Thread(target=happens)
+
+    def __call__(self, params, examples):
+        with self.lock:
+            before, self.count = self.count, self.count + len(examples)
+        if before < 30 <= self.count:
+            self.thread.start()
+        time.sleep(0.01)
+        return self.table(params, examples)
+
+
+def searched(server, evaluate, study_name):
+    """A search of 120 calls in PostgreSQL."""
+    space = evaluate.table.space
+    return search(
+        space, evaluate, n_examples=12, max_calls=120, sampler="random", minibatch_size=4, seed=1, storage=server,
+        study_name=study_name, resume=True, n_jobs=3,
+    )  # fmt: skip
+
+
+def drop(server):
+    """End every connection, four times."""
+    import psycopg
+
+    for _ in range(4):
+        with psycopg.connect(server, autocommit=True) as connection:
+            others = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+            connection.execute(others + " and datname is not null")
+        time.sleep(0.1)
+
+
+def restart(server):
+    """A crash, and a start a second later."""
+    server.stop()
+    time.sleep(1)
+    server.start()
+
+
+@pytest.mark.parametrize("happens", [drop, restart])
+def test_a_server_that_comes_back_is_waited_for(server, table, happens):
+    """A lost connection costs a search nothing: it ends with its whole budget, all of it on disk, none of it twice."""
+    evaluate = Outage(table, lambda: happens(server))
+    found = searched(server, evaluate, happens.__name__)
+    evaluate.thread.join()
+    assert found.calls == 120 and found.ended == "the budget is spent"
+    assert len(table.paid) == len(set(table.paid)) == 120
+    stored = on_disk(server, happens.__name__)
+    assert len({tuple(pair) for pair in stored["pairs"]}) == 120
+    assert "RUNNING" not in {trial.state.name for trial in found.study.get_trials(deepcopy=False)}
+
+
+def test_a_server_that_stays_away_ends_the_run(server, table, monkeypatch):
+    """After the time that it is waited for, the run ends with what it has; taken up again it pays for nothing twice."""
+    monkeypatch.setattr(writer, "RECONNECT_SECONDS", 0.5)
+    evaluate = Outage(table, server.stop)
+    found = searched(server, evaluate, "away")
+    assert "the connection to the server was lost" in found.ended and found.calls < 120
+    server.start()
+    assert searched(server, evaluate, "away").calls == 120
+    assert len(set(table.paid)) == 120 and len(table.paid) <= 120 + 3 * 4  # what was in flight may be paid again
 
 
 DRIVE = f"""

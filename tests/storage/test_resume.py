@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import dspy.promptune.identity.process as process_module
 import dspy.promptune.storage.lease as lease_module
 from dspy.promptune import EvaluationError, OptionError, StorageError, search
 from dspy.promptune.run.streak import MIN_STREAK
@@ -286,9 +287,9 @@ def test_any_interleaving_can_be_resumed(lives):
 def test_a_process_is_known_to_live_on_any_system(monkeypatch, proc):
     """With and without ``/proc`` a living process holds its note; one that has ended, or has its number, does not."""
     if not proc:
-        monkeypatch.setattr(lease_module, "_stat", lambda pid: None)
+        monkeypatch.setattr(process_module, "_stat", lambda pid: None)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    note = {**lease_module.Lease().note(), "pid": child.pid, "process_start": lease_module._process_start(child.pid)}
+    note = {**lease_module.Lease().note(), "pid": child.pid, "process_start": process_module.process_start(child.pid)}
     try:
         assert lease_module.holder(note) == f"process {child.pid} on this machine"
         assert lease_module.holder({**note, "process_start": 1.0}) is None

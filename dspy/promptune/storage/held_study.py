@@ -210,7 +210,7 @@ class HeldStudy:
         return None
 
     def _read_notes(self) -> dict[str, Any]:
-        notes = dict(self._storage.inner.get_study_system_attrs(self.study._study_id))
+        notes = dict(self._storage.get_study_system_attrs(self.study._study_id))
         self.drivers.take_in(notes)
         return notes
 

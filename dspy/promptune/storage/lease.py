@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import socket
 import time
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from dspy.promptune.identity.process import alive, container, process_start
 
 __all__ = ["RENEW_SECONDS", "STALE_SECONDS", "Lease", "abroad", "holder"]
 
@@ -35,8 +35,8 @@ class Lease:
             "token": self.token,
             "pid": pid,
             "host": socket.gethostname(),
-            "space": _space(),
-            "process_start": _process_start(pid),
+            "space": container(),
+            "process_start": process_start(pid),
             "seen": round(time.time(), 3),
         }
 
@@ -64,8 +64,8 @@ def holder(note: Any) -> str | None:
         return f"process {pid} on {host}, last seen {age:.0f} s ago" if age < STALE_SECONDS else None
     if pid == os.getpid():
         return "this process" if note["token"] in _mine else None
-    alive = isinstance(pid, int) and _process_start(pid) == note.get("process_start") and _alive(pid)
-    return f"process {pid} on this machine" if alive else None
+    lives = isinstance(pid, int) and process_start(pid) == note.get("process_start") and alive(pid)
+    return f"process {pid} on this machine" if lives else None
 
 
 def abroad(note: Any) -> bool:
@@ -80,46 +80,4 @@ def _here(note: Mapping[str, Any]) -> bool:
     asked there; a run of its own that is started again in a new container goes on at once.
     """
     same = note.get("host") == socket.gethostname()
-    return same and (not note.get("share") or note.get("space") == _space())
-
-
-@functools.cache
-def _space() -> str | None:
-    """Of which start of the machine and which container this process's number is, where the system says so."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return None
-
-
-def _alive(pid: int) -> bool:
-    """Whether there is such a process, on any system; one that is only waited for is none."""
-    import psutil
-
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-    except (psutil.Error, ValueError, OverflowError):
-        return True
-
-
-def _process_start(pid: int) -> float | None:
-    """When a process began, for numbers of processes recur: in clock ticks since the start of the machine, or where
-    the system does not say that in seconds since 1970."""
-    import psutil
-
-    fields = _stat(pid)
-    if fields is not None:
-        return int(fields[19])
-    try:
-        return float(round(psutil.Process(pid).create_time(), 2))
-    except (psutil.Error, ValueError, OverflowError):
-        return None
-
-
-def _stat(pid: int) -> list[str] | None:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return None
+    return same and (not note.get("share") or note.get("space") == container())

@@ -8,7 +8,7 @@ from dspy.promptune.errors import StorageError
 from dspy.promptune.secrets import masked
 from dspy.promptune.visible import visible
 
-__all__ = ["explain", "place_of"]
+__all__ = ["LOST", "away", "explain", "place_of"]
 
 
 def place_of(storage: str) -> str:
@@ -34,11 +34,21 @@ def explain(error: BaseException, place: str, password: str | None = None) -> St
     if any(mark in text.lower() for mark in _GONE) and _deleted(place):
         text = f"{place} was deleted during the run"
     if "://" in place and any(mark in text.lower() for mark in _LOST):
-        text = "the connection to the server was lost"
+        text = LOST
     text = text.removeprefix("connection failed: ").partition(" Is the server running")[0]
     found = next((remedy for mark, remedy in _REMEDIES if mark in f"{text} {error}".lower()), None)
     what = visible(masked(text)).rstrip(".?! ") or type(cause).__name__
     return StorageError(f"The storage {place} cannot be used: {what}. {found or _ANY}")
+
+
+def away(error: BaseException) -> bool:
+    """Whether an error says that a database server went away, or is not back yet."""
+    link: BaseException | None = error
+    while link is not None:
+        if any(mark in str(getattr(link, "orig", None) or link).lower() for mark in (*_LOST, *_UNREACHABLE)):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def _deleted(place: str) -> bool:
@@ -46,10 +56,13 @@ def _deleted(place: str) -> bool:
     return "://" not in place and bool(Path(place).suffix) and not Path(place).exists()
 
 
+LOST = "the connection to the server was lost"
 # a server that stops, crashes or restarts, as its drivers and SQLAlchemy say it
 _LOST = ("rollback() fully", "terminating connection", "closed the connection", "connection has been closed",
          "connection is closed", "connection already closed", "could not receive data", "terminated abnormally",
          "the database system is")  # fmt: skip
+_UNREACHABLE = ("connection refused", "timeout expired", "connection reset", "broken pipe", "no route to host",
+                "network is unreachable", "server has gone away", "lost connection", "can't connect")  # fmt: skip
 _GONE = ("disk i/o error", "unable to open database file", "readonly database")
 _ANY = "Correct it, or choose another storage."
 _REMEDIES = (

@@ -189,6 +189,8 @@ class StudyStore(HeldStudy):
         try:
             if self.broken is None and self._writer is not None:
                 self._check_file()
+                if self._storage.outages and not self.drivers.share:
+                    self._close_running()  # what a server had made when it went away, and nobody heard of
                 if self.drivers.agreed or not self.drivers.living():
                     for name, value in {**shown, **({"ended": ended} if ended else {})}.items():
                         self.show(name, value)
@@ -237,12 +239,15 @@ class StudyStore(HeldStudy):
 
         Trials that were running when their process ended are FAILED; the scores they have stay.
         """
-        from optuna.trial import TrialState
-
         spent = self.study.user_attrs.get("spent")
         if spent and not any(name.startswith(DRIVER) and name != DRIVER + self.drivers.token for name in self._notes):
             self._write_note(DRIVER + "before", {"spent": spent, "released": True})  # of a version without these notes
         self.drivers.bury()
+        self._close_running()
+
+    def _close_running(self) -> None:
+        from optuna.trial import TrialState
+
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
             self.close_trial(trial._trial_id)
 
@@ -256,10 +261,7 @@ class StudyStore(HeldStudy):
 
     def changed_trials(self, ids: set[int], after: int) -> list[FrozenTrial]:
         """See :func:`dspy.promptune.storage.backend.changed_trials`."""
-        found: list[FrozenTrial] = self._storage.read(
-            changed_trials, self._storage.inner, self.study._study_id, ids, after
-        )
-        return found
+        return list(self._storage.read(changed_trials, self._storage.inner, self.study._study_id, ids, after))
 
     def search_begins(self) -> None:
         """The candidates are there, and what this run evaluates first is claimed: others may join."""

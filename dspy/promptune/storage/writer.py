@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +17,13 @@ from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key
 from dspy.promptune.storage.backend import relational
 from dspy.promptune.storage.lease import RENEW_SECONDS
-from dspy.promptune.storage.messages import explain
+from dspy.promptune.storage.messages import LOST, away, explain
 
 __all__ = ["SafeStorage", "Writer"]
 
 logger = logging.getLogger(__name__)
+
+RECONNECT_SECONDS = 30.0  # that a server may be away during a run; less than it takes other drivers to bury this one
 
 
 class SafeStorage:
@@ -28,7 +31,8 @@ class SafeStorage:
 
     It stands in a study in the place of the storage ``inner``, and does what that does. The first error of a read or a
     write becomes a :class:`StorageError` and is kept as ``broken``. Once it is ``lenient``, ``on_broken`` is called
-    with that, and of later writes only new trials fail: so the run comes to its end with what it has in memory.
+    with that, and of later writes only new trials fail: so the run comes to its end with what it has in memory. Before,
+    a server that went away is waited for, up to :data:`RECONNECT_SECONDS`, and what failed is done again.
     """
 
     def __init__(self, inner: Any, place: str, masker: SecretMasker) -> None:
@@ -36,6 +40,9 @@ class SafeStorage:
         self.broken: StorageError | None = None
         self.lenient = False
         self.on_broken: Callable[[StorageError], None] = lambda error: None
+        self.outages = 0  # so often a server went away
+        self._away: float | None = None  # since when
+        self._lock = threading.Lock()
         self.signature: Mapping[str, Any] = {}
         self._attributes: dict[int, dict[str, Any]] = {}  # of trials that have not ended
         self._checked: dict[str, tuple[Any, str]] = {}  # parameters that the storage took: distribution, and as JSON
@@ -138,15 +145,37 @@ class SafeStorage:
 
         # KeyError is Optuna's for a study or trial that somebody deleted, the other for a run that took this one over.
         errors = (OSError, SQLAlchemyError, StorageInternalError, KeyError, UpdateFinishedTrialError)
-        try:
-            return function(*args, **options)
-        except errors as error:
-            raise self.give_up(error) from error
+        tries = 0
+        while True:
+            try:
+                found = function(*args, **options)
+            except errors as error:
+                if tries and isinstance(error, UpdateFinishedTrialError):
+                    return True  # the try whose answer was lost has done it
+                if not self._outlasts(error):
+                    raise self.give_up(error) from error
+                tries += 1
+            else:
+                self._away = None
+                return found
+
+    def _outlasts(self, error: BaseException) -> bool:
+        """Wait a moment for a server that is away; False where that is not the matter, or it was for too long."""
+        if not self.lenient or self.broken is not None or not away(error):
+            return False
+        with self._lock:
+            first, self._away = self._away is None, self._away or time.monotonic()
+            self.outages += first
+            waited = time.monotonic() - self._away
+        if first:
+            logger.warning("The connection to %s was lost: waiting up to %g s for it.", self.place, RECONNECT_SECONDS)
+        time.sleep(min(2.0, max(0.1, waited / 2)))
+        return waited < RECONNECT_SECONDS and self.broken is None
 
     def give_up(self, error: BaseException) -> StorageError:
         """Remember that nothing can be written any more."""
         first = self.broken is None
-        self.broken = self.broken or explain(error, self.place)
+        self.broken = self.broken or explain(ConnectionError(LOST) if self._away else error, self.place)
         if self.lenient and first:
             logger.error("%s The run ends with what it has.", self.broken)
             self.on_broken(self.broken)
@@ -210,7 +239,7 @@ class Writer:
         """Write what is left, and end."""
         if self._thread.is_alive():
             self._entries.put(None)
-            self._thread.join(30)
+            self._thread.join(RECONNECT_SECONDS + 5)
         self._closed = True
 
     def _run(self) -> None:
@@ -287,8 +316,9 @@ def _in_one_transaction(storage: Any, rows: list[tuple[int, int, float]]) -> boo
     """Scores of examples, all at once."""
 
     def stored(model: Any) -> list[dict[str, Any]]:
+        columns = ("trial_id", "step", "intermediate_value", "intermediate_value_type")
         found = [(*row[:2], *model.intermediate_value_to_stored_repr(row[2])) for row in rows]
-        return [dict(zip(COLUMNS, row, strict=True)) for row in found]
+        return [dict(zip(columns, row, strict=True)) for row in found]
 
     return _insert(storage, "TrialIntermediateValueModel", stored)
 
@@ -312,6 +342,3 @@ def _insert(storage: Any, model: str, rows: Callable[[Any], list[dict[str, Any]]
     except (ImportError, AttributeError, IntegrityError):
         return False
     return True
-
-
-COLUMNS = ("trial_id", "step", "intermediate_value", "intermediate_value_type")
