@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import PromptuneError, StorageError
 from dspy.promptune.secrets import MASK, said
 from dspy.promptune.visible import as_text, visible
@@ -140,7 +141,7 @@ def _export(args: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)) or ["number"])
             writer.writeheader()
             writer.writerows({name: _field(value) for name, value in row.items()} for row in rows)
-        print(f"{len(rows)} trials in {args.csv}.")
+        print(f"{counted(len(rows), 'trial')} in {args.csv}.")
     if args.json:
         whole = {"study": study.study_name, **study.user_attrs, "trials": [_whole(trial) for trial in trials]}
         _writing(args.json).write_text(as_text(whole), encoding="utf-8")
@@ -167,12 +168,16 @@ def _report(args: argparse.Namespace) -> None:
 
     while args.watch and _goes_on(study := _study(args)):
         path = write(study, args.output, renewed=args.watch)
-        print(f"{len(study.get_trials(deepcopy=False))} trials in {path}; Ctrl-C ends this, not the run.", flush=True)
+        print(f"{_trials(study)} in {path}; Ctrl-C ends this, not the run.", flush=True)
         try:
             time.sleep(args.watch)
         except KeyboardInterrupt:
             break
     print(f"The report in {write(_study(args), args.output)}.")
+
+
+def _trials(study: Study) -> str:
+    return counted(len(study.get_trials(deepcopy=False)), "trial")
 
 
 def _goes_on(study: Study) -> bool:
@@ -197,7 +202,7 @@ def _prune(args: argparse.Namespace) -> None:
     named = args.study is not None
     chosen, kept = [], []
     for study in [_study(args, read_only=False)] if named else _studies(args.storage, read_only=False):
-        name, why = f"{study.study_name!r} ({len(study.get_trials(deepcopy=False))} trials)", _spared(study, named)
+        name, why = f"{study.study_name!r} ({_trials(study)})", _spared(study, named)
         if why is None:
             chosen.append((name, study))
         else:

@@ -17,6 +17,8 @@ from typing import Any
 
 import tqdm  # type: ignore[import-untyped]
 
+from dspy.promptune.counted import counted
+
 __all__ = ["Progress", "Standing", "TimeLeft", "above_the_bar"]
 
 logger = logging.getLogger(__name__)
@@ -78,8 +80,8 @@ class Standing:
             (1, ", ".join(wrong)),
             (3, f"{self.running} running, {self.done} done" if self.running is not None else ""),
             (2, f"{self.failed} failed" if self.failed else ""),
-            (4, f"{self.calls:,} calls, {self.in_flight} in flight"),
-            (6, f"{self.tokens:,} tokens" if self.tokens is not None else ""),
+            (4, f"{counted(self.calls, 'call')}, {self.in_flight} in flight"),
+            (6, counted(self.tokens, "token") if self.tokens is not None else ""),
             (5, f"${self.cost:.2f}" if self.cost else ""),
         ]
         return [(rank, words) for rank, words in found if words]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import SpaceError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class PromptSpace:
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.sizes))
-        return f"PromptSpace({sizes} candidates, {self.size:,} combinations)"
+        return f"PromptSpace({sizes} candidates, {counted(self.size, 'combination')})"
 
     @property
     def size(self) -> int:
@@ -236,9 +237,8 @@ class PromptSpace:
         predictors = candidate.predictors()
         expected = 1 + max(part.predictor for part in self.parts)
         if len(predictors) != expected:
-            raise SpaceError(
-                f"The program has {len(predictors)} predictors, the space {expected}: build the space from it."
-            )
+            has = counted(len(predictors), "predictor")
+            raise SpaceError(f"The program has {has}, the space {expected}: build the space from it.")
         for part, index in zip(self.parts, self._checked(key), strict=True):
             predictor = predictors[part.predictor]
             if part.kind == "instruction":
@@ -283,7 +283,7 @@ class PromptSpace:
     def _checked(self, key: Sequence[int]) -> Key:
         if len(key) != len(self.sizes):
             wanted = f"{len(self.sizes)} ({', '.join(self.names)})"
-            raise SpaceError(f"Key {tuple(key)} has {len(key)} indices: this space needs {wanted}.")
+            raise SpaceError(f"Key {tuple(key)} is of length {len(key)}: this space needs {wanted}.")
         for name, index, size in zip(self.names, key, self.sizes, strict=True):
             if not 0 <= index < size:
                 raise SpaceError(f"Index {index} of {name}: there are {size} candidates, so 0 to {size - 1}.")

@@ -44,7 +44,7 @@ def test_the_estimate_is_of_the_same_budget(caplog):
         compiled(10)
     said = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("Estimate") and "110 to search" in line for line in said)
-    assert any("within 110 evaluated examples" in line for line in said)
+    assert any("at most 110 examples scored" in line for line in said)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import EvaluationError, MetricError
 
 __all__ = ["Outcome", "added", "number", "numbers"]
@@ -98,7 +99,6 @@ def numbers(scores: Any, examples: Sequence[int]) -> dict[int, float]:
     except TypeError as error:
         raise EvaluationError(f"The evaluation returned {scores!r}: return a list of one score an example.") from error
     if len(values) != len(examples):
-        raise MetricError(
-            f"The evaluation returned {len(values)} scores for {len(examples)} examples: return one for each."
-        )
+        found, wanted = counted(len(values), "score"), counted(len(examples), "example")
+        raise MetricError(f"The evaluation returned {found} for {wanted}: return one for each.")
     return {example: number(score, "The evaluation") for example, score in zip(examples, values, strict=True)}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
+from dspy.promptune.counted import counted
 from dspy.promptune.distributed.metrics import Metric
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.answers import may_repeat
@@ -264,7 +265,7 @@ def _check(sets: list[DemoSet], demo_set: DemoSet, report: StepReport) -> None:
     """Nothing has worked yet and as many examples failed as one set may have: no set will fare better."""
     failed = sum(each.failed for each in sets)
     if failed and failed >= demo_set.max_errors and not any(each.sound for each in sets):
-        raise _failed(f"The first {failed} examples", report, "; max_errors allows more")
+        raise _failed(f"All of the first {counted(failed, 'example')}", report, "; max_errors allows more")
 
 
 def _check_all(sets: list[DemoSet], report: StepReport) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.promptune.counted import counted
 from dspy.promptune.distributed.metrics import check_metric
 from dspy.promptune.errors import OptionError, SpaceError
 from dspy.promptune.options import check_integer
@@ -73,9 +74,9 @@ def check_program(student: Module) -> None:
     copied = len(student.deepcopy().predictors())
     if copied != len(predictors):
         raise SpaceError(
-            f"A copy of {name} has {copied} predictors instead of {len(predictors)}: something in it cannot be copied "
-            "(a lock, a client, an open file), so predictors that it shares would be several. Leave it out of the "
-            "program, or copy it in __deepcopy__."
+            f"A copy of {name} has {counted(copied, 'predictor')} instead of {len(predictors)}: something in it "
+            "cannot be copied (a lock, a client, an open file), so predictors that it shares would be several. Leave "
+            "it out of the program, or copy it in __deepcopy__."
         )
 
 

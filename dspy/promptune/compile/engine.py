@@ -15,6 +15,7 @@ from dspy.promptune.compile.callbacks import EvaluationCallbacks
 from dspy.promptune.compile.loading import load
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.recorder import Recorder
+from dspy.promptune.counted import counted
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
@@ -82,7 +83,8 @@ class Engine:
         self.progress = Progress(disable=options.disable_progress_bar)
         self._timer: threading.Timer | None = None
         self._loading: list[threading.Thread] = []
-        logger.info("At most %d language-model calls in flight (%d prompts at once).", limit, options.n_jobs)
+        calls, prompts = counted(limit, "language-model call"), counted(options.n_jobs, "prompt")
+        logger.info("At most %s in flight (%s at once).", calls, prompts)
 
     def check(self, program: Module, rules: EvaluationRules) -> None:
         """Refuse what workers could not evaluate, before anything is paid for.
@@ -293,7 +295,7 @@ def optimize(task: Task, engine: Engine) -> Module:
         task.arrivals.listen(driver)
     if engine.books.store is not None:
         engine.books.store.lost = driver.stop
-    logger.info("Searching %r within %d evaluated examples.", space, task.max_calls)
+    logger.info("Searching %r, at most %s scored.", space, counted(task.max_calls, "example"))
     try:
         ended = _searched(driver)
         if task.arrivals is not None:

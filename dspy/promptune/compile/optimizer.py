@@ -33,6 +33,7 @@ from dspy.promptune.compile.options import CompileOptions, upstream_budget
 from dspy.promptune.compile.own import extended, own_candidates
 from dspy.promptune.compile.proposing import ProposeOptions, propose_instructions, start_summary
 from dspy.promptune.compile.step_report import StepReport
+from dspy.promptune.counted import counted
 from dspy.promptune.distributed.programs import EvaluationRules
 from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.identity.encoding import restorable
@@ -203,7 +204,7 @@ class CompileRun(_upstream.MIPROv2):
             found=None if self._attempts is None else self._attempts.found,
             ready=None if zero_shot else lambda demos: self._begin_demos(program, demos, chosen.num_sets),
         )
-        logger.info("Step 1: bootstrapping %d sets of demonstrations.", chosen.num_sets)
+        logger.info("Step 1: bootstrapping %s.", counted(chosen.num_sets, "demo set"))
         self._engine.show_calls("Step 1 of 3, demo sets", BOOTSTRAP, self._expected.bootstrap)
         return books.candidates(
             "demos",
@@ -336,7 +337,7 @@ class CompileRun(_upstream.MIPROv2):
         )
         if demo_candidates and self._zero_shot is False:
             self._begin_demos(program, demo_candidates, max(map(len, demo_candidates.values())))
-        logger.info("Step 2: proposing %d instructions for each predictor.", num_instruct_candidates)
+        logger.info("Step 2: proposing %s for each predictor.", counted(num_instruct_candidates, "instruction"))
 
         def proposed(found: Callable[[int, str], None] | None = None) -> dict[int, list[str]]:
             produce = lambda: propose_instructions(  # noqa: E731

@@ -12,6 +12,7 @@ from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.compile.answers import Answers
 from dspy.promptune.compile.attributes import Entry, entries_of
+from dspy.promptune.counted import counted
 from dspy.promptune.distributed.programs import ProgramCache
 from dspy.promptune.limits.usage import Usage
 from dspy.promptune.progress import Standing
@@ -110,13 +111,12 @@ class Recorder(LoopListener):
         self._engine.progress.close()
         gateway, work = self._engine.gateway, self._engine.work
         logger.info(
-            "%d language-model calls, cached ones too; %d at once at most, %d shared, %d retried, %d refused, "
-            "%d out of time.",
-            gateway.calls, gateway.limiter.peak, gateway.shared, gateway.retried, gateway.limiter.refused,
-            self._engine.pool.given_up + (work.late if work is not None else 0),
+            "%s, cached ones too; %d at once at most, %d shared, %d retried, %d refused, %d out of time.",
+            counted(gateway.calls, "language-model call"), gateway.limiter.peak, gateway.shared, gateway.retried,
+            gateway.limiter.refused, self._engine.pool.given_up + (work.late if work is not None else 0),
         )  # fmt: skip
         if work is not None and work.cut:
-            logger.info("%d examples that were still running at the end were not waited for.", work.cut)
+            logger.info("Not waited for at the end: %s still running.", counted(work.cut, "example"))
 
 
 def _more(before: float | None, now: float | None) -> float | None:

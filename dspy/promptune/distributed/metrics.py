@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from dspy.promptune.allocation.outcome import number
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import EvaluationError, MetricError, OptionError
 
 __all__ = ["Metric", "check_metric", "score_of"]
@@ -40,9 +41,9 @@ def check_metric(metric: Any) -> None:
         raise OptionError(f"metric={metric!r}: give a function metric(example, prediction, trace=None) -> number.")
     least, most = _arity(metric)
     if most < 2 or least > MOST:
-        count = least if least > MOST else most
+        count = counted(least if least > MOST else most, "argument")
         raise OptionError(
-            f"The metric {getattr(metric, '__name__', metric)!r} takes {count} arguments: it is called with an example "
+            f"The metric {getattr(metric, '__name__', metric)!r} takes {count}: it is called with an example "
             "and a prediction, if it has room for it with a trace, and with None for a predictor's name and trace."
         )
 

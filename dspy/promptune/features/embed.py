@@ -10,6 +10,7 @@ import numpy as np
 from cachetools import LRUCache, cached
 from numpy.typing import NDArray
 
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import EmbeddingError
 from dspy.promptune.features.minilm import embed_minilm
 from dspy.promptune.features.ngram import embed_ngrams
@@ -161,18 +162,19 @@ def _checked(texts: list[str], function: Callable[[list[str]], Any]) -> Vectors:
     except Exception as error:
         know(secrets_of(function))
         raise EmbeddingError(
-            f"{who} failed on {len(texts)} texts ({said(error)}). It must turn a list of n texts "
+            f"{who} failed on {counted(len(texts), 'text')} ({said(error)}). It must turn a list of n texts "
             "into n vectors of equal width; try it alone on these texts, or pass embedder='minilm'."
         ) from cause(error)
+    given, rows = counted(len(texts), "text"), counted(len(texts), "row")
     if vectors.ndim != 2 or len(vectors) != len(texts) or vectors.shape[1] == 0:
         raise EmbeddingError(
-            f"{who} returned shape {vectors.shape} for {len(texts)} texts: it must return {len(texts)} rows of equal "
-            "width, one vector a text, in the order of the texts."
+            f"{who} returned shape {vectors.shape} for {given}: it must return {rows} of equal width, one "
+            "vector a text, in the order of the texts."
         )
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise EmbeddingError(
-            f"{who} returned NaN or infinity for {len(bad)} of {len(texts)} texts, first for "
+            f"{who} returned NaN or infinity for {len(bad)} of {given}, first for "
             f"{texts[bad[0]][:80]!r}: every value must be finite. Repair the embedder, or pass embedder='minilm'."
         )
     return vectors

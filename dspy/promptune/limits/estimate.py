@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import BudgetError
 from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE, REFLECT, SEARCH, BudgetLimits
 from dspy.promptune.limits.prices import price_of
@@ -52,8 +53,8 @@ class Estimate:
     def __str__(self) -> str:
         cost = "price unknown" if self.cost is None else f"${self.cost:,.2f}"
         return (
-            f"about {self.calls:,} calls ({self.bootstrap:,} to bootstrap, {self.propose:,} to propose, "
-            f"{self.search:,} to search), {self.tokens:,} tokens, {cost}"
+            f"about {counted(self.calls, 'call')} ({self.bootstrap:,} to bootstrap, {self.propose:,} to propose, "
+            f"{self.search:,} to search), {counted(self.tokens, 'token')}, {cost}"
         )
 
     def prior(self) -> dict[str, dict[str, float]]:

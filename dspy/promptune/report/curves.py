@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import OptionError
 from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, percent
 from dspy.promptune.report.record import Moment, RunRecord, mean
@@ -83,9 +84,10 @@ def _known_then(record: RunRecord) -> list[Scores]:
 
 def _text(record: RunRecord, moment: Moment) -> str:
     row = record.rows[moment.key]
+    scored = counted(len(row), "example")
     return (
-        f"<b>{as_text(prompt_name(record.space, moment.key))}</b><br>after {moment.calls:,} examples, "
-        f"{moment.seconds:.1f} s<br>{percent(mean(row.values()))} % on the {len(row)} examples it had at the end"
+        f"<b>{as_text(prompt_name(record.space, moment.key))}</b><br>after {counted(moment.calls, 'example')}, "
+        f"{moment.seconds:.1f} s<br>{percent(mean(row.values()))} % on the {scored} it had at the end"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dspy.promptune.counted import counted
 from dspy.promptune.report.drawing import percent
 from dspy.promptune.report.record import RunRecord, mean
 from dspy.promptune.report.statistics import Difference, difference, interval
@@ -30,11 +31,13 @@ def headline(record: RunRecord) -> list[Number]:
     loading = float(record.spent.get("load", {}).get("seconds") or 0.0)
     rest = f"{duration(record.seconds)} of it search" + (f", {duration(loading)} loading" if loading >= 1 else "")
     took = [
-        Number("language-model calls", f"{calls:,.0f}" if calls else DASH, f"{record.calls:,} examples scored"),
+        Number(
+            "language-model calls", f"{calls:,.0f}" if calls else DASH, f"{counted(record.calls, 'example')} scored"
+        ),
         Number("cost", f"${cost:,.2f}" if cost else "not known", _tokens(tokens, cost)),
     ]
     if not (calls or cost or tokens):  # a search without language models
-        took = [Number("examples scored", f"{record.calls:,}", f"of {len(record.rows):,} prompts")]
+        took = [Number("examples scored", f"{record.calls:,}", f"of {counted(len(record.rows), 'prompt')}")]
     return [
         Number("before", _score(before), _between(before) or "the original program was not scored"),
         Number("after", _score(after), _between(after)),
@@ -93,16 +96,16 @@ def _within(record: RunRecord, low: float, high: float) -> tuple[float, float]:
 
 
 def _tokens(tokens: float, cost: float) -> str:
-    words = f"{tokens:,.0f} tokens" if tokens else ""
+    words = counted(tokens, "token") if tokens else ""
     return words if cost else f"{words}{'; ' if words else ''}the model's price is not known"
 
 
 def _failed(record: RunRecord) -> Number:
     failures, trials = record.example_failures, len(record.failures)
     count = failures.errors + failures.unreadable
-    note = f"{failures.errors} raised, {failures.unreadable} unreadable; {trials} of {len(record.evaluations)} trials"
-    value = f"{count:,} example{'s' * (count != 1)}"
-    return Number("failed", value, note if count or trials else "no trial failed either")
+    of = f"{trials} of {counted(len(record.evaluations), 'trial')}"
+    note = f"{failures.errors} raised, {failures.unreadable} unreadable; {of}"
+    return Number("failed", counted(count, "example"), note if count or trials else "no trial failed either")
 
 
 def total(record: RunRecord, kind: str) -> float:
@@ -130,7 +133,7 @@ def _between(row: dict[int, float]) -> str:
     low, high = interval(list(row.values()))
     if not row:
         return ""
-    count = f"{len(row)} example{'s' * (len(row) != 1)}"
+    count = counted(len(row), "example")
     return f"{_range(low, high)} (95 %), {count}" if low == low else count
 
 

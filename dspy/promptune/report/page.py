@@ -11,11 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import OptionError
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.curves import draw_switch
 from dspy.promptune.report.drawing import graph_objects, percent
-from dspy.promptune.report.headline import headline
+from dspy.promptune.report.headline import duration, headline
 from dspy.promptune.report.held_out import HeldOut, evaluated
 from dspy.promptune.report.leaderboard import leaderboard
 from dspy.promptune.report.lineage import lineage
@@ -224,7 +225,7 @@ def _subtitle(record: RunRecord) -> str:
     options = facts.get("options") or {}
     sizes = " × ".join(str(len(part.distinct)) for part in record.space.parts)
     words = [
-        f"{len(record.space):,} combinations of {sizes} candidates",
+        f"{counted(len(record.space), 'combination')} of {sizes} candidates",
         f"sampler {options.get('sampler') or 'tpe'}",
         f"{options['n_jobs']} at once" if options.get("n_jobs") else "",
         f"metric {facts['metric']}" if facts.get("metric") else "",
@@ -264,9 +265,9 @@ def _notes(record: RunRecord) -> list[str]:
     if record.replayed:
         notes.append("“Best so far” is reconstructed from the scores: the run did not write it down.")
     if record.idle:
-        notes.append(f"The run was taken up again: {record.idle:,.0f} idle seconds are cut out of all times.")
+        notes.append(f"The run was taken up again: {duration(record.idle)} without a process are cut out of all times.")
     if refused := record.facts.get("refused"):
-        reasons = "; ".join(f"{count} times: {why}" for why, count in Counter(refused).items())
+        reasons = "; ".join(f"{counted(count, 'time')}: {why}" for why, count in Counter(refused).items())
         notes.append(f"Requests for a new instruction that brought nothing: {len(refused)} ({reasons}).")
     beliefs = record.beliefs
     if beliefs is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dspy.promptune.counted import counted
 from dspy.promptune.report.beliefs import Beliefs, Effect, effects_of
 from dspy.promptune.report.drawing import (
     COLORS,
@@ -110,7 +111,7 @@ def _count(record: RunRecord, key: Key) -> str:
 
 def _belief(record: RunRecord, beliefs: Beliefs, key: Key) -> str:
     row, belief = record.rows.get(key, {}), beliefs.of(key)
-    measured = f"measured {percent(mean(row.values()))} % on {len(row)} examples" if row else "never tried"
+    measured = f"measured {percent(mean(row.values()))} % on {counted(len(row), 'example')}" if row else "never tried"
     expected = "" if belief is None else f"expected {percent(belief[0])} ± {percent(belief[1])} %, "
     return f"<b>{as_text(prompt_name(record.space, key))}</b>: {expected}{measured}<br>{prompt_lines(record, key)}"
 

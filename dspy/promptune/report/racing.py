@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dspy.promptune.counted import counted
 from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, percent, prompt_lines
 from dspy.promptune.report.record import Evaluation, RunRecord, mean
 from dspy.promptune.space import Key
@@ -33,7 +34,7 @@ def draw_spending(record: RunRecord) -> Figure:
         _add(found, record, kind, some, place)
     if others:
         rest = sum(paid[key] for key in others)
-        text = f"{len(others)} more prompts took {rest:,} examples, {rest / len(others):.1f} each"
+        text = f"{counted(len(others), 'more prompt')} took {counted(rest, 'example')}, {rest / len(others):.1f} each"
         found.add_trace(
             graph_objects().Bar(
                 x=[rest / len(others)], y=[len(shown)], orientation="h", name="others, on average", hovertext=[text],

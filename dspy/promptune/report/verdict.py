@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from dspy.promptune.counted import counted
 from dspy.promptune.report.cases import Cases, cases_of
 from dspy.promptune.report.drawing import percent
 from dspy.promptune.report.headline import Expectation, duration, expectation, total
@@ -101,7 +102,7 @@ class Verdict:
         if self.expected is not None:
             found.append(f"New data {self.expected.words()}, as the model of the prompts has it")
         found.append(f"Spent    {self.spent()}")
-        failed = [f"Failed   {len(self.record.failures)} trials"] if self.record.failures else []
+        failed = [f"Failed   {counted(len(self.record.failures), 'trial')}"] if self.record.failures else []
         return found + failed + ([] if failures.many else [f"Failing  {line}" for line in failures.lines()])
 
     def _winner(self) -> str:
@@ -114,16 +115,16 @@ class Verdict:
             return "not known: too few examples were scored by both"
         points = f"{100 * self.gain.mean:+.1f} points (95 %: {100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
         cases = self.cases
-        return f"{points}; of {cases.compared} examples {len(cases.fixed)} fixed, {len(cases.broken)} broken"
+        return f"{points}; of {counted(cases.compared, 'example')} {len(cases.fixed)} fixed, {len(cases.broken)} broken"
 
     def spent(self) -> str:
         """Calls, examples, tokens, dollars and wall time."""
         record = self.record
         calls, tokens, cost = (total(record, kind) for kind in ("calls", "tokens", "cost"))
-        parts = [f"{calls:,.0f} language-model calls"] if calls else []
-        parts.append(f"{record.calls:,} examples scored")
+        parts = [counted(calls, "language-model call")] if calls else []
+        parts.append(f"{counted(record.calls, 'example')} scored")
         if tokens:
-            parts.append(f"{tokens:,.0f} tokens")
+            parts.append(counted(tokens, "token"))
             parts.append(f"${cost:,.2f}" if cost else "dollars not known")
         seconds = total(record, "seconds") or record.seconds
         loading = float(record.spent.get("load", {}).get("seconds") or 0.0)
@@ -169,13 +170,13 @@ class Verdict:
     def _about_examples(self) -> list[str]:
         found, size = [], self.record.n_examples
         if size and len(self.after) < size:
-            found.append(f"The winner was scored on {len(self.after)} of {size} validation examples only.")
+            found.append(f"The winner was scored on {len(self.after)} of {counted(size, 'validation example')} only.")
         if size and size < FEW:
             low, high = interval(list(self.after.values()))
             if high == high:
                 half = f"{50 * (high - low):.0f}"
-                count = len(self.after)
-                found.append(f"With {count} examples a score is known to ±{half} points: give more, if you can.")
+                count = counted(len(self.after), "example")
+                found.append(f"With {count} a score is known to ±{half} points: give more, if you can.")
         return found
 
     def _about_rivals(self) -> list[str]:
@@ -196,7 +197,7 @@ def scored(row: Row) -> str:
     if not row:
         return "not scored"
     low, high = interval(list(row.values()))
-    right = f"{round(math.fsum(row.values()))} of {len(row)} right" if _counted(row) else f"{len(row)} examples"
+    right = f"{round(math.fsum(row.values()))} of {len(row)} right" if _counted(row) else counted(len(row), "example")
     return f"{percent(mean(row.values()))} % ({right}" + (f"; 95 %: {_range(low, high)})" if low == low else ")")
 
 
@@ -208,9 +209,9 @@ def instead(before: Row, after: Row) -> str:
     """Two rows of the same examples in words."""
     if _counted(before) and _counted(after):
         right = [round(math.fsum(row.values())) for row in (after, before)]
-        return f"{right[0]} of {len(after)} validation examples right instead of {right[1]}"
+        return f"{right[0]} of {counted(len(after), 'validation example')} right instead of {right[1]}"
     score = [percent(mean(row.values())) for row in (after, before)]
-    return f"Score {score[0]} % instead of {score[1]} % on {len(after)} validation examples"
+    return f"Score {score[0]} % instead of {score[1]} % on {counted(len(after), 'validation example')}"
 
 
 def sure(gain: Difference | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.outcome import Outcome
+from dspy.promptune.counted import counted
 from dspy.promptune.secrets import said, traced
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class ExampleFailures:
         ):
             if count:
                 share = f" ({100 * count / self.scored:.0f} %)" if self.scored else ""
-                text = f"{count:,} of {self.scored:,} scored examples{share} {what} and counted as wrong."
+                text = f"{count:,} of {counted(self.scored, 'scored example')}{share} {what} and counted as wrong."
                 found.append(f"{text} First: {sample}" if sample else text)
         return found
 

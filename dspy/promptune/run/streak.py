@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dspy.promptune.counted import counted
+
 __all__ = ["FailureStreak"]
 
 MIN_STREAK = 5  # failures one after another, with no example scored between them, before a run gives up
@@ -40,7 +42,7 @@ class FailureStreak:
     def too_long(self) -> str | None:
         """What there are too many of, in words."""
         if self._unanswered >= self._limit:
-            return f"{self._unanswered} evaluations got no answer in a row"
+            return f"{counted(self._unanswered, 'evaluation')} got no answer in a row"
         if self._blamed >= self._limit and self._lost > self._most:
-            return f"{self._blamed} evaluations failed in a row, {self._lost} calls were lost"
+            return f"{counted(self._blamed, 'evaluation')} failed in a row, {counted(self._lost, 'call')} lost"
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dspy.promptune.allocation.writing import FAILURES, Text, WriteDecision, WritingPolicy, WritingState
+from dspy.promptune.counted import counted
 from dspy.promptune.errors import EmbeddingError, StorageError
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.texts import PROPOSED, appended, lineage_of, noted_text
@@ -287,7 +288,7 @@ class Writing:
         why = "nothing was written"
         for text in dict.fromkeys(str(text).strip() for text in texts):
             if not self._is_new(part, text):
-                why = f"a text of {len(text)} characters is empty, too long, or there already"
+                why = f"a text of {counted(len(text), 'character')} is empty, too long, or there already"
             elif self._near(text, [*self._known(part), *good]):
                 why = "a text nearly copies one that is there"
             else:
