@@ -46,7 +46,7 @@ class Faults:
         self._successes: Counter[Key] = Counter()
         self._accusers: dict[int, set[Key]] = {}
         self._doubted: set[int] = set()  # of prompts in the running
-        self._silent = SILENT
+        self._silent, self._scored = SILENT, 0  # failures that put out a prompt, examples with a score when last judged
         self._steps: dict[Key, int] = {}  # examples to try next of those that may explain a failure, at most
 
     def __contains__(self, key: Key) -> bool:
@@ -68,7 +68,7 @@ class Faults:
         self._successes[job.key] += 1
         if job.key in self._steps:
             self._steps[job.key] *= 2
-        if self._failures:
+        if job.key in self._failures or (self._failures and len(self._table.examples) > self._scored):
             self._judge()
 
     def relent(self, n_examples: int) -> bool:
@@ -131,6 +131,7 @@ class Faults:
         return [examples for examples in self._failures.get(key, ()) if not examples & self.examples]
 
     def _judge(self) -> None:
+        self._scored = len(self._table.examples)
         for key in self._failures:
             for example in [min(each) for each in self._doubts(key) if len(each) == 1 and self._table.count(key)]:
                 self._accusers.setdefault(example, set()).add(key)
