@@ -224,6 +224,14 @@ def test_limits_are_for_all():
     assert meter.spent()["search"]["calls"] == 10 and meter.own()["search"]["calls"] == 2
 
 
+def test_what_another_driver_may_spend_is_not_shown_as_spent():
+    """It counts for the limits until that driver says what it took."""
+    meter = BudgetMeter(BudgetLimits(max_lm_calls=10))
+    meter.elsewhere({"search": {"calls": 9, "tokens": 50}}, {"search": {"calls": 4}})
+    assert meter.spent()["search"]["calls"] == 5 and meter.spent()["search"]["tokens"] == 50
+    assert meter.admit() and not meter.admit()
+
+
 def test_who_comes_late_has_the_same_winner(table, memory):
     """A driver that starts when all is done pays for nothing and returns what the others did."""
     (first, _), _ = together(table, memory, **MINIBATCHES)

@@ -79,6 +79,7 @@ class BudgetMeter:
         self.examples = 0
         self._spent: dict[str, dict[str, float]] = {}
         self._elsewhere: Mapping[str, Mapping[str, float]] = {}
+        self._pending: Mapping[str, Mapping[str, float]] = {}
         self._now: dict[str, float] = {}  # of the search in this start: for rates
         self._open = 0
         self._began = self._search_began = time.monotonic()
@@ -94,10 +95,15 @@ class BudgetMeter:
         self._untold: set[str] = set()
         self._lock = threading.Lock()
 
-    def elsewhere(self, amounts: Mapping[str, Mapping[str, float]]) -> None:
-        """Earlier starts of the run, and others that share it, have spent this, by step; the limits are on all."""
+    def elsewhere(
+        self, amounts: Mapping[str, Mapping[str, float]], pending: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
+        """Earlier starts of the run, and others that share it, have spent this, by step; the limits are on all.
+
+        Of these amounts, ``pending`` is not spent yet, but may be.
+        """
         with self._lock:
-            self._elsewhere = amounts
+            self._elsewhere, self._pending = amounts, pending or {}
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -276,7 +282,9 @@ class BudgetMeter:
 
     def spent(self) -> dict[str, dict[str, float]]:
         """The same with what was spent elsewhere."""
-        return self._summed(self._elsewhere)
+        with self._lock:
+            less = {step: {kind: -each for kind, each in row.items()} for step, row in self._pending.items()}
+        return self._summed(self._elsewhere, less)
 
     def _summed(self, *others: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
         with self._lock:

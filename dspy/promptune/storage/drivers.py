@@ -165,6 +165,10 @@ class SharedDrivers:
             notes = list(self._others.values())
         return total(*(note.get(name) or {} for note in notes for name in ("spent", "reserved")))
 
+    def pending(self) -> dict[str, dict[str, float]]:
+        """How much of that those that live have not spent yet."""
+        return total(*(note.get("reserved") or {} for note in self.living().values()))
+
     def _sharing(self) -> dict[str, Mapping[str, Any]]:
         with self._lock:
             return {token: note for token, note in self._others.items() if note.get("share")}

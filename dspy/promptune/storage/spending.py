@@ -31,7 +31,7 @@ class SpendingNotes:
 
     def begin(self, meter: BudgetMeter) -> None:
         """Let a meter know what was spent elsewhere, and from now on write down first what it lets through."""
-        meter.elsewhere(self._drivers.spent())
+        meter.elsewhere(self._drivers.spent(), self._drivers.pending())
         meter.write_ahead(lambda: self._ahead(meter))
 
     def _ahead(self, meter: BudgetMeter) -> None:
@@ -61,5 +61,5 @@ class SpendingNotes:
         """What was spent elsewhere, as far as others may write it: as it is now."""
         if self._drivers.share and self._works():
             self._drivers.refresh()
-        meter.elsewhere(others := self._drivers.spent())
+        meter.elsewhere(others := self._drivers.spent(), self._drivers.pending())
         return others

@@ -56,10 +56,9 @@ def open_study_store(
             if value is not None:
                 raise OptionError(f"{name}={value!r} needs storage=: a file such as runs.db, or a URL.")
         return None
-    if study_name is not None and (not isinstance(study_name, str) or not study_name):
-        raise OptionError(f"study_name={study_name!r}: it must be a text, or None for {default_name!r}.")
-    if study_name is not None and ("\x00" in study_name or HALF.search(study_name)):
-        raise OptionError(f"study_name={study_name!a}: it must be a text of whole characters, without NUL.")
+    named = isinstance(study_name, str) and study_name and "\x00" not in study_name and not HALF.search(study_name)
+    if study_name is not None and not named:
+        raise OptionError(f"study_name={study_name!a}: it must be a text without NUL, or None for {default_name!r}.")
     opened = open_storage(storage)
     if share and opened.journal:
         raise StorageError(
@@ -271,8 +270,7 @@ class StudyStore(HeldStudy):
 
     def _trial_id(self, number: int) -> int:
         if number not in self._ids:
-            study_id = self.study._study_id
-            self._ids[number] = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            self._ids[number] = self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
         return self._ids[number]
 
 
