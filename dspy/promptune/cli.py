@@ -121,8 +121,8 @@ def _show(args: argparse.Namespace) -> None:
     for name, text in _winner(attributes).items():
         print(visible(f"\n{name}:\n{text}"))
     rows = trial_rows(study.get_trials(deepcopy=False))
-    for line in failures_of(study.get_trials(deepcopy=False)).lines():
-        print(f"\n{line}")
+    for line in [*attributes.get("missing", ()), *failures_of(study.get_trials(deepcopy=False)).lines()]:
+        print(f"\n{visible(line)}")
     hidden = ("started", "ended")
     columns = tuple(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
     print(f"\n{_table([name for name in columns if name not in hidden], rows)}")

@@ -145,7 +145,7 @@ def test_a_call_that_fails_once_changes_nothing_but_the_rollout():
     rng, own = random.Random(1), random.Random(1)
     demos = our_sets(Chain(1), lm, rng, True, report=report)
     assert plain(demos) == plain(our_sets(Chain(1), sound, own, True))
-    assert report.retried > 0
+    assert not report.failures
     found = our_instructions(Chain(1), lm, rng, demos, 4, report=report)[0]
     wanted = our_instructions(Chain(1), sound, own, demos, 4)[0]
     assert len(found) == len(set(found)) == 4

@@ -86,10 +86,12 @@ def test_markup_in_a_prompt_stays_text(opened):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(opened, scheme):
-    """At 360 pixels neither the page nor a figure is wider than the screen."""
+    """At 360 pixels neither the page nor a figure is wider than the screen, and no open table is wider than its box."""
     page, said = opened(width=360, color_scheme=scheme, is_mobile=True, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 360 and said == []
     assert all(page.locator(f"#{figure}").bounding_box()["width"] <= 360 for figure in FIGURES)
+    hidden = "[...document.querySelectorAll('section > .wide')].map(each => each.scrollWidth - each.clientWidth)"
+    assert set(page.evaluate(hidden)) == {0}
 
 
 def test_the_curve_is_shown_against_time_as_well(opened, stored):

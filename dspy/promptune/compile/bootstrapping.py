@@ -153,7 +153,6 @@ class DemoSet(BootstrapFewShot):
             except Exception as error:
                 if rollout == RETRIES or not _unreachable(error):
                     raise
-                report.retry()
             else:
                 return lane.name2traces if right else None
         raise AssertionError("unreachable")

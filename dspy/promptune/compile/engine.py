@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 FIRST_BLOCK = 20  # examples on which every demo set is tried while instructions are proposed,
 FIRST_SHARE = 0.15  # and the share of the budget that they may take together
 OPEN_BLOCK = 5  # the same where instructions are written during the search: more of the calls are for those
+MISSING = "missing"  # the fact that says what steps 1 and 2 could not make
 RETRIES = 1  # times a job is tried again after a time-out, or with a language model out of reach
 
 
@@ -203,6 +204,12 @@ class Engine:
         if not self._begun:
             self.broken = error
             self.expire("the metric is broken")
+
+    def missing(self, lines: Sequence[str]) -> None:
+        """Note for the record what steps 1 and 2 could not make."""
+        self.books.facts = {**self.books.facts, MISSING: list(lines)}
+        if self.books.store is not None:
+            self.books.store.show(MISSING, list(lines))
 
     def interrupted(self) -> None:
         """Ctrl-C, once."""

@@ -20,14 +20,7 @@ from dspy.promptune.compile.attributes import attach_unsearched
 from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets
 from dspy.promptune.compile.call import call_of
 from dspy.promptune.compile.door import check_program, checked_options, lms_of, split_size
-from dspy.promptune.compile.engine import (
-    FIRST_BLOCK,
-    FIRST_SHARE,
-    OPEN_BLOCK,
-    Engine,
-    Task,
-    optimize,
-)
+from dspy.promptune.compile.engine import FIRST_BLOCK, FIRST_SHARE, OPEN_BLOCK, Engine, Task, optimize
 from dspy.promptune.compile.loading import by_blocks, check_embedder, ours
 from dspy.promptune.compile.options import CompileOptions, upstream_budget
 from dspy.promptune.compile.own import extended, own_candidates
@@ -150,7 +143,7 @@ class CompileRun(_upstream.MIPROv2):
             name=type(student).__name__, lms=lms,
         )  # fmt: skip
         run._engine = Engine(options, run.num_threads or dspy.settings.num_threads, books)
-        run._report = StepReport(memory=books.memory, broken=run._engine.metric_broken)
+        run._report = StepReport(books.memory, run._engine.metric_broken, run._engine.missing)
         run._summary = None
         run._attempts = run._arrivals = None
         run.task_model, run.prompt_model = through_gateway(run.task_model), through_gateway(run.prompt_model)
@@ -193,28 +186,26 @@ class CompileRun(_upstream.MIPROv2):
         if zero_shot:
             bootstrapped, labeled = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT, LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT
         chosen = BootstrapOptions(
-            num_sets=options["num_fewshot_candidates"],
-            max_bootstrapped_demos=bootstrapped,
-            max_labeled_demos=labeled,
-            metric=self.metric,
-            metric_threshold=options["metric_threshold"],
-            teacher=teacher,
-            teacher_settings=self.teacher_settings,
-            max_errors=options["max_errors"],
+            num_sets=options["num_fewshot_candidates"], max_bootstrapped_demos=bootstrapped, max_labeled_demos=labeled,
+            metric=self.metric, metric_threshold=options["metric_threshold"], max_errors=options["max_errors"],
+            teacher=teacher, teacher_settings=self.teacher_settings,
             found=None if self._attempts is None else self._attempts.found,
             ready=None if zero_shot else lambda demos: self._begin_demos(program, demos, chosen.num_sets),
-        )
+        )  # fmt: skip
         logger.info("Step 1: bootstrapping %s.", counted(chosen.num_sets, "demo set"))
         self._engine.show_calls("Step 1 of 3, demo sets", BOOTSTRAP, self._expected.bootstrap)
-        return books.candidates(
-            "demos",
-            BOOTSTRAP,
-            self.rng,
-            lambda: bootstrap_demo_sets(
-                program, trainset, options=chosen, rng=self.rng, pool=self._engine.patient(per_call=False),
-                report=self._report,
-            ),
+        produce = lambda: bootstrap_demo_sets(  # noqa: E731
+            program, trainset, options=chosen, rng=self.rng, pool=self._engine.patient(per_call=False),
+            report=self._report,
         )  # fmt: skip
+        return self._candidates("demos", BOOTSTRAP, produce)
+
+    def _candidates(self, name: str, step: str, produce: Callable[[], Mapping[int, list[Any]]]) -> dict[int, list[Any]]:
+        """The candidates of a step, from the study or made now, and a note of those that could not be made."""
+        found = self._engine.books.candidates(name, step, self.rng, produce)
+        if self._engine.books.leads:
+            self._report.finished(step)
+        return found
 
     def _estimate(self, program: Module, step_1: dict[str, Any]) -> Callable[[], None]:
         """Say what this will take; what is returned refuses a budget that is too small for it."""
@@ -323,18 +314,12 @@ class CompileRun(_upstream.MIPROv2):
         fewshot_aware_proposer: bool,
         num_instruct_candidates: int,
     ) -> dict[int, list[str]]:
-
         options = ProposeOptions(
-            prompt_model=self.prompt_model,
-            num_candidates=num_instruct_candidates,
-            view_data_batch_size=view_data_batch_size,
-            program_aware=program_aware_proposer,
-            data_aware=data_aware_proposer,
-            tip_aware=tip_aware_proposer,
-            fewshot_aware=fewshot_aware_proposer,
-            init_temperature=self.init_temperature,
-            num_demos_in_context=BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT,
-        )
+            prompt_model=self.prompt_model, num_candidates=num_instruct_candidates,
+            view_data_batch_size=view_data_batch_size, program_aware=program_aware_proposer,
+            data_aware=data_aware_proposer, tip_aware=tip_aware_proposer, fewshot_aware=fewshot_aware_proposer,
+            init_temperature=self.init_temperature, num_demos_in_context=BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT,
+        )  # fmt: skip
         if demo_candidates and self._zero_shot is False:
             self._begin_demos(program, demo_candidates, max(map(len, demo_candidates.values())))
         logger.info("Step 2: proposing %s for each predictor.", counted(num_instruct_candidates, "instruction"))
@@ -344,7 +329,7 @@ class CompileRun(_upstream.MIPROv2):
                 program, trainset, demo_candidates, options=replace(options, found=found), rng=self.rng,
                 pool=self._engine.patient(per_call=True), summary=self._summary, report=self._report,
             )  # fmt: skip
-            return self._engine.books.candidates("instructions", PROPOSE, self.rng, produce)
+            return self._candidates("instructions", PROPOSE, produce)
 
         own = {i: [predictor.signature.instructions] for i, predictor in enumerate(program.predictors())}
         if searches_early(self._options, self._engine.books, extended(own, self._own["instructions"])):

@@ -238,11 +238,13 @@ class _Step:
         for last, rollout in enumerate(rollouts, start=1):
             try:
                 with dspy.context(lm=self._rollout(rollout)):
-                    return str(strip_prefix(strip_prefix(predictor(**fields).proposed_instruction)))
+                    text = str(strip_prefix(strip_prefix(predictor(**fields).proposed_instruction or "")))
+                if text.strip():
+                    return text
+                raise EvaluationError("the model gave an empty instruction")
             except Exception:
                 if last == len(rollouts):
                     raise
-                self.report.retry()
         raise AssertionError("unreachable")
 
     def _rollout(self, number: int) -> Any:
@@ -314,5 +316,4 @@ def _summary(trainset: list[Any], prompt_model: Any, view_data_batch_size: int, 
             if last == RETRIES:
                 report.give_up("summary", "the description of the trainset", error)
                 return None
-            report.retry()
     raise AssertionError("unreachable")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from dspy.promptune.errors import MetricError
+from dspy.promptune.limits.budgets import BOOTSTRAP
 from dspy.promptune.secrets import said
 from dspy.promptune.storage.memory import Memory, NoMemory
 
@@ -38,20 +39,22 @@ class StepFailure:
     error: BaseException
 
     def __str__(self) -> str:
-        return f"{self.step}: {self.what} failed: {said(self.error)}"
+        return f"Step {1 if self.step == 'bootstrap' else 2}: {self.what} failed: {said(self.error)}"
 
 
 @dataclass
 class StepReport:
-    """What steps 1 and 2 went without, and how many calls were tried again. Thread-safe.
+    """What steps 1 and 2 went without. Thread-safe.
 
-    ``memory`` keeps the pieces of work that are finished; ``broken`` is called with what is wrong with the metric.
+    ``memory`` keeps the pieces of work that are finished; ``broken`` is called with what is wrong with the metric;
+    ``told`` with all that is missing, in words, as often as there is more.
     """
 
-    failures: list[StepFailure] = field(default_factory=list)
-    retried: int = 0
     memory: Memory = field(default_factory=NoMemory)
     broken: Callable[[MetricError], None] = lambda error: None
+    told: Callable[[Sequence[str]], None] = lambda lines: None
+    failures: list[StepFailure] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def give_up(self, step: str, what: str, error: BaseException) -> None:
@@ -59,12 +62,17 @@ class StepReport:
         failure = StepFailure(step, what, error)
         with self._lock:
             self.failures.append(failure)
+            self.told([*self.earlier, *map(str, self.failures)])
         logger.warning("%s", failure)
 
-    def retry(self) -> None:
-        """Count one more try."""
+    def finished(self, step: str) -> None:
+        """Step 1 or 2 is done, here or in an earlier start: what it went without is remembered with it."""
         with self._lock:
-            self.retried += 1
+            mine = [str(each) for each in self.failures if (each.step == "bootstrap") == (step == BOOTSTRAP)]
+            kept = self.memory.once(f"missing:{step}", lambda: mine)
+            self.earlier += [line for line in kept if line not in mine]
+            if self.earlier:
+                self.told([*self.earlier, *map(str, self.failures)])
 
 
 def as_they_end(waiting: Started, ended: Callable[[Any, Future[Any]], Started]) -> None:

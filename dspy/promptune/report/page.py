@@ -25,7 +25,7 @@ from dspy.promptune.report.racing import draw_spending
 from dspy.promptune.report.record import Evaluation, RunRecord, record_of
 from dspy.promptune.report.reproduce import command
 from dspy.promptune.report.timeline import draw_timeline
-from dspy.promptune.report.verdict import Verdict
+from dspy.promptune.report.verdict import Verdict, shortened
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import Key
 
@@ -37,6 +37,7 @@ __all__ = ["page", "summary", "verdict_lines", "write"]
 
 LEADERS = 10
 EXCERPT = 90  # characters of a prompt's texts in the leaderboard
+LISTED = 20  # lines about what steps 1 and 2 could not make
 FACTS = ("versions", "settings", "options", "metric", "language_model", "embedder", "data", "program")
 CONTENTS = (
     ("winner", "Winner"), ("leaderboard", "Leaderboard"), ("cases", "Examples fixed and broken"), ("test", "Test set"),
@@ -164,6 +165,7 @@ def _rendered(template: str, record: RunRecord, **more: Any) -> str:
         "subtitle": _subtitle(record),
         "verdict": Verdict(record),
         "failures": record.example_failures,
+        "missing": shortened(record.missing, LISTED),
         "headline": headline(record),
         "winner": _winner(record),
     }
@@ -180,6 +182,8 @@ def _environment(record: RunRecord) -> Environment:
         trials.setdefault(each.key, []).append(each)
     environment.filters.update(
         percent=percent,
+        counted=counted,
+        chance=lambda p: "< 1 %" if p < 0.005 else f"{percent(p, 0)} %",
         interval=lambda ends: "–" if ends[0] != ends[0] else f"{percent(ends[0], 0)} to {percent(ends[1], 0)}",
         excerpt=_excerpt,
         prompt=lambda key: "?" if key is None else prompt_name(record.space, key),

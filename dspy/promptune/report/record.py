@@ -131,6 +131,11 @@ class RunRecord:
         return [each for each in self.evaluations if each.state == "failed"]
 
     @property
+    def missing(self) -> list[str]:
+        """What steps 1 and 2 could not make, a sentence each."""
+        return list(self.facts.get("missing") or ())
+
+    @property
     def n_examples(self) -> int:
         """Size of the validation set; of a run that did not write it down, as far as it was seen."""
         size = (self.facts.get("data") or {}).get("valset", {}).get("examples")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,11 +15,12 @@ from dspy.promptune.report.record import RunRecord, mean
 from dspy.promptune.report.statistics import Difference, difference, interval
 from dspy.promptune.run.naming import prompt_name
 
-__all__ = ["Verdict", "instead", "scored", "sure"]
+__all__ = ["Verdict", "instead", "scored", "shortened", "sure"]
 
 Row = Mapping[int, float]
 LATE, EARLY = 0.85, 0.5  # shares of the budget: a best found later is still rising, one found earlier has come to rest
 FEW = 100  # validation examples, below which a score is known to no better than some ten points
+SAID = 3  # lines about what steps 1 and 2 could not make; the report has more of them
 RIVAL = 0.2  # share of the winner's probability of being best, from which on another prompt is as good a choice
 
 
@@ -103,6 +104,7 @@ class Verdict:
             found.append(f"New data {self.expected.words()}, as the model of the prompts has it")
         found.append(f"Spent    {self.spent()}")
         failed = [f"Failed   {counted(len(self.record.failures), 'trial')}"] if self.record.failures else []
+        failed += [f"Missing  {line}" for line in shortened(self.record.missing, SAID)]
         return found + failed + ([] if failures.many else [f"Failing  {line}" for line in failures.lines()])
 
     def _winner(self) -> str:
@@ -190,6 +192,11 @@ class Verdict:
             return []
         words = f"{close} other prompts are" if close > 1 else "Another prompt is"
         return [f"{words} about as good: take the one you can read, or the shortest."]
+
+
+def shortened(lines: Sequence[str], most: int) -> list[str]:
+    """The first lines, and how many more there are."""
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
 
 
 def scored(row: Row) -> str:

@@ -52,7 +52,8 @@ class SearchRun:
         spent: By step ("bootstrap", "propose", "load", "search", "reflect"): calls, tokens, dollars (``cost``) and
             seconds, over all starts of the run. Loading takes time and no calls.
         space: The combinations searched.
-        facts: How the run was made: metric, settings, options, versions and the like, as a stored run has them.
+        facts: How the run was made: metric, settings, options, versions and the like, as a stored run has them;
+            ``missing``, if there is any, is what steps 1 and 2 could not make.
         lineage: The instructions written during the search, in their order: ``part`` and ``index`` (the candidate),
             ``predictor``, ``parent`` (parameters of the prompt it was written from), ``cost`` (calls that writing
             took, examples run for evidence included), and ``at`` (calls that were spent when it came).

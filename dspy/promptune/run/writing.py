@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dspy.promptune.allocation.writing import FAILURES, Text, WriteDecision, WritingPolicy, WritingState
-from dspy.promptune.counted import counted
 from dspy.promptune.errors import EmbeddingError, StorageError
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.texts import PROPOSED, appended, lineage_of, noted_text
@@ -265,7 +264,7 @@ class Writing:
         if over:
             self.awaited = None
         for part, text in offered:
-            if self._is_new(part, text):
+            if not self._unfit(part, text):
                 self._store(part, (0,) * len(self._space.names), 0.0, text=text, origin=PROPOSED)
         return bool(offered)
 
@@ -287,19 +286,21 @@ class Writing:
         good: list[str] = []
         why = "nothing was written"
         for text in dict.fromkeys(str(text).strip() for text in texts):
-            if not self._is_new(part, text):
-                why = f"a text of {counted(len(text), 'character')} is empty, too long, or there already"
+            if unfit := self._unfit(part, text):
+                why = unfit
             elif self._near(text, [*self._known(part), *good]):
-                why = "a text nearly copies one that is there"
+                why = "the text nearly copied one that was there"
             else:
                 good.append(text)
                 continue
             logger.info("Not used: %s.", why)
         return good, why
 
-    def _is_new(self, part: str, text: str) -> bool:
-        """Whether a text is not empty, not endless, and not there already."""
-        return bool(text.strip()) and len(text) <= LONGEST and text not in self._known(part)
+    def _unfit(self, part: str, text: str) -> str:
+        """Why a text cannot be a candidate; empty for one that can."""
+        if not text.strip() or len(text) > LONGEST:
+            return f"the text had more than {LONGEST:,} characters" if text.strip() else "the text was empty"
+        return "the text was there already" if text in self._known(part) else ""
 
     def _known(self, part: str) -> Sequence[str]:
         """The texts of a part."""
