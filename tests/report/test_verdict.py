@@ -197,7 +197,7 @@ def test_instructions_stand_below_those_they_were_written_from(record):
     best = standings[0]
     assert tree[record.best[0]].known == f"{100 * best.score:.1f} % on {best.examples} examples"
     shown = page(known)
-    assert 'href="#lineage"' in shown and "2 instructions were written during the search" in shown
+    assert 'href="#lineage"' in shown and "Written during the search: 2 instructions." in shown
 
 
 def test_exact_is_what_the_run_was_scored_by(record):
