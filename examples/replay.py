@@ -103,7 +103,7 @@ def verdict(found: Array, base: Array, table: Table) -> str:
     gaps = found[:, -1] - base[:, -1]
     text += f"\nqei's is better in {(gaps > 0).sum()} pairs, TPE's in {(gaps < 0).sum()}."
     if share < 1:
-        return f"{text}\nqei had reached TPE's end after {round(share * calls):,} examples, {share:.2f} of TPE's budget."
+        return f"{text}\nqei was at TPE's end after {round(share * calls):,} examples, {share:.2f} of TPE's budget."
     return f"{text}\nqei reached TPE's end only with the whole budget, or not at all: look at the other tables."
 
 

@@ -70,7 +70,7 @@ def test_the_replay_does_not_claim_what_it_did_not_reach() -> None:
     assert "only with the whole budget, or not at all" in replay.verdict(low, high, table)
     said = replay.verdict(high, low, table)
     assert "qei's is better in 2 pairs, TPE's in 0." in said
-    assert "qei had reached TPE's end after 60 examples, 0.60 of TPE's budget." in said
+    assert "qei was at TPE's end after 60 examples, 0.60 of TPE's budget." in said
 
 
 def test_a_chart_puts_high_values_on_top() -> None:
