@@ -26,6 +26,24 @@ def test_our_names_are_one_class_with_another_acquisition(name):
     assert sampler.options.greedy == (name != "botorch")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**40 + 3])
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_any_integer_is_a_seed(name, seed):
+    """Seeds that NumPy does not know propose too, and the same seed the same."""
+    options = {"embedder": "onehot"} if name in OURS else {}
+
+    def proposed():
+        study = optuna.create_study(sampler=make_sampler(name, space=SPACE, seed=seed, **options))
+        return [study.ask(SPACE.distributions()).params for _ in range(3)]
+
+    assert proposed() == proposed()
+
+
+def test_own_sampler_takes_any_integer_as_its_seed():
+    """A sampler that is built by hand is no other than one by name."""
+    assert QEISampler(SPACE, seed=-1, embedder="onehot").space is SPACE
+
+
 def test_none_is_upstreams_sampler():
     """MIPROv2 without a sampler searches by Optuna's TPE."""
     assert isinstance(make_sampler(None, space=SPACE, seed=0), optuna.samplers.TPESampler)

@@ -50,6 +50,8 @@ SAMPLERS: dict[str, Builder] = {
 }
 """Name to builder: ``(space, seed, options) -> sampler``."""
 
+SEEDS = 2**32  # that NumPy's generators know: others are folded into them
+
 
 def make_sampler(
     name: str | BaseSampler | Callable[[PromptSpace], BaseSampler] | None = "qei",
@@ -83,7 +85,7 @@ def make_sampler(
     if builder is None:
         known = ", ".join(SAMPLERS)
         raise OptionError(f"sampler={name!r} is unknown: it must be one of {known}, a sampler or a callable.")
-    return builder(space, seed, options)
+    return builder(space, seed if seed is None else seed % SEEDS, options)
 
 
 def _built(build: Callable[[PromptSpace], BaseSampler], space: PromptSpace) -> BaseSampler:

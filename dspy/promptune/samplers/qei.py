@@ -100,7 +100,7 @@ class QEISampler(BaseSampler):
         self._proposer = Proposer(space, self.surrogate, self.options)
         self._lock = threading.RLock()
         self._random = random.Random(seed)
-        self._foreign = RandomSampler(seed)
+        self._foreign = RandomSampler(None if seed is None else seed % 2**32)
         self._intersection = IntersectionSearchSpace()
         self._planned: list[Key] = []
         self._planned_at: tuple[int, int] | None = None
