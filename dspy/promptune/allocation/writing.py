@@ -204,19 +204,21 @@ class WritingPolicy:
         """Mean and standard deviation of the next child less its parent, by the children so far and the prior."""
         spread, weight = PRIOR
         place = {key: j for j, key in enumerate(pool)}
-        first, second, n = 0.0, weight * spread**2, weight
+        pairs, n = [], weight
         for text in self.asked:
             if text.refused:
                 n += 1
-                continue
-            child = self.child(text)
-            if child in place and text.parent in place:
-                pair = np.array([place[child], place[text.parent]])
-                difference = float(posterior.mean[pair[0]] - posterior.mean[pair[1]])
-                covariance = posterior.covariance(pair)
-                known = max(0.0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-                first += difference
-                second += difference**2 + known
+            elif (child := self.child(text)) in place and text.parent in place:
+                pairs.append((place[child], place[text.parent]))
                 n += 1
-        mean = first / n
-        return mean, math.sqrt(max(second / n - mean**2, 1e-8))
+        if not pairs:
+            return 0.0, math.sqrt(max(weight * spread**2 / n, 1e-8))
+        members, found = np.unique(pairs, return_inverse=True)
+        children, parents = found.reshape(-1, 2).T
+        means, covariance = posterior.mean[members], posterior.covariance(members)
+        variances = np.diag(covariance)
+        differences = means[children] - means[parents]
+        known = np.maximum(0.0, variances[children] + variances[parents] - 2 * covariance[children, parents])
+        mean = float(differences.sum()) / n
+        second = (weight * spread**2 + float(np.sum(differences**2 + known))) / n
+        return mean, math.sqrt(max(second - mean**2, 1e-8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
 import threading
@@ -129,8 +130,10 @@ class Attempts:
         with self._lock:
             free = [(j, one) for j, one in enumerate(self._free) if one.tells(predictor)]
             new = [one for j, one in free if (j, predictor) not in self._shown]
-            chosen = self._chosen(new)
-            if sum(self._is_failure(one) for one in chosen) < FAILED:
+            is_failure = self._failing()
+            chosen = list({one.example: one for one in new}.values())  # one an example
+            chosen = sorted(chosen, key=lambda one: not is_failure(one))[:SHOWN]
+            if sum(map(is_failure, chosen)) < FAILED:
                 return []
             self._shown.update((j, predictor) for j, one in enumerate(self._free) if one in chosen)
             return chosen
@@ -140,14 +143,11 @@ class Attempts:
         with self._lock:
             return dict(self._of.get(key, {}))
 
-    def _chosen(self, attempts: Iterable[Attempt]) -> list[Attempt]:
-        """At most ``SHOWN``, one an example, failures first."""
-        by_example = {one.example: one for one in attempts}
-        return sorted(by_example.values(), key=lambda one: not self._is_failure(one))[:SHOWN]
-
-    def _is_failure(self, attempt: Attempt) -> bool:
-        best = max(one.score for one in [*self._free, *(a for row in self._of.values() for a in row.values())])
-        return attempt.score < max(best, 1e-9)
+    def _failing(self) -> Callable[[Attempt], bool]:
+        """Tells failures: attempts with less than the best score there was."""
+        known = itertools.chain(self._free, *(row.values() for row in self._of.values()))
+        best = max((one.score for one in known), default=0.0)
+        return lambda attempt: attempt.score < max(best, 1e-9)
 
     def chosen(self, key: Key, predictor: int, rng: random.Random) -> list[Attempt]:
         """At most ``SHOWN`` attempts, one an example, drawn at random: a parent's failures first, then others'.
@@ -160,7 +160,8 @@ class Attempts:
             tried = [*self._free, *(one for row in rows for one in row.values())]
             others = [one for one in tried if one.example not in own and one.tells(predictor)]
             shown = rng.sample(list(own.values()), len(own)) + rng.sample(others, len(others))
-            groups = (self._is_failure, lambda one: not self._is_failure(one) and one.example in own)
+            is_failure = self._failing()
+            groups = (is_failure, lambda one: not is_failure(one) and one.example in own)
             ordered = [one for group in groups for one in shown if group(one)]
             return list({one.example: one for one in reversed(ordered)}.values())[::-1][:SHOWN]
 
