@@ -501,7 +501,7 @@ def test_max_errors_ends_an_evaluation():
 
     with pytest.raises(EvaluationError, match="missing"):
         compiled(init={"metric": metric, "max_errors": 2, "num_threads": 1}, n_jobs=1, minibatch=False, sampler="tpe")
-    assert len(asked) < 3 * 2 * 5
+    assert len(asked) <= 200 // 5 + 2  # a fifth of the run's calls, and then it gives up
 
 
 def test_answers_that_cannot_be_read_are_wrong_answers():

@@ -7,6 +7,7 @@ from dspy.promptune.counted import counted
 __all__ = ["FailureStreak"]
 
 MIN_STREAK = 5  # failures one after another, with no example scored between them, before a run gives up
+PATIENCE = 4  # times as many failures of prompts once an example was scored: the program works, these prompts do not
 SHARE = 0.2  # of its calls: so many may be lost to prompts that fail, while a good one may be among the others
 
 
@@ -14,22 +15,20 @@ class FailureStreak:
     """The failures since an example was last scored: those of prompts, and evaluations that got no answer.
 
     Where no answer comes, none will for another prompt: a few such failures are enough. Where prompts are at fault,
-    the others may be sound: a run looks for one as long as that does not take a fifth of what it may spend.
-
-    Args:
-        limit: So many in a row are too many; ``None`` is 5, or two rounds of ``n_jobs``.
-        n_jobs: Jobs at once.
-        max_calls: What the run may spend.
+    the others may be sound: a run looks for one as long as that does not take a fifth of ``max_calls``. A ``limit`` of
+    ``None`` is 5, or two rounds of ``n_jobs``.
     """
 
     def __init__(self, limit: int | None, n_jobs: int, max_calls: int) -> None:
         self._limit = limit or max(MIN_STREAK, 2 * n_jobs)
         self._most = SHARE * max_calls
-        self.scored()
+        self._blamed = self._unanswered = self._lost = 0
+        self._patience = 1
 
     def scored(self) -> None:
         """An example was scored: nothing failed since."""
         self._blamed = self._unanswered = self._lost = 0
+        self._patience = PATIENCE
 
     def failed(self, lost: int, *, blamed: bool) -> None:
         """A job has failed, through the fault of its prompt or for want of an answer, and took calls for nothing."""
@@ -43,6 +42,6 @@ class FailureStreak:
         """What there are too many of, in words."""
         if self._unanswered >= self._limit:
             return f"{counted(self._unanswered, 'evaluation')} got no answer in a row"
-        if self._blamed >= self._limit and self._lost > self._most:
+        if self._blamed >= self._limit * self._patience and self._lost > self._most:
             return f"{counted(self._blamed, 'evaluation')} failed in a row, {counted(self._lost, 'call')} lost"
         return None
