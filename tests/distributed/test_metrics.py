@@ -1,5 +1,6 @@
 """The user's metric: how it is called, and what counts as its score."""
 
+import asyncio
 import math
 
 import numpy as np
@@ -40,6 +41,19 @@ def test_every_form_of_a_metric_gives_a_float(metric, trace):
     check_metric(metric)
     score = score_of(metric, EXAMPLE, PREDICTION, *trace)
     assert score == 1.0 and type(score) is float
+
+
+def test_a_coroutine_is_awaited_in_a_notebook_too():
+    """Where an event loop runs in the caller's thread, another thread awaits the metric, with the caller's settings."""
+
+    async def shouts(example, prediction, trace=None):
+        return dspy.settings.shout
+
+    async def cell():
+        with dspy.context(shout=2):
+            return score_of(shouts, EXAMPLE, PREDICTION)
+
+    assert asyncio.run(cell()) == 2.0
 
 
 @pytest.mark.parametrize("value", [None, "1", b"1", (1, "good"), {"value": 1}, [1], math.nan, math.inf, 1e308, 10**400])

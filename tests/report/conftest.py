@@ -63,9 +63,9 @@ def stored(tmp_path_factory):
     return path, compiled(path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Debian's chromium, headless."""
+    """Debian's chromium, headless; while it is there, its event loop is the running one of this thread."""
     if not os.path.exists(CHROMIUM):
         pytest.skip(f"{CHROMIUM} is not there: apt-get install chromium")
     from playwright.sync_api import sync_playwright

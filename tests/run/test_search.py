@@ -119,7 +119,7 @@ def test_numbers_of_all_kinds_are_scores(table, value):
 
 def test_a_wrong_number_of_scores_is_refused(table):
     """One score an example: fewer are an error that says both numbers."""
-    with pytest.raises(EvaluationError, match=r"1 scores for 35 examples"):
+    with pytest.raises(EvaluationError, match=r"1 score for 35 examples"):
         run(table, lambda params, examples: [1.0], max_calls=1000)
 
 

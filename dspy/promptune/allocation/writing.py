@@ -211,9 +211,7 @@ class WritingPolicy:
             elif (child := self.child(text)) in place and text.parent in place:
                 pairs.append((place[child], place[text.parent]))
                 n += 1
-        if not pairs:
-            return 0.0, math.sqrt(max(weight * spread**2 / n, 1e-8))
-        members, found = np.unique(pairs, return_inverse=True)
+        members, found = np.unique(np.array(pairs, dtype=int), return_inverse=True)
         children, parents = found.reshape(-1, 2).T
         means, covariance = posterior.mean[members], posterior.covariance(members)
         variances = np.diag(covariance)

@@ -23,6 +23,7 @@ from dspy.promptune.counted import counted
 from dspy.promptune.distributed.metrics import Metric
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.answers import may_repeat
+from dspy.promptune.limits.budgets import BOOTSTRAP
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import cause, said
 from dspy.teleprompt.bootstrap import BootstrapFewShot
@@ -167,7 +168,7 @@ class DemoSet(BootstrapFewShot):
             self.sound += 1
             return
         self.failed += 1
-        report.give_up("bootstrap", f"example {index} of demo set {self.number}", error)
+        report.give_up(BOOTSTRAP, f"example {index} of demo set {self.number}", error)
         self.exhausted = self.failed >= self.max_errors
 
     def finish(self) -> Module:

@@ -67,7 +67,7 @@ class Recorder(LoopListener):
             logger.info("Trial %d (%s): %s.", job.number, job.kind, self._told(job, scores, mean))
 
     def _told(self, job: Job, scores: Sequence[float], mean: float) -> str:
-        count = f"{len(scores)} example{'s' * (len(scores) != 1)}"
+        count = counted(len(scores), "example")
         return f"{100 * mean:.1f} % on {count}, {prompt_name(self.run.space, job.key)}"
 
     def all_entries(self) -> list[Entry]:

@@ -39,7 +39,7 @@ class StepFailure:
     error: BaseException
 
     def __str__(self) -> str:
-        return f"Step {1 if self.step == 'bootstrap' else 2}: {self.what} failed: {said(self.error)}"
+        return f"Step {1 if self.step == BOOTSTRAP else 2}: {self.what} failed: {said(self.error)}"
 
 
 @dataclass
@@ -62,17 +62,20 @@ class StepReport:
         failure = StepFailure(step, what, error)
         with self._lock:
             self.failures.append(failure)
-            self.told([*self.earlier, *map(str, self.failures)])
+            self._tell()
         logger.warning("%s", failure)
 
     def finished(self, step: str) -> None:
         """Step 1 or 2 is done, here or in an earlier start: what it went without is remembered with it."""
         with self._lock:
-            mine = [str(each) for each in self.failures if (each.step == "bootstrap") == (step == BOOTSTRAP)]
+            mine = [str(each) for each in self.failures if (each.step == BOOTSTRAP) == (step == BOOTSTRAP)]
             kept = self.memory.once(f"missing:{step}", lambda: mine)
             self.earlier += [line for line in kept if line not in mine]
             if self.earlier:
-                self.told([*self.earlier, *map(str, self.failures)])
+                self._tell()
+
+    def _tell(self) -> None:
+        self.told([*self.earlier, *map(str, self.failures)])
 
 
 def as_they_end(waiting: Started, ended: Callable[[Any, Future[Any]], Started]) -> None:

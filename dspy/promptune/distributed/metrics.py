@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dspy.promptune.allocation.outcome import number
@@ -66,7 +68,7 @@ def score_of(metric: Callable[..., Any], example: Any, prediction: Any, *trace: 
     arguments += [None] * (least - len(arguments))
     value = metric(*arguments)
     if inspect.isawaitable(value):
-        value = asyncio.run(_awaited(value))
+        value = _value_of(value)
     if isinstance(value, Mapping) and "score" in value:
         value = value["score"]
     try:
@@ -75,8 +77,18 @@ def score_of(metric: Callable[..., Any], example: Any, prediction: Any, *trace: 
         raise MetricError(str(error)) from error
 
 
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
+def _value_of(awaitable: Awaitable[Any]) -> Any:
+    """What it gives; where this thread runs an event loop already, as a notebook's does, another thread awaits it."""
+
+    async def awaited() -> Any:
+        return await awaitable
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(awaited())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(contextvars.copy_context().run, asyncio.run, awaited()).result()
 
 
 def _arity(metric: Callable[..., Any]) -> tuple[int, int]:

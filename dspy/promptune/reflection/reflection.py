@@ -131,8 +131,8 @@ class Attempts:
             free = [(j, one) for j, one in enumerate(self._free) if one.tells(predictor)]
             new = [one for j, one in free if (j, predictor) not in self._shown]
             is_failure = self._failing()
-            chosen = list({one.example: one for one in new}.values())  # one an example
-            chosen = sorted(chosen, key=lambda one: not is_failure(one))[:SHOWN]
+            by_example = {one.example: one for one in new}
+            chosen = sorted(by_example.values(), key=lambda one: not is_failure(one))[:SHOWN]
             if sum(map(is_failure, chosen)) < FAILED:
                 return []
             self._shown.update((j, predictor) for j, one in enumerate(self._free) if one in chosen)

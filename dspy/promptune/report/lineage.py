@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dspy.promptune.counted import counted
 from dspy.promptune.report.drawing import percent
 from dspy.promptune.report.leaderboard import Standing
 from dspy.promptune.report.record import RunRecord
@@ -70,5 +71,5 @@ def _known(standings: Sequence[Standing], part: int, node: int) -> tuple[str, bo
     """What is known of an instruction, by the best prompt that has it, and whether that was returned."""
     for each in standings:
         if each.key[part] == node:
-            return f"{percent(each.score)} % on {each.examples} example{'s' * (each.examples != 1)}", each.best
+            return f"{percent(each.score)} % on {counted(each.examples, 'example')}", each.best
     return "not tried", False

@@ -9,6 +9,7 @@ from typing import Any
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from dspy.promptune.errors import OptionError
+from dspy.promptune.samplers.options import folded
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.space import PromptSpace
 
@@ -50,8 +51,6 @@ SAMPLERS: dict[str, Builder] = {
 }
 """Name to builder: ``(space, seed, options) -> sampler``."""
 
-SEEDS = 2**32  # that NumPy's generators know: others are folded into them
-
 
 def make_sampler(
     name: str | BaseSampler | Callable[[PromptSpace], BaseSampler] | None = "qei",
@@ -85,7 +84,7 @@ def make_sampler(
     if builder is None:
         known = ", ".join(SAMPLERS)
         raise OptionError(f"sampler={name!r} is unknown: it must be one of {known}, a sampler or a callable.")
-    return builder(space, seed if seed is None else seed % SEEDS, options)
+    return builder(space, folded(seed), options)
 
 
 def _built(build: Callable[[PromptSpace], BaseSampler], space: PromptSpace) -> BaseSampler:

@@ -54,3 +54,8 @@ class QEIOptions:
                 takes = ", ".join(["embedder", *known])
                 raise OptionError(f"Option {name}={options[name]!r} is unknown to this sampler: it takes {takes}.")
         return cls(**options)
+
+
+def folded(seed: int | None) -> int | None:
+    """A seed of any size as one of those that NumPy's generators know."""
+    return None if seed is None else seed % 2**32

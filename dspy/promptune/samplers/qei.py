@@ -22,7 +22,7 @@ from dspy.promptune.features import EmbedderLike, embed_parts
 from dspy.promptune.gp.data import Observation, condensed
 from dspy.promptune.gp.parts import MAX_DIMS
 from dspy.promptune.gp.surrogate import Surrogate
-from dspy.promptune.samplers.options import QEIOptions
+from dspy.promptune.samplers.options import QEIOptions, folded
 from dspy.promptune.samplers.proposal import Proposer
 from dspy.promptune.samplers.trials import TrialHistory, measured
 from dspy.promptune.space import Key, PromptSpace
@@ -100,7 +100,7 @@ class QEISampler(BaseSampler):
         self._proposer = Proposer(space, self.surrogate, self.options)
         self._lock = threading.RLock()
         self._random = random.Random(seed)
-        self._foreign = RandomSampler(None if seed is None else seed % 2**32)
+        self._foreign = RandomSampler(folded(seed))
         self._intersection = IntersectionSearchSpace()
         self._planned: list[Key] = []
         self._planned_at: tuple[int, int] | None = None
