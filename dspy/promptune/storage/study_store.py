@@ -58,10 +58,7 @@ def open_study_store(
         return None
     named = isinstance(study_name, str) and study_name and "\x00" not in study_name and not HALF.search(study_name)
     if study_name is not None and not named:
-        raise OptionError(
-            f"study_name={study_name!a}: it must be a text of whole characters without NUL, or None for "
-            f"{default_name!r}."
-        )
+        raise OptionError(f"study_name={study_name!a}: give a text of whole characters without NUL, or None.")
     opened = open_storage(storage)
     if share and opened.journal:
         raise StorageError(
