@@ -94,6 +94,15 @@ def test_a_notebook_has_the_line_as_well(monkeypatch):
     assert "Search: 120/650 examples in 00:00; best 81.2 %" in sys.stderr.getvalue()
 
 
+def test_more_than_was_expected_is_no_fraction(monkeypatch):
+    """Once an estimate is exceeded, what was done stands alone."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = Progress()
+    bar.step("Step 1", 100, "expected calls", lambda: STANDING)
+    bar.close()
+    assert "Step 1: 120 calls in 00:00" in sys.stderr.getvalue()
+
+
 @contextlib.contextmanager
 def terminal(monkeypatch, columns):
     """Standard error as a terminal; what was written to it, once the block has ended."""

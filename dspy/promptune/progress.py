@@ -191,10 +191,13 @@ class Progress:
         self._bar.set_description_str(f"{head}; {text}" if text else head, refresh=True)
 
     def _head(self, standing: Standing) -> str:
-        amount = f"{standing.count:,}" if self._total is None else f"{standing.count:,}/{self._total:,}"
-        spent, left = time.monotonic() - self._began, self._left(standing.count, self._total)
+        total, unit = self._total, self._unit
+        if total is not None and standing.count > total:  # it was an estimate
+            total, unit = None, unit.removeprefix("expected ")
+        amount = f"{standing.count:,}" if total is None else f"{standing.count:,}/{total:,}"
+        spent, left = time.monotonic() - self._began, self._left(standing.count, total)
         rest = "" if left is None else f", {_clock(left)} left"
-        return f"{self._name}: {amount} {self._unit} in {_clock(spent)}{rest}"
+        return f"{self._name}: {amount} {unit} in {_clock(spent)}{rest}"
 
 
 @contextlib.contextmanager

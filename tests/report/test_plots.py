@@ -87,6 +87,17 @@ def test_who_is_best_is_a_probability(run):
     assert beliefs.p_best[beliefs.mean.argmax()] > 1 / len(beliefs.keys)
 
 
+def test_no_score_is_expected_above_the_highest():
+    """Where several prompts are right on every example, 100 % is expected of them and not a little more."""
+    space = PromptSpace({i: ["a", "b", "c"] for i in range(2)})
+    levels = [0.5, 0.8, 1.0, 1.0, 1.0]
+    run = search(
+        space, lambda params, examples: [levels[sum(params.values())]] * len(examples),
+        n_examples=20, max_calls=60, sampler="onehot", seed=0,
+    )  # fmt: skip
+    assert record_of(run).beliefs.mean.max() == 1.0
+
+
 def test_hover_texts_are_escaped(stored):
     """Markup in a prompt reaches plotly as text, and an axis never shows a prompt."""
     for figure in (plots.estimates, plots.spending, plots.effects):

@@ -3,6 +3,7 @@
 import logging
 import re
 from dataclasses import replace
+from html import escape
 
 import pytest
 
@@ -128,6 +129,19 @@ def test_the_leaderboard_is_in_the_order_of_what_is_expected(record):
     assert all(row.low <= row.score <= row.high and row.texts[0][0].startswith("instruction") for row in rows)
     untried = sum(record.beliefs.of(key)[2] for key in record.beliefs.keys if key not in record.rows)
     assert sum(row.p_best for row in rows) + untried == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("probability", "words"), [(0.0, "< 1 %"), (0.0049, "< 1 %"), (0.006, "1 %"), (0.996, "100 %")]
+)
+def test_a_small_chance_is_told_alike_everywhere(record, probability, words):
+    """The probability that the winner is the best reads the same on the card as in the leaderboard."""
+    shown = record.beliefs.p_best.copy()
+    shown[record.beliefs.keys.index(record.best)] = probability
+    found = replace(record)
+    found.__dict__["beliefs"] = replace(record.beliefs, p_best=shown)
+    text = page(found)
+    assert f"; best of all with {escape(words)}" in text and f'data-label="P(best)">{escape(words)}<' in text
 
 
 def test_without_a_model_few_lucky_examples_do_not_lead():

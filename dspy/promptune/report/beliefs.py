@@ -81,7 +81,10 @@ def believe(record: RunRecord) -> Beliefs | None:
     except (ArithmeticError, RuntimeError, ValueError) as error:
         logger.warning("No posterior for the report: %s", error)
         return None
-    return Beliefs(keys, posterior.mean, np.sqrt(posterior.variance), _p_best(posterior), embedder, why)
+    mean = posterior.mean
+    if all(0.0 <= score <= 1.0 for row in record.rows.values() for score in row.values()):
+        mean = np.clip(mean, 0.0, 1.0)  # the model knows no bounds
+    return Beliefs(keys, mean, np.sqrt(posterior.variance), _p_best(posterior), embedder, why)
 
 
 def _vectors(record: RunRecord) -> tuple[list[Array], str, str | None]:

@@ -13,7 +13,7 @@ from dspy.promptune.space import Key
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["COLORS", "SCALE", "as_text", "figure", "hover", "percent", "prompt_lines"]
+__all__ = ["COLORS", "SCALE", "as_text", "chance", "figure", "hover", "percent", "prompt_lines"]
 
 COLORS = {
     "block": "#3b82f6", "minibatch": "#14b8a6", "full": "#8b5cf6", "failed": "#ef4444", "running": "#64748b",
@@ -84,3 +84,8 @@ def prompt_lines(record: RunRecord, key: Key) -> str:
 def percent(value: float, places: int = 1) -> str:
     """A score as people read it: 0.8333 is 83.3; a dash where there is none."""
     return "–" if value != value else f"{100 * value:.{places}f}"
+
+
+def chance(probability: float) -> str:
+    """A probability as people read it; what is estimated from draws is never said to be 0 %."""
+    return "< 1 %" if probability < 0.005 else f"{percent(probability, 0)} %"

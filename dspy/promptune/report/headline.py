@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dspy.promptune.counted import counted
-from dspy.promptune.report.drawing import percent
+from dspy.promptune.report.drawing import chance, percent
 from dspy.promptune.report.record import RunRecord, mean
 from dspy.promptune.report.statistics import Difference, difference, interval
 
@@ -83,7 +83,7 @@ def _new_data(record: RunRecord) -> Number:
     if found is None:
         return Number("expected on new data", DASH, "no model of the prompts")
     belief = record.beliefs.of(record.best) if record.beliefs is not None and record.best else None
-    best = f"; best of all with {max(1, round(100 * belief[2]))} %" if belief else ""
+    best = f"; best of all with {chance(belief[2])}" if belief else ""
     note = f"{_range(found.low, found.high)} ({found.level} %){best}"
     return Number("expected on new data", f"{percent(found.score)} %", note)
 

@@ -15,7 +15,7 @@ from dspy.promptune.counted import counted
 from dspy.promptune.errors import OptionError
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.curves import draw_switch
-from dspy.promptune.report.drawing import graph_objects, percent
+from dspy.promptune.report.drawing import chance, graph_objects, percent
 from dspy.promptune.report.headline import duration, headline
 from dspy.promptune.report.held_out import HeldOut, evaluated
 from dspy.promptune.report.leaderboard import leaderboard
@@ -183,7 +183,7 @@ def _environment(record: RunRecord) -> Environment:
     environment.filters.update(
         percent=percent,
         counted=counted,
-        chance=lambda p: "< 1 %" if p < 0.005 else f"{percent(p, 0)} %",
+        chance=chance,
         interval=lambda ends: "–" if ends[0] != ends[0] else f"{percent(ends[0], 0)} to {percent(ends[1], 0)}",
         excerpt=_excerpt,
         prompt=lambda key: "?" if key is None else prompt_name(record.space, key),
