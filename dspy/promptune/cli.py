@@ -268,14 +268,16 @@ def _place(storage: str) -> str:
 
 
 def _summary(study: Study) -> dict[str, Any]:
+    from dspy.promptune.samplers.failures import OVERRULED
+
     attributes, trials = _attributes(study), study.get_trials(deepcopy=False)
-    states = [trial.state.name for trial in trials]
+    states = [trial.state.name for trial in trials if OVERRULED not in trial.user_attrs]
     spent = attributes.get("spent", {}).values()
     held = _held(study)
     return {
         "study": study.study_name,
         "kind": attributes.get("kind", "other"),
-        "trials": len(trials),
+        "trials": len(states),
         "complete": states.count("COMPLETE"),
         "failed": states.count("FAIL"),
         "running": states.count("RUNNING"),

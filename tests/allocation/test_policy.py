@@ -152,7 +152,7 @@ def test_a_sampler_that_does_not_know_the_allowed_gets_the_nearest():
     assert all(key in space for key in play.table.keys())
     failed = [t for t in play.study.get_trials() if t.state == optuna.trial.TrialState.FAIL]
     assert failed
-    assert "not allowed" in failed[0].user_attrs["error"]
+    assert "not allowed" in failed[0].user_attrs["overruled"]
 
 
 def test_trials_carry_their_scores():

@@ -1,15 +1,19 @@
 """One record of a run, whether it is in memory or read back from its storage."""
 
+import json
 from datetime import datetime, timedelta
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 
+from dspy.promptune import PromptSpace, search
+from dspy.promptune.cli import main
 from dspy.promptune.report.clock import clock_of, lanes_of
 from dspy.promptune.report.headline import duration
 from dspy.promptune.report.record import record_of
 from dspy.promptune.report.statistics import difference, interval
+from dspy.promptune.run.tables import trial_rows
 from tests.report.conftest import Table
 
 BEGIN = datetime(2026, 1, 1)
@@ -108,3 +112,17 @@ def test_a_difference_is_paired():
 def test_durations(seconds, words):
     """Seconds are said as people say them."""
     assert duration(seconds) == words
+
+
+def test_a_proposal_that_was_not_followed_is_no_failed_evaluation(tmp_path, capsys):
+    """TPE proposes what is not allowed: such a trial is FAILED in the study, says why, and is counted nowhere else."""
+    given = {"n_examples": 5, "max_calls": 60, "sampler": "tpe", "seed": 0, "storage": tmp_path / "runs.db"}
+    space = PromptSpace({0: list("abcd")}, {0: list("abcd")}, allowed=[(i, i) for i in range(4)])
+    run = search(space, lambda params, examples: [1.0] * len(examples), **given)
+    overruled = [each for each in trial_rows(run.trials) if each["overruled"]]
+    assert overruled and all(each["state"] == "FAIL" and "not allowed" in each["overruled"] for each in overruled)
+    record = record_of(run)
+    assert not record.failures and len(record.evaluations) == len(run.trials) - len(overruled)
+    assert main(["runs", str(tmp_path / "runs.db"), "--json"]) == 0
+    (said,) = json.loads(capsys.readouterr().out)
+    assert (said["failed"], said["trials"]) == (0, len(record.evaluations))

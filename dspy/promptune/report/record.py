@@ -203,8 +203,10 @@ def record_of(run: Any) -> RunRecord:
 def _record(
     name: str, space: PromptSpace, facts: Mapping[str, Any], trials: Sequence[FrozenTrial], embedder: Any = None
 ) -> RunRecord:
+    from dspy.promptune.samplers.failures import OVERRULED
     from dspy.promptune.samplers.trials import key_of, observation
 
+    trials = [trial for trial in trials if OVERRULED not in trial.user_attrs]
     clock = clock_of(trials)
     scrub = SecretMasker().text
     evaluations = tuple(

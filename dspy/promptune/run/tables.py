@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["columns", "trial_rows"]
 
-NOTED = ("kind", "proposing", "paid", "tokens", "cost", "errors", "unreadable", "error")
+NOTED = ("kind", "proposing", "paid", "tokens", "cost", "errors", "unreadable", "error", "overruled")
 
 
 def trial_rows(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 from dspy.promptune.allocation.faults import Faults
 from dspy.promptune.allocation.records import Assignment, Job
 from dspy.promptune.gp.data import Observation
-from dspy.promptune.samplers.failures import BLAMED
+from dspy.promptune.samplers.failures import BLAMED, OVERRULED
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.samplers.trials import TrialHistory
 from dspy.promptune.secrets import masked
@@ -55,7 +55,7 @@ class StudyTrials:
         if (key := self._space.find(indices)) is not None:
             self._asked[key] = trial.number, trial._trial_id
             return key
-        trial.set_user_attr("error", f"Combination {indices} is not allowed in this space.")
+        trial.set_user_attr(OVERRULED, f"Combination {indices} is not allowed in this space.")
         self.study.tell(trial, state=TrialState.FAIL)
         return indices
 
@@ -95,7 +95,7 @@ class StudyTrials:
         """Trials whose proposals were not followed are FAILED."""
         why = "Another combination took the place of this one, which is out of the running or has all its scores."
         for number, trial_id in self._asked.values():
-            self.study._storage.set_trial_user_attr(trial_id, "error", why)
+            self.study._storage.set_trial_user_attr(trial_id, OVERRULED, why)
             self.study.tell(number, state=TrialState.FAIL)
         self._asked.clear()
 

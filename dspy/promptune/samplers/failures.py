@@ -10,10 +10,11 @@ from dspy.promptune.space import Key
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["BLAMED", "FailedPrompts", "OutOfRunning", "blamed"]
+__all__ = ["BLAMED", "OVERRULED", "FailedPrompts", "OutOfRunning", "blamed"]
 
 FAILURES = 2  # of a prompt through its own fault, after which it is left alone
 BLAMED = "blamed"  # user attribute of a FAILED trial: whether its prompt is at fault
+OVERRULED = "overruled"  # user attribute of a FAILED trial that was never evaluated: why its proposal was not followed
 
 
 class OutOfRunning(Protocol):
@@ -45,8 +46,8 @@ class FailedPrompts:
 def blamed(trial: FrozenTrial) -> bool:
     """Whether it is its prompt's fault that a FAILED trial has no value.
 
-    One that does not say, as plain Optuna makes them, counts as its prompt's fault; one with an error of a run that
-    did not know the difference counts as nobody's.
+    It is not where the trial was never evaluated. One that does not say, as plain Optuna makes them, counts as its
+    prompt's fault; one with an error of a run that did not know the difference counts as nobody's.
     """
     noted = trial.user_attrs
-    return bool(noted.get(BLAMED, "error" not in noted))
+    return bool(noted.get(BLAMED, "error" not in noted and OVERRULED not in noted))
