@@ -268,10 +268,10 @@ def _place(storage: str) -> str:
 
 
 def _summary(study: Study) -> dict[str, Any]:
-    from dspy.promptune.samplers.failures import OVERRULED
+    from dspy.promptune.samplers.failures import evaluated
 
     attributes, trials = _attributes(study), study.get_trials(deepcopy=False)
-    states = [trial.state.name for trial in trials if OVERRULED not in trial.user_attrs]
+    states = [trial.state.name for trial in filter(evaluated, trials)]
     spent = attributes.get("spent", {}).values()
     held = _held(study)
     return {

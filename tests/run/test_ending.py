@@ -174,6 +174,8 @@ def test_one_good_prompt_of_a_hundred_is_found_in_a_fifth_of_the_budget(mode, sa
     assert run is not None and run.best_params == {"0_predictor_instruction": 71} and run.calls == 20
     found = max(i for i, (key, _) in enumerate(evaluate.tried) if key == (71,))
     assert found < 4 * 100 + 60 * n_jobs
+    if (mode, n_jobs) != ("full", 8):  # there the threads decide how many whole evaluations begin after it
+        assert len(evaluate.tried) <= 4 * 100 + 60
 
 
 @pytest.mark.parametrize(("mode", "sampler"), [("race", "onehot"), ("minibatches", "random"), ("full", "tpe")])

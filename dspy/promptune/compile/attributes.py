@@ -34,7 +34,7 @@ class Entry:
 
 def entries_of(past: RunHistory, space: PromptSpace) -> list[Entry]:
     """The jobs of earlier starts of the run."""
-    from dspy.promptune.samplers.failures import OVERRULED
+    from dspy.promptune.samplers.failures import evaluated
     from dspy.promptune.samplers.trials import key_of
 
     told = {job.number: (job, scores) for job, scores in past.jobs}
@@ -44,7 +44,7 @@ def entries_of(past: RunHistory, space: PromptSpace) -> list[Entry]:
         if trial.number in told:
             job, scores = told[trial.number]
             found.append(Entry(job, tuple(scores), attributes.get("paid", len(scores))))
-        elif key is not None and OVERRULED not in attributes:
+        elif key is not None and evaluated(trial):
             job = Job(trial.number, key, tuple(attributes.get("examples", ())), attributes.get("kind", "block"))
             error = EvaluationError(attributes.get("error", "It did not end."))
             found.append(Entry(job, (), attributes.get("paid", len(trial.intermediate_values)), error))

@@ -12,6 +12,7 @@ from typing import Any
 from dspy.promptune.allocation.outcome import number
 from dspy.promptune.counted import counted
 from dspy.promptune.errors import EvaluationError, MetricError, OptionError
+from dspy.promptune.limits.gateway import in_event_loop
 
 __all__ = ["Metric", "check_metric", "score_of"]
 
@@ -83,9 +84,7 @@ def _value_of(awaitable: Awaitable[Any]) -> Any:
     async def awaited() -> Any:
         return await awaitable
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not in_event_loop():
         return asyncio.run(awaited())
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(contextvars.copy_context().run, asyncio.run, awaited()).result()

@@ -26,7 +26,7 @@ from dspy.promptune.secrets import know, secrets_of
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
-__all__ = ["GATEWAY", "LMGateway", "Stopped", "expect", "inside", "request_key"]
+__all__ = ["GATEWAY", "LMGateway", "Stopped", "expect", "in_event_loop", "inside", "request_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class LMGateway(BaseCallback):
         if call is not None:
             _admitted.set(None)
             return call
-        if _in_event_loop():
+        if in_event_loop():
             return _Call(self.limiter.acquire(block=False))
         return self._admit(request_key(instance, inputs))
 
@@ -333,7 +333,8 @@ def _state(instance: Any) -> int:
     return id(getattr(instance, "__dict__", instance))
 
 
-def _in_event_loop() -> bool:
+def in_event_loop() -> bool:
+    """Whether this thread runs one."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

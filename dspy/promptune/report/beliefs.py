@@ -81,9 +81,7 @@ def believe(record: RunRecord) -> Beliefs | None:
     except (ArithmeticError, RuntimeError, ValueError) as error:
         logger.warning("No posterior for the report: %s", error)
         return None
-    mean = posterior.mean
-    if all(0.0 <= score <= 1.0 for row in record.rows.values() for score in row.values()):
-        mean = np.clip(mean, 0.0, 1.0)  # the model knows no bounds
+    mean = np.clip(posterior.mean, 0.0, 1.0) if record.bounded else posterior.mean  # the model knows no bounds
     return Beliefs(keys, mean, np.sqrt(posterior.variance), _p_best(posterior), embedder, why)
 
 

@@ -90,7 +90,7 @@ def _new_data(record: RunRecord) -> Number:
 
 def _within(record: RunRecord, low: float, high: float) -> tuple[float, float]:
     """An interval; of scores from 0 to 1 it ends there."""
-    if all(0.0 <= score <= 1.0 for row in record.rows.values() for score in row.values()):
+    if record.bounded:
         return max(0.0, low), min(1.0, high)
     return low, high
 

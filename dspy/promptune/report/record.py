@@ -153,6 +153,11 @@ class RunRecord:
                     row.setdefault(example, score)
         return found
 
+    @property
+    def bounded(self) -> bool:
+        """Whether all scores are from 0 to 1."""
+        return all(0.0 <= score <= 1.0 for row in self.rows.values() for score in row.values())
+
     @cached_property
     def beliefs(self) -> Beliefs | None:
         """What the model believes of the prompts at the end; ``None`` while nothing was scored."""
@@ -203,10 +208,10 @@ def record_of(run: Any) -> RunRecord:
 def _record(
     name: str, space: PromptSpace, facts: Mapping[str, Any], trials: Sequence[FrozenTrial], embedder: Any = None
 ) -> RunRecord:
-    from dspy.promptune.samplers.failures import OVERRULED
+    from dspy.promptune.samplers.failures import evaluated
     from dspy.promptune.samplers.trials import key_of, observation
 
-    trials = [trial for trial in trials if OVERRULED not in trial.user_attrs]
+    trials = list(filter(evaluated, trials))
     clock = clock_of(trials)
     scrub = SecretMasker().text
     evaluations = tuple(

@@ -10,7 +10,7 @@ from dspy.promptune.space import Key
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["BLAMED", "OVERRULED", "FailedPrompts", "OutOfRunning", "blamed"]
+__all__ = ["BLAMED", "OVERRULED", "FailedPrompts", "OutOfRunning", "blamed", "evaluated"]
 
 FAILURES = 2  # of a prompt through its own fault, after which it is left alone
 BLAMED = "blamed"  # user attribute of a FAILED trial: whether its prompt is at fault
@@ -43,6 +43,11 @@ class FailedPrompts:
             self.out.add(key)
 
 
+def evaluated(trial: FrozenTrial) -> bool:
+    """Whether a trial is an evaluation, and not a proposal that was not followed."""
+    return OVERRULED not in trial.user_attrs
+
+
 def blamed(trial: FrozenTrial) -> bool:
     """Whether it is its prompt's fault that a FAILED trial has no value.
 
@@ -50,4 +55,4 @@ def blamed(trial: FrozenTrial) -> bool:
     prompt's fault; one with an error of a run that did not know the difference counts as nobody's.
     """
     noted = trial.user_attrs
-    return bool(noted.get(BLAMED, "error" not in noted and OVERRULED not in noted))
+    return bool(noted.get(BLAMED, "error" not in noted and evaluated(trial)))
