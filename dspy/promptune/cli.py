@@ -20,6 +20,7 @@ from dspy.promptune.visible import as_text, visible
 
 if TYPE_CHECKING:
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 __all__ = ["main"]
 
@@ -177,7 +178,14 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _trials(study: Study) -> str:
-    return counted(len(study.get_trials(deepcopy=False)), "trial")
+    return counted(len(_evaluated(study)), "trial")
+
+
+def _evaluated(study: Study) -> list[FrozenTrial]:
+    """A study's trials, without proposals that were not followed."""
+    from dspy.promptune.samplers.failures import evaluated
+
+    return list(filter(evaluated, study.get_trials(deepcopy=False)))
 
 
 def _goes_on(study: Study) -> bool:
@@ -268,10 +276,8 @@ def _place(storage: str) -> str:
 
 
 def _summary(study: Study) -> dict[str, Any]:
-    from dspy.promptune.samplers.failures import evaluated
-
-    attributes, trials = _attributes(study), study.get_trials(deepcopy=False)
-    states = [trial.state.name for trial in filter(evaluated, trials)]
+    attributes = _attributes(study)
+    states = [trial.state.name for trial in _evaluated(study)]
     spent = attributes.get("spent", {}).values()
     held = _held(study)
     return {

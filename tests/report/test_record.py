@@ -126,3 +126,5 @@ def test_a_proposal_that_was_not_followed_is_no_failed_evaluation(tmp_path, caps
     assert main(["runs", str(tmp_path / "runs.db"), "--json"]) == 0
     (said,) = json.loads(capsys.readouterr().out)
     assert (said["failed"], said["trials"]) == (0, len(record.evaluations))
+    assert main(["prune", str(tmp_path / "runs.db")]) == 1
+    assert f"({len(record.evaluations)} trials)" in capsys.readouterr().err
