@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +44,11 @@ class Terminal(io.StringIO):
 def test_the_most_important_parts_are_shown_where_there_is_little_room(width, text):
     """The best score, what raised and what failed stay longest; tokens and dollars go first."""
     assert STANDING.text(width) == text
+
+
+def test_a_metric_that_does_not_go_to_1_is_told_in_its_own_units():
+    """The best score of a metric from 0 to 100 is not multiplied."""
+    assert replace(STANDING, best=75.83, percent=False).text(22) == "best 75.83; 3 raised"
 
 
 def test_what_is_not_known_is_not_shown():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
 from dspy.promptune.errors import PromptuneError, StorageError
+from dspy.promptune.outputs import output, whole_characters
 from dspy.promptune.secrets import MASK, said
 from dspy.promptune.visible import as_text, visible
 
@@ -138,22 +140,25 @@ def _export(args: argparse.Namespace) -> None:
     trials = study.get_trials(deepcopy=False)
     if args.csv:
         rows = trial_rows(trials)
-        with _writing(args.csv).open("w", newline="", encoding="utf-8") as file:
+        with output(args.csv).open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)) or ["number"])
             writer.writeheader()
             writer.writerows({name: _field(value) for name, value in row.items()} for row in rows)
         print(f"{counted(len(rows), 'trial')} in {args.csv}.")
     if args.json:
         whole = {"study": study.study_name, **study.user_attrs, "trials": [_whole(trial) for trial in trials]}
-        _writing(args.json).write_text(as_text(whole), encoding="utf-8")
+        output(args.json).write_text(as_text(whole), encoding="utf-8")
         print(f"The run in {args.json}.")
     if args.program:
         program = study.user_attrs.get("best_program")
         if program is None:
             raise StorageError(f"Run {study.study_name!r} has no best program: {_no_program(study)}.")
-        if MASK in as_text(program):
+        text, target = json.dumps(program, indent=2, default=str, ensure_ascii=False), output(args.program)
+        if MASK in text:
             print(f"note: {MASK} stands in the program for a credential that it held.", file=sys.stderr)
-        _writing(args.program).write_text(as_text(program), encoding="utf-8")
+        if (whole := whole_characters(text)) != text:
+            print("note: U+FFFD stands in the program for half a character that it held.", file=sys.stderr)
+        target.write_text(whole, encoding="utf-8")
         print(f"The best program in {args.program}.")
 
 
@@ -331,13 +336,6 @@ def _whole(trial: Any) -> dict[str, Any]:
         "started": trial.datetime_start,
         "ended": trial.datetime_complete,
     }
-
-
-def _writing(path: Path) -> Path:
-    path = path.expanduser()
-    if not path.parent.is_dir():
-        raise StorageError(f"{path} has no folder: create {path.parent} first.")
-    return path
 
 
 def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,11 +1,18 @@
-"""Numbers of things in words: "1 example", "2,340 examples"."""
+"""Numbers in words: "1 example", "2,340 examples", "83.3 %"."""
 
 from __future__ import annotations
 
-__all__ = ["counted"]
+__all__ = ["counted", "score_text"]
 
 
 def counted(number: float, noun: str) -> str:
     """``number`` as a whole one and ``noun``, given in the singular, in the plural unless there is exactly one."""
     whole = round(number)
     return f"{whole:,} {noun}{'s' * (whole != 1)}"
+
+
+def score_text(score: float, percent: bool = True) -> str:
+    """A score in percent, or in the metric's own units where these do not go from 0 to 1."""
+    if percent:
+        return f"{100 * score:.1f} %"
+    return f"{score:,.4g}" if abs(score) < 1000 else f"{score:,.0f}"

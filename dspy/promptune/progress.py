@@ -17,7 +17,7 @@ from typing import Any
 
 import tqdm  # type: ignore[import-untyped]
 
-from dspy.promptune.counted import counted
+from dspy.promptune.counted import counted, score_text
 
 __all__ = ["Progress", "Standing", "TimeLeft", "above_the_bar"]
 
@@ -47,6 +47,7 @@ class Standing:
         best: Mean score of the best prompt so far.
         tokens: Tokens spent.
         cost: Dollars spent.
+        percent: Whether scores are told in percent.
     """
 
     count: int
@@ -60,6 +61,7 @@ class Standing:
     best: float | None = None
     tokens: int | None = None
     cost: float | None = None
+    percent: bool = True
 
     def text(self, width: int | None = None) -> str:
         """The parts in their order, as many as find room in ``width`` characters; the best score is left out last."""
@@ -76,7 +78,7 @@ class Standing:
         failures = ((self.raised, "raised"), (self.unreadable, "unreadable"))
         wrong = [f"{count} {what}" for count, what in failures if count]
         found = [
-            (0, f"best {100 * self.best:.1f} %" if self.best is not None else ""),
+            (0, f"best {score_text(self.best, self.percent)}" if self.best is not None else ""),
             (1, ", ".join(wrong)),
             (3, f"{self.running} running, {self.done} done" if self.running is not None else ""),
             (2, f"{self.failed} failed" if self.failed else ""),

@@ -7,6 +7,7 @@ and holds only the difference.
 from __future__ import annotations
 
 import inspect
+import time
 from typing import TYPE_CHECKING, Any
 
 from dspy._upstream.teleprompt import mipro_optimizer_v2 as _upstream
@@ -134,8 +135,8 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         ``timeout``).
 
         Args:
-            sampler: ``None`` or ``"tpe"`` (Optuna's TPE), ``"qei"``, ``"qlogei"``, ``"qlognei"`` (Gaussian process over
-                what the prompts mean), ``"gp"``, ``"random"``, an ``optuna.samplers.BaseSampler``, or a callable that
+            sampler: ``None`` or ``"tpe"`` (Optuna's TPE), ``"qei"``, ``"qlogei"``, ``"qlognei"``, ``"thompson"`` (Gaussian
+                process over what the prompts mean), ``"onehot"``, ``"botorch"``, ``"gp"``, ``"random"``, an ``optuna.samplers.BaseSampler``, or a callable that
                 builds one from the :class:`dspy.promptune.PromptSpace`.
             embedder: ``"minilm"``, ``"ngram"``, ``"onehot"``, a ``dspy.Embedder``, or a callable, texts to array.
             acquisition: ``"qei"``, ``"qlogei"``, ``"qlognei"`` or ``"thompson"``.
@@ -170,7 +171,8 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
                 time, as long as all of them say so. The budgets are for all together, nothing is evaluated twice, and
                 all return the same program. A study that is there is continued, as ``resume=True`` does.
             max_lm_calls: Calls to language models at most, those of earlier starts included. Here as below the full
-                evaluation of the best program is kept in reserve, and the best so far is returned.
+                evaluation of the best program is kept in reserve where the limit pays for it, and the best so far is
+                returned.
             max_tokens_spent: Tokens at most, of prompts and answers.
             max_cost: US dollars at most, as far as prices are known.
             timeout: Seconds of wall time at most.
@@ -187,7 +189,7 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
             StorageError: The storage cannot be used, or holds another run under this name.
             BudgetError: A budget that does not reach as far as the first evaluation.
         """
-        given = dict(locals())
+        given, began = dict(locals()), time.monotonic()
         upstream = {name: given[name] for name in _UPSTREAM_OPTIONS}
         added = {name: given[name] for name in _ADDED_OPTIONS if given[name] != _DEFAULTS[name]}
         upstream["minibatch_size"] = int(minibatch_size)
@@ -199,7 +201,7 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
 
         if not isinstance(minibatch_size, _Default):
             added["minibatch_size"] = minibatch_size
-        best = compile_program(self, student, upstream, added)
+        best = compile_program(self, student, upstream, added, began)
         return best
 
 

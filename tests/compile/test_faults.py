@@ -5,6 +5,8 @@ import logging
 import math
 import pkgutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 import dspy
-from dspy.promptune import EvaluationError
+from dspy.promptune import EvaluationError, OptionError
 from dspy.promptune.errors import MetricError
 from dspy.utils.exceptions import LMAuthError, LMServerError
 from tests.server import LMServer, Quality, RuleLM, TaskRule, max_in_flight
@@ -237,11 +239,53 @@ def test_what_cannot_be_optimized_is_refused_before_any_call(options, message):
     assert not lm.calls
 
 
+@pytest.mark.parametrize("name", ["prompt_model", "reflection_lm"])
+def test_a_language_model_that_is_only_named_is_refused(name):
+    """The name of a model in the place of a model is refused before any call, with what to write instead."""
+    named, lm = {name: "openai/gpt-4o"}, rule_lm()
+    first, second = (named, {}) if name == "prompt_model" else ({}, {**named, "reflect": True})
+    with dspy.context(lm=lm), pytest.raises(OptionError, match=rf"{name}='openai/gpt-4o' is a text: give .*dspy.LM"):
+        dspy.MIPROv2(metric=lambda e, p, t=None: True, **first).compile(
+            dspy.Predict("question -> answer"), trainset=VALSET, sampler="qei", **second
+        )
+    assert not lm.calls
+
+
 def test_hidden_predictors_are_said(caplog):
     """A program that is optimized in part only says which predictors are not seen."""
     with caplog.at_level(logging.WARNING, logger="dspy.promptune"):
         compiled(program=Nested())
     assert "in part only" in caplog.text and "steps['first'][0]" in caplog.text
+
+
+def test_what_an_earlier_compile_attached_hides_nothing(caplog):
+    """A program that was optimized before is optimized again without a word about the programs in its record."""
+    first = compiled()
+    with caplog.at_level(logging.WARNING, logger="dspy.promptune"):
+        compiled(program=first)
+    assert "in part only" not in caplog.text
+
+
+def test_a_run_that_ends_early_leaves_python_well():
+    """While PyTorch is still being loaded, a program that always fails ends the process like any other error."""
+    script = (
+        "import dspy\n"
+        "class Broken(dspy.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.answer = dspy.Predict('question -> answer')\n"
+        "    def forward(self, question):\n"
+        "        raise ValueError('broken')\n"
+        "data = [dspy.Example(question=str(i), answer='a').with_inputs('question') for i in range(20)]\n"
+        "try:\n"
+        "    dspy.configure(lm=dspy.LM('openai/none'))\n"
+        "    optimizer = dspy.MIPROv2(metric=lambda e, p, t=None: True)\n"
+        "    optimizer.compile(Broken(), trainset=data, sampler='qei', n_jobs=4)\n"
+        "except dspy.promptune.EvaluationError as error:\n"
+        "    print('ended:', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("ended: "), done.stderr[-500:]
 
 
 def test_generators_are_data_sets():

@@ -57,6 +57,14 @@ def test_what_the_user_says_is_obeyed(given, kind):
     assert "block" not in kinds(found) and kind in kinds(found)
 
 
+@pytest.mark.parametrize("options", [{"sampler": "tpe"}, {"sampler": "random"}, {"sampler": None, "n_jobs": 4}])
+def test_whole_evaluations_decide_who_wins(options):
+    """With other samplers and few examples every trial is whole, and the best of them is returned."""
+    found, _ = compiled(20, **options)
+    whole = {t.value for t in found.optimization_run.trials if len(t.user_attrs.get("scores", ())) == 20}
+    assert len(whole) > 2 and found.score == pytest.approx(100 * max(whole))
+
+
 @pytest.mark.parametrize("minibatch", [True, False])
 @pytest.mark.parametrize("sampler", ["onehot", "tpe", "random"])
 def test_prompts_that_are_refused_for_good_end_no_run(sampler, minibatch):

@@ -290,7 +290,7 @@ def test_an_interrupt_cancels_what_has_not_begun():
     def interrupt(example, prediction, trace=None):
         raise Stopped("interrupted")
 
-    lm = model(seconds=0.01)
+    lm = model(seconds=0.1)
     with pytest.raises(Stopped):
         our_sets(Chain(1), lm, random.Random(0), True, metric=interrupt, workers=1)
     assert len(lm.calls) <= 2

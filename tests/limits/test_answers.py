@@ -17,6 +17,7 @@ from dspy.promptune.limits.views import through_gateway
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
     LMAuthError,
+    LMInvalidRequestError,
     LMProviderError,
     LMRateLimitError,
     LMUnexpectedError,
@@ -147,6 +148,7 @@ def test_a_blank_reply_in_dspys_cache_is_asked_for_again(monkeypatch, served):
     [
         ([], True), ([None], True), ([""], True), (["", " "], True), ([{"text": None}], True),
         ([{"text": "", "reasoning_content": "hm"}], True), (["0"], False), (["", "a"], False),
+        (["\u200b\ufeff"], True), (["\0\0\n"], True),
         ([{"text": None, "tool_calls": [1]}], False), ([{"text": "a", "logprobs": 1}], False), ("", False),
     ],
 )  # fmt: skip
@@ -173,6 +175,9 @@ def wrapped(inner):
         (LMRateLimitError("429"), True, True), (LMAuthError("key"), True, False),
         (NoAnswerError("blank"), True, True), (ContextWindowExceededError(), False, False),
         (wrapped(LMUnexpectedError("shape")), True, False), (wrapped(ContextWindowExceededError()), False, False),
+        (LMInvalidRequestError("no such model", status=404), True, False),
+        (LMInvalidRequestError("not now", status=409), True, True),
+        (LMInvalidRequestError("too long", status=413), False, False),
         (KeyError("program"), False, False), (wrapped(ValueError("program")), False, False),
     ],
 )  # fmt: skip

@@ -192,6 +192,13 @@ def test_the_time_limit_waits_for_no_call_of_step_1():
         assert time.monotonic() - began < 30  # a call would give up after ten minutes
 
 
+def test_what_is_loaded_first_is_time_of_the_run():
+    """What a run loads before its first call counts as loading, and against ``timeout``."""
+    meter = BudgetMeter(BudgetLimits(timeout=60.0))
+    meter.began(time.monotonic() - 20)
+    assert 20 <= meter.spent()["load"]["seconds"] < 30 and 30 < meter.seconds_left() <= 40
+
+
 def test_the_estimate_comes_first(server, caplog):
     """Before the first call the log says about how many calls, tokens and dollars the run will take."""
     caplog.set_level("INFO", logger="dspy")

@@ -7,16 +7,23 @@ import sqlite3
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import optuna
+import orjson
 import pytest
 
 import dspy
-from dspy.promptune import search
+from dspy.promptune import EvaluationError, OptionError, PromptSpace, search
 from dspy.promptune.cli import main
 from tests.server import LMServer, TaskRule
 from tests.storage.lives import QUESTIONS, compiled
 from tests.tables import Table
+
+
+def searched(path, evaluate=lambda params, examples: [1.0] * len(examples), **options):
+    """A stored search of two prompts."""
+    return search(PromptSpace({0: ["a", "b"]}), evaluate, n_examples=4, max_calls=8, storage=path, **options)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +145,41 @@ def test_it_runs_as_a_module(tmp_path):
         [sys.executable, "-m", "dspy.promptune", "runs", str(tmp_path / "none.db")], capture_output=True, text=True
     )
     assert done.returncode == 1 and "does not exist" in done.stderr
+
+
+def test_what_is_written_for_the_user_never_replaces_a_storage(place, tmp_path, capsys):
+    """A file that holds runs is not written over, whoever asks for it and by whatever link; it is as it was."""
+    kept = Path(shutil.copy(place, tmp_path / "runs.db"))
+    (tmp_path / "page.html").symlink_to(kept)
+    run = searched(tmp_path / "runs.log")
+    before = [path.read_bytes() for path in (kept, tmp_path / "runs.log")]
+    chosen = ["--study", "a compile"]
+    for kind in ("json", "csv", "program"):
+        assert main(["export", str(kept), *chosen, f"--{kind}", str(kept)]) == 1
+        assert "is not written over" in capsys.readouterr().err
+    assert main(["report", str(kept), *chosen, "-o", str(tmp_path / "page.html")]) == 1
+    for path in (kept, tmp_path / "runs.log"):
+        with pytest.raises(OptionError, match="is not written over"):
+            run.report(path)
+    assert before == [path.read_bytes() for path in (kept, tmp_path / "runs.log")]
+
+
+def test_half_a_character_is_written_in_a_form_that_is_read_again(tmp_path, capsys):
+    """A program with half a character is exported with U+FFFD for it and a note; the page shows an escape."""
+
+    def broken(params, examples):
+        raise ValueError("half \ud83d of it")
+
+    path = tmp_path / "runs.db"
+    run = searched(path)
+    run.study.set_user_attr("best_program", {"demos": [{"question": "half \ud83d"}]})
+    assert main(["export", str(path), "--program", str(tmp_path / "best.json")]) == 0
+    assert orjson.loads((tmp_path / "best.json").read_bytes()) == {"demos": [{"question": "half \ufffd"}]}
+    assert "half a character" in capsys.readouterr().err
+    with pytest.raises(EvaluationError):
+        searched(path, broken, study_name="broken")
+    assert main(["report", str(path), "--study", "broken", "-o", str(tmp_path / "page.html")]) == 0
+    assert "half \\ud83d of it" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_a_pipe_that_nobody_reads_is_no_error(place):

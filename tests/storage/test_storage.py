@@ -56,6 +56,8 @@ def test_places_that_cannot_be_are_refused(tmp_path):
     (tmp_path / "link.db").symlink_to(tmp_path / "nothing.db")
     refused(tmp_path / "link.db", "is a link to a file that is not there")
     refused("sqlite://", "in memory: name a file")
+    refused("~nobody-of-this-name/runs.db", "has no folder: create ~nobody-of-this-name")
+    refused(tmp_path / f"{'long' * 80}.db", "cannot be used: ")
     refused(tmp_path / "runs.db", "does not exist: correct the name", must_exist=True)
     refused(3, "must be a path, a URL or an Optuna storage")
 

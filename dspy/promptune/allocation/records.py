@@ -90,10 +90,12 @@ class ScoreTable:
 
     Attributes:
         examples: Those that any combination has a score on.
+        bounded: Whether all scores are from 0 to 1.
     """
 
     def __init__(self) -> None:
         self.examples: set[int] = set()
+        self.bounded = True
         self._scores: dict[Key, dict[int, float]] = {}
         self._lock = threading.Lock()
         self._calls = 0
@@ -110,6 +112,7 @@ class ScoreTable:
             if example not in row:
                 row[example] = score
                 self.examples.add(example)
+                self.bounded = self.bounded and 0 <= score <= 1
                 self._calls += 1
 
     def row(self, key: Key) -> dict[int, float]:

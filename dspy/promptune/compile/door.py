@@ -15,11 +15,12 @@ from dspy.promptune.options import check_integer
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
-__all__ = ["check_program", "checked_options", "lms_of", "split_size"]
+__all__ = ["check_lms", "check_program", "checked_options", "lms_of", "split_size"]
 
 logger = logging.getLogger(__name__)
 
 DEPTH = 5  # containers within containers that are looked into for predictors
+RESULTS = {"trial_logs", "candidate_programs", "mb_candidate_programs", "optimization_run"}  # of an earlier compile
 
 
 def checked_options(given: Mapping[str, Any], metric: Any) -> dict[str, Any]:
@@ -84,8 +85,8 @@ def _hidden(student: Module, known: set[int]) -> list[str]:
     """Where predictors are that DSPy does not find."""
     found: dict[int, str] = {}
     for path, module in student.named_sub_modules():
-        for name, value in list(vars(module).items()):
-            for where, each in _predictors(f"{path}.{name}", value, DEPTH):
+        for name in vars(module).keys() - RESULTS:
+            for where, each in _predictors(f"{path}.{name}", getattr(module, name), DEPTH):
                 if id(each) not in known:
                     found.setdefault(id(each), where.removeprefix("self."))
     return list(found.values())
@@ -103,6 +104,13 @@ def _predictors(path: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     elif depth and isinstance(value, (list, tuple, set)):
         for number, each in enumerate(value):
             yield from _predictors(f"{path}[{number}]", each, depth - 1)
+
+
+def check_lms(**lms: Any) -> None:
+    """Refuse what is the name of a language model, and none."""
+    for name, lm in lms.items():
+        if isinstance(lm, str):
+            raise OptionError(f"{name}={lm!r} is a text: give the language model, dspy.LM({lm!r}).")
 
 
 def lms_of(program: Any) -> list[Any]:

@@ -186,7 +186,7 @@ class Engine:
             thread.join()
 
     def _load(self, space: PromptSpace) -> None:
-        thread = threading.Thread(target=load, args=(self.options, space), name="promptune-load", daemon=True)
+        thread = threading.Thread(target=load, args=(self.options, space), name="promptune-load")
         self._loading.append(thread)
         thread.start()
 

@@ -18,8 +18,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
 from dspy.promptune.compile.arrivals import Arrivals, searches_early
 from dspy.promptune.compile.attributes import attach_unsearched
 from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets
-from dspy.promptune.compile.call import call_of
-from dspy.promptune.compile.door import check_program, checked_options, lms_of, split_size
+from dspy.promptune.compile.door import check_lms, check_program, checked_options, lms_of, split_size
 from dspy.promptune.compile.engine import FIRST_BLOCK, FIRST_SHARE, OPEN_BLOCK, Engine, Task, optimize
 from dspy.promptune.compile.loading import by_blocks, check_embedder, ours
 from dspy.promptune.compile.options import CompileOptions, upstream_budget
@@ -29,6 +28,7 @@ from dspy.promptune.compile.step_report import StepReport
 from dspy.promptune.counted import counted
 from dspy.promptune.distributed.programs import EvaluationRules
 from dspy.promptune.errors import OptionError, StorageError
+from dspy.promptune.identity.call import call_of
 from dspy.promptune.identity.encoding import restorable
 from dspy.promptune.identity.manifest import compile_manifest
 from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE, SEARCH
@@ -53,7 +53,7 @@ __all__ = ["CompileRun", "compile_program"]
 
 
 def compile_program(
-    optimizer: _upstream.MIPROv2, student: Module, upstream: Mapping[str, Any], added: Mapping[str, Any]
+    optimizer: _upstream.MIPROv2, student: Module, upstream: Mapping[str, Any], added: Mapping[str, Any], began: float
 ) -> Any:
     """The best program found, with upstream's attributes and ``optimization_run``.
 
@@ -62,6 +62,7 @@ def compile_program(
         student: The program.
         upstream: All of upstream's options of ``compile``.
         added: This fork's, as far as they were given; ``minibatch_size`` is one of them if the user gave it.
+        began: When it was called, by ``time.monotonic``.
 
     Raises:
         OptionError: An option that cannot be; nothing is called by then.
@@ -74,6 +75,7 @@ def compile_program(
         given["minibatch_size"] = min(given["minibatch_size"], max(1, size))
     options = CompileOptions.of(added)
     run = CompileRun.of(optimizer, student, options, given)
+    run._engine.books.meter.began(began)
     run._call = call_of(optimizer, upstream, added)
     traceback = given["provide_traceback"]
     run._engine.tracebacks = bool(dspy.settings.provide_traceback if traceback is None else traceback)
@@ -129,6 +131,9 @@ class CompileRun(_upstream.MIPROv2):
         seed = optimizer.seed if given["seed"] is None else given["seed"]
         check_seed(seed)
         check_program(student)
+        check_lms(
+            reflection_lm=options.reflection_lm, prompt_model=optimizer.prompt_model, task_model=optimizer.task_model
+        )
         if options.reflect and not given["minibatch"]:
             raise OptionError("reflect=True does not go with minibatch=False: leave that out, and prompts are raced.")
         check_embedder(options, student)

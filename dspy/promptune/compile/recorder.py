@@ -12,7 +12,7 @@ from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.compile.answers import Answers
 from dspy.promptune.compile.attributes import Entry, entries_of
-from dspy.promptune.counted import counted
+from dspy.promptune.counted import counted, score_text
 from dspy.promptune.distributed.programs import ProgramCache
 from dspy.promptune.limits.usage import Usage
 from dspy.promptune.progress import Standing
@@ -68,7 +68,7 @@ class Recorder(LoopListener):
 
     def _told(self, job: Job, scores: Sequence[float], mean: float) -> str:
         count = counted(len(scores), "example")
-        return f"{100 * mean:.1f} % on {count}, {prompt_name(self.run.space, job.key)}"
+        return f"{score_text(mean, self.run.table.bounded)} on {count}, {prompt_name(self.run.space, job.key)}"
 
     def all_entries(self) -> list[Entry]:
         """Every job of the run that ended, those of other drivers included."""
@@ -92,6 +92,7 @@ class Recorder(LoopListener):
         failed = self.driver.log.failed
         best = self.driver.log.history[-1][1] if self.driver.log.history else None
         row = self.run.table.row(best) if best is not None else {}
+        spent = [step for step in self._engine.books.meter.spent().values() if step.get("calls")]
         return Standing(
             count=self.run.table.calls,
             running=self.driver.running,
@@ -102,8 +103,9 @@ class Recorder(LoopListener):
             in_flight=self._engine.gateway.limiter.in_flight,
             calls=self._engine.gateway.calls,
             best=math.fsum(row.values()) / len(row) if row else None,
-            tokens=self._usage.tokens,
-            cost=self._usage.cost,
+            percent=self.run.table.bounded,
+            tokens=int(sum(step["tokens"] for step in spent if "tokens" in step)) or None,
+            cost=sum(step["cost"] for step in spent if "cost" in step) or None,
         )
 
     def close(self) -> None:

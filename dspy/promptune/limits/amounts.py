@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["amount", "answered_by_cache", "tokens_of", "total"]
+
+MOST = 1e12  # tokens or dollars of one call: a provider that says more says nothing
 
 
 def total(*several: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -21,8 +22,8 @@ def total(*several: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, fl
 
 
 def amount(value: Any) -> float | None:
-    """A number of tokens or dollars; ``None`` for what is no such number (a text, a negative one, NaN)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    """A number of tokens or dollars; ``None`` for what is no such number (a text, a negative or an absurd one, NaN)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST:
         return None
     return float(value)
 

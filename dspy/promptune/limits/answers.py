@@ -21,6 +21,8 @@ DEPTH = 8  # links of a chain of errors that are looked at
 NOT_AN_ANSWER = {"reasoning_content", "logprobs", "citations"}  # parts of an output that come beside an answer
 MARK = "_promptune_call"  # attribute of an error that a call to a language model ended with
 BLANK_REPLY = "The LM returned an empty or null response."  # how DSPy's adapters begin to say so
+ELSEWHERE = (404, 409)  # statuses that say nothing of the prompt: no such model or address, or not now
+UNSEEN = dict.fromkeys(map(ord, "\0\u200b\u200c\u200d\u2060\ufeff"))  # characters that leave a text as empty as it was
 NO_TEXT = "not valid Unicode"  # how DSPy says that a prompt holds half a character, before it calls anything
 
 
@@ -35,7 +37,7 @@ def blank(outputs: Any) -> bool:
 
 def _blank(output: Any) -> bool:
     if output is None or isinstance(output, str):
-        return not (output or "").strip()
+        return not (output or "").translate(UNSEEN).strip()
     if not isinstance(output, dict):
         return False
     beside = {name for name, value in output.items() if value} - NOT_AN_ANSWER - {"text"}
@@ -55,15 +57,20 @@ def may_repeat(error: BaseException) -> bool:
     So it is where the provider is busy or out of reach, and where its reply was none: half of one, a gateway's page,
     another shape, nothing in it. A refused key or request stays refused.
     """
-    unclassified = type(error) is LMProviderError or isinstance(error, LMUnexpectedError)
+    unclassified = type(error) is LMProviderError or isinstance(error, LMUnexpectedError) or _status(error) == 409
     return unclassified or (isinstance(error, Exception) and is_retryable_lm_error(error))
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that a provider refused a request with, where it is known."""
+    return error.status if isinstance(error, LMInvalidRequestError) else None
 
 
 def unanswered(error: BaseException) -> bool:
     """Whether an error means that a language model gave no answer, which says nothing about the prompt.
 
-    The provider could not be reached or refused, its reply was no reply, it does not know the key, or the call raised
-    whatever else. What it says of the request itself, such as that the prompt is too long, is the prompt's fault. The
+    The provider could not be reached or refused, its reply was no reply, it does not know the key or the model, or the
+    call raised whatever else. What it says of the request itself, such as that the prompt is too long, is the prompt's fault. The
     first error of the chain of causes that tells is the one that counts.
     """
     link: BaseException | None = error
@@ -73,7 +80,7 @@ def unanswered(error: BaseException) -> bool:
         if isinstance(link, AdapterParseError):
             return BLANK_REPLY in str(link)
         if isinstance(link, LMInvalidRequestError):
-            return False
+            return _status(link) in ELSEWHERE
         if isinstance(link, LMError) or getattr(link, MARK, False):
             return True
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

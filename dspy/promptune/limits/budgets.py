@@ -95,6 +95,11 @@ class BudgetMeter:
         self._untold: set[str] = set()
         self._lock = threading.Lock()
 
+    def began(self, when: float) -> None:
+        """The run began at this time of ``time.monotonic``, and has loaded what it needs until now."""
+        self._began = when
+        self._add("seconds", round(time.monotonic() - when, 3), LOAD)
+
     def elsewhere(
         self, amounts: Mapping[str, Mapping[str, float]], pending: Mapping[str, Mapping[str, float]] | None = None
     ) -> None:

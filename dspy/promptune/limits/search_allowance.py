@@ -12,7 +12,8 @@ __all__ = ["SearchAllowance"]
 class SearchAllowance:
     """What the limits of a meter leave to a search, in examples.
 
-    What a full evaluation of the best prompt takes is kept back from the beginning (half of all there is at most).
+    What a full evaluation of the best prompt takes is kept back from the beginning, but at most half of what there is:
+    where that does not pay for it, the search spends it, and the best prompt is returned as it is.
 
     Args:
         meter: Counts, and has the limits.
@@ -29,6 +30,7 @@ class SearchAllowance:
         affordable = self._affordable()
         self._reserve = min(n_examples, int(affordable // 2)) if affordable < math.inf else n_examples
         self._released = self._spared = False
+        self._scarcest = ""
 
     def left(self) -> float:
         """Examples that may still be paid for, without the reserve; may be infinite."""
@@ -53,12 +55,14 @@ class SearchAllowance:
         affordable, scarcest = self._meter.scarcest(self._calls_per_example)
         if affordable > self._reserve:
             return False
+        self._scarcest = f"{scarcest} is nearly spent"
         self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
         return True
 
     def spare(self) -> None:
-        """The reserve, released, is not needed for a full evaluation: the search spends it."""
+        """The reserve, released, pays for no full evaluation, or none is needed: the search spends it."""
         self._spared = True
+        self.ended = self._scarcest
 
     def _affordable(self) -> float:
         return self._meter.affordable(self._calls_per_example)

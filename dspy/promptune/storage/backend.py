@@ -69,11 +69,11 @@ def open_storage(
     text = os.fspath(storage)
     if "://" in text and not text.startswith("sqlite"):
         return _open_server(text, must_exist)
-    path = Path(text if "://" not in text else text.partition(":///")[2].partition("?")[0]).expanduser()
+    path = Path(os.path.expanduser(text if "://" not in text else text.partition(":///")[2].partition("?")[0]))
     if "://" in text and str(path) in (".", ":memory:"):
         raise StorageError(f"storage={text!r} is a database in memory: name a file, such as sqlite:///runs.db.")
-    _check_file(path, must_exist)
     try:
+        _check_file(path, must_exist)
         return _open_file(path, must_exist if read_only is None else read_only)
     except StorageError:
         raise
