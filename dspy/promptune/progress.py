@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ __all__ = ["Progress", "Standing", "TimeLeft", "above_the_bar"]
 logger = logging.getLogger(__name__)
 
 DRAW_SECONDS = 0.5
+TEXT_SECONDS = 10.0  # between two states of a line that a notebook keeps as text
 LOG_SECONDS = 30.0  # between two lines in the log, where there is no bar
 WINDOW_SECONDS = 60.0  # of which the speed is taken
 SETTLE_SECONDS = 3.0  # in which results of earlier work come in at once: they say nothing about the speed
@@ -170,7 +172,8 @@ class Progress:
         self._logs.close()
 
     def _draw_on(self) -> None:
-        while not self._over.wait(DRAW_SECONDS):
+        pause = TEXT_SECONDS if _in_notebook() and not _has_widgets() else DRAW_SECONDS
+        while not self._over.wait(pause):
             self._draw()
 
     def _draw(self) -> None:
@@ -246,6 +249,11 @@ def _in_notebook() -> bool:
     """Whether a Jupyter kernel runs this."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and hasattr(shell, "kernel")
+
+
+def _has_widgets() -> bool:
+    """Whether a notebook can show a bar that moves; as text, every state of it is kept in the notebook."""
+    return importlib.util.find_spec("ipywidgets") is not None
 
 
 def _columns() -> int | None:

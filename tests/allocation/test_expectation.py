@@ -27,11 +27,11 @@ def test_the_expected_score_takes_off_what_was_luck(runs):
 
 
 @pytest.mark.slow
-def test_the_interval_is_about_the_expected_score_and_holds_most_truths(runs):
+def test_the_interval_holds_the_expected_score_and_most_truths(runs):
     """Nine in ten are wanted; of twelve, at least nine."""
     for run, _ in runs:
         low, high = run.interval
-        assert (low + high) / 2 == pytest.approx(run.expected_score)
+        assert 0.0 <= low < run.expected_score < high <= 1.0
     assert sum(run.interval[0] <= truth <= run.interval[1] for run, truth in runs) >= 9
 
 

@@ -224,6 +224,8 @@ class Nested(dspy.Module):
     [
         ({"metric": None}, "metric=None"),
         ({"minibatch_full_eval_steps": 0}, "minibatch_full_eval_steps=0"),
+        ({"minibatch_size": 0}, "minibatch_size=0: it must be an integer of at least 1"),
+        ({"init": {"num_threads": "4"}}, "num_threads='4': it must be an integer of at least 1"),
         ({"trainset": [dspy.Example(question="q", answer="a")] * 3}, "Example 0 of trainset.*with_inputs"),
         ({"valset": [*VALSET, {"question": "q"}]}, "Example 24 of valset is a dict"),
         ({"valset": "question"}, "list of dspy.Example"),

@@ -46,4 +46,5 @@ def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None
     except (ArithmeticError, RuntimeError) as error:
         logger.warning("No expected score of the winner (%s).", error)
         return None
-    return Expectation(mean, (mean - NINETY * sd, mean + NINETY * sd))
+    low, high = mean - NINETY * sd, mean + NINETY * sd
+    return Expectation(mean, (max(low, 0.0), min(high, 1.0)) if table.bounded else (low, high))

@@ -35,7 +35,7 @@ from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE, SEARCH
 from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import own_calls_held, through_gateway
-from dspy.promptune.options import check_seed
+from dspy.promptune.options import check_integer, check_seed
 from dspy.promptune.reflection.reflection import Attempts, Reflector
 from dspy.promptune.run.interrupts import interrupts
 from dspy.promptune.storage.run_store import open_run_store
@@ -134,6 +134,8 @@ class CompileRun(_upstream.MIPROv2):
         check_lms(
             reflection_lm=options.reflection_lm, prompt_model=optimizer.prompt_model, task_model=optimizer.task_model
         )
+        threads = optimizer.num_threads or dspy.settings.num_threads
+        check_integer("num_threads", threads, 1)
         if options.reflect and not given["minibatch"]:
             raise OptionError("reflect=True does not go with minibatch=False: leave that out, and prompts are raced.")
         check_embedder(options, student)
@@ -147,7 +149,7 @@ class CompileRun(_upstream.MIPROv2):
             options.caps(), options.storage, options.study_name, options.resume, share=options.share,
             name=type(student).__name__, lms=lms,
         )  # fmt: skip
-        run._engine = Engine(options, run.num_threads or dspy.settings.num_threads, books)
+        run._engine = Engine(options, threads, books)
         run._report = StepReport(books.memory, run._engine.metric_broken, run._engine.missing)
         run._summary = None
         run._attempts = run._arrivals = None

@@ -81,8 +81,9 @@ class CompileOptions:
         return cls(sampler_options=of_sampler, **options)
 
     def __post_init__(self) -> None:
-        if self.max_concurrency is not None:
-            check_integer("max_concurrency", self.max_concurrency, 1)
+        for name in ("max_concurrency", "minibatch_size"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
         limit = self.example_timeout
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit > 0):
             raise OptionError(f"example_timeout={limit!r}: it must be a number of seconds above 0, or None.")

@@ -70,8 +70,8 @@ def unanswered(error: BaseException) -> bool:
     """Whether an error means that a language model gave no answer, which says nothing about the prompt.
 
     The provider could not be reached or refused, its reply was no reply, it does not know the key or the model, or the
-    call raised whatever else. What it says of the request itself, such as that the prompt is too long, is the prompt's fault. The
-    first error of the chain of causes that tells is the one that counts.
+    call raised whatever else. What it says of the request itself, such as that the prompt is too long, is the prompt's
+    fault. The first error of the chain of causes that tells is the one that counts.
     """
     link: BaseException | None = error
     for _ in range(DEPTH):

@@ -89,9 +89,10 @@ class Estimate:
         for name, (steps, first, least) in self.first(n_examples, calls_per_example).items():
             limit = getattr(caps, name)
             if limit is not None and limit < least:
+                before, then, enough = (_said(amount, name) for amount in (steps, first, _up(steps + first, name)))
                 raise BudgetError(
-                    f"{name}={limit:.6g}: steps 1 and 2 take about {steps:.4g} {UNITS[name]} and the first evaluation "
-                    f"{first:.4g}; give at least {_up(steps + first, name):.6g}, fewer candidates, or a smaller valset."
+                    f"{name}={limit:.6g}: steps 1 and 2 take about {before} {UNITS[name]} and the first evaluation "
+                    f"{then}; give at least {enough}, fewer candidates, or a smaller valset."
                 )
 
     def tight(self, caps: BudgetLimits, n_examples: int, calls_per_example: int) -> bool:
@@ -103,6 +104,11 @@ class Estimate:
     def _price(self) -> float:
         """Dollars of a token; 0 where no price is known."""
         return (self.cost or 0.0) / self.tokens if self.tokens else 0.0
+
+
+def _said(amount: float, name: str) -> str:
+    """An amount in figures that can be typed."""
+    return f"{amount:.0f}" if name in ("max_lm_calls", "max_tokens_spent") else f"{amount:.6g}"
 
 
 def _up(amount: float, name: str) -> float:
