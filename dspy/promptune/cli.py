@@ -156,9 +156,9 @@ def _export(args: argparse.Namespace) -> None:
         text, target = json.dumps(program, indent=2, default=str, ensure_ascii=False), output(args.program)
         if MASK in text:
             print(f"note: {MASK} stands in the program for a credential that it held.", file=sys.stderr)
-        if (whole := whole_characters(text)) != text:
+        if (readable := whole_characters(text)) != text:
             print("note: U+FFFD stands in the program for half a character that it held.", file=sys.stderr)
-        target.write_text(whole, encoding="utf-8")
+        target.write_text(readable, encoding="utf-8")
         print(f"The best program in {args.program}.")
 
 

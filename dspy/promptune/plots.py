@@ -1,7 +1,8 @@
 """Figures of a run: each function takes a run and returns plotly's figure, for notebooks and papers.
 
 A run is ``program.optimization_run``, what :func:`dspy.promptune.search` returns, or the Optuna study of a stored run.
-Scores are in percent. In all figures ``I3 D1`` is the prompt of instruction 3 and demo set 1; 0 is the program's own.
+Scores are in percent where all are from 0 to 1, otherwise in the metric's units. In all figures ``I3 D1`` is the prompt
+of instruction 3 and demo set 1; 0 is the program's own.
 
 Every function raises :class:`~dspy.promptune.OptionError` where plotly is not installed, or what it is given is no run.
 """

@@ -135,9 +135,10 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         ``timeout``).
 
         Args:
-            sampler: ``None`` or ``"tpe"`` (Optuna's TPE), ``"qei"``, ``"qlogei"``, ``"qlognei"``, ``"thompson"`` (Gaussian
-                process over what the prompts mean), ``"onehot"``, ``"botorch"``, ``"gp"``, ``"random"``, an ``optuna.samplers.BaseSampler``, or a callable that
-                builds one from the :class:`dspy.promptune.PromptSpace`.
+            sampler: ``None`` or ``"tpe"`` (Optuna's TPE), ``"qei"``, ``"qlogei"``, ``"qlognei"``, ``"thompson"``
+                (Gaussian process over what the prompts mean), ``"onehot"`` (the same without meaning), ``"botorch"``
+                (the same, with BoTorch's batches), ``"gp"``, ``"random"``, an ``optuna.samplers.BaseSampler``, or a
+                callable that builds one from the :class:`dspy.promptune.PromptSpace`.
             embedder: ``"minilm"``, ``"ngram"``, ``"onehot"``, a ``dspy.Embedder``, or a callable, texts to array.
             acquisition: ``"qei"``, ``"qlogei"``, ``"qlognei"`` or ``"thompson"``.
             batch_size: Prompts proposed together; default ``n_jobs``.

@@ -9,11 +9,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+import optuna
 import pytest
 
+from dspy.promptune import EvaluationError
+from dspy.promptune.report.page import write
 from dspy.promptune.report.record import record_of
 from dspy.promptune.run.naming import prompt_name
-from tests.report.conftest import MARKUP
+from tests.report.conftest import MARKUP, Table
 
 FIGURES = ["best", "estimates", "effects", "spending", "timeline"]
 
@@ -92,6 +95,43 @@ def test_a_phone_needs_no_sideways_scrolling(opened, scheme):
     assert all(page.locator(f"#{figure}").bounding_box()["width"] <= 360 for figure in FIGURES)
     hidden = "[...document.querySelectorAll('section > .wide')].map(each => each.scrollWidth - each.clientWidth)"
     assert set(page.evaluate(hidden)) == {0}
+
+
+def test_numbers_are_not_broken_over_lines(opened):
+    """On a laptop a score before and after, and a time, are each on one line."""
+    page, _ = opened(width=1024)
+    lines = "e => { const r = document.createRange(); r.selectNodeContents(e); return r.getClientRects().length; }"
+    cells = page.locator("section > .wide td.number").all()
+    assert len(cells) > 0 and {cell.evaluate(lines) for cell in cells} == {1}
+
+
+def test_labels_on_a_phone_differ(opened):
+    """Candidates whose texts begin alike have labels of their own on a phone, beyond their codes."""
+    page, _ = opened(width=360, is_mobile=True, has_touch=True)
+    labels = page.locator("#effects :is(.ytick, .y2tick) text").all_text_contents()
+    texts = [label.partition(" ")[2] for label in labels]
+    assert len(texts) == 8 and len(set(texts)) == 8, labels
+
+
+def test_a_run_of_failures_fits_a_phone(browser, tmp_path):
+    """Where nothing was scored, the table of failures is stacked, and figures say so within their width."""
+    path = str(tmp_path / "runs.db")
+    with pytest.raises(EvaluationError):
+        Table(broken=(0, 1, 2, 3), error="down: " + "x" * 400).search(storage=path)
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{path}")
+    context = browser.new_context(viewport={"width": 360, "height": 800}, is_mobile=True, has_touch=True)
+    page = context.new_page()
+    page.goto(write(study, tmp_path / "report.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('[data-drawn]').length == 3")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator(".failed tr").nth(1).evaluate("e => getComputedStyle(e).display") == "flex"
+    for figure in ("best", "estimates", "effects"):
+        box, text = (
+            page.locator(f"#{figure}").bounding_box(),
+            page.locator(f"#{figure} .annotation-text").bounding_box(),
+        )
+        assert box["x"] <= text["x"] and text["x"] + text["width"] <= box["x"] + box["width"]
+    context.close()
 
 
 def test_the_curve_is_shown_against_time_as_well(opened, stored):

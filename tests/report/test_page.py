@@ -83,7 +83,7 @@ def test_failures_are_listed_with_their_errors():
     shown = page(Table(broken=(1,)).search(full_eval_steps=0))
     table = shown.partition('id="failures"')[2].partition("</table>")[0]
     failed = re.findall(r"instruction 1 with demo set \d", table)
-    assert failed and "No &lt;b&gt;luck&lt;/b&gt;." in table and f"{len(failed)} of" in shown
+    assert failed and "No &lt;b&gt;luck&lt;/b&gt;." in table and f">{len(failed)} trials<" in shown
 
 
 def test_a_stored_run_gives_the_same_page(stored, text, tmp_path, capsys):
@@ -170,6 +170,18 @@ def test_plotly_is_asked_for_where_it_is_missing():
 def test_a_diff_marks_what_changed(before, after, shown):
     """Words that were added or left out are marked, and texts with little in common are shown one after the other."""
     assert compared(before, after) == shown
+
+
+def test_long_texts_are_folded():
+    """A prompt of thousands of characters is behind a line that says how many, a short one is open."""
+    space = PromptSpace({0: ["Sort the letter.", "Sort it. " + "Think about it. " * 200]}, {0: [[], [{"q": "1"}]]})
+
+    def evaluate(params, examples):
+        return [float(params["0_predictor_instruction"])] * len(examples)
+
+    shown = page(search(space, evaluate, n_examples=5, max_calls=20, sampler="random", seed=0))
+    winner = shown.partition('id="winner"')[2].partition("</section>")[0]
+    assert '<details class="folded"><summary>show the comparison: 3,2' in winner and winner.count("folded") == 1
 
 
 def test_a_run_has_one_name(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from dspy.promptune import OptionError, PromptSpace, plots, search
 from dspy.promptune.report.beliefs import effects_of
+from dspy.promptune.report.compared import labels
 from dspy.promptune.report.record import record_of
 from tests.report.conftest import Table
 
@@ -96,6 +97,16 @@ def test_no_score_is_expected_above_the_highest():
         n_examples=20, max_calls=60, sampler="onehot", seed=0,
     )  # fmt: skip
     assert record_of(run).beliefs.mean.max() == 1.0
+
+
+def test_labels_differ_where_texts_begin_alike():
+    """Of texts that begin alike a label has the part that tells them apart; a short text is all there."""
+    texts = [f"Read the input with care, follow guideline {word}, and answer." for word in ("alpha", "beta")]
+    assert labels([*texts, "Sort  it."], 17) == ["…alpha, and answer…", "…beta, and answer.", "Sort it."]
+    assert labels(texts, 60)[0].startswith("Read the input") and labels(["", "a" * 30], 9) == ["(none)", "a" * 9 + "…"]
+    run = Table().search(sampler="qei", embedder="ngram")
+    narrow = plots.effects(run).layout.meta["narrow"]
+    assert len(set(narrow.values())) == len(narrow) == 7 and "I1 …second way." in narrow.values()
 
 
 def test_hover_texts_are_escaped(stored):

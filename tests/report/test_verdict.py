@@ -5,17 +5,20 @@ import re
 from dataclasses import replace
 from html import escape
 
+import optuna
 import pytest
 
 import dspy
-from dspy.promptune import OptionError
+from dspy.promptune import EvaluationError, OptionError, PromptSpace, plots, search
 from dspy.promptune.report.cases import cases_of
+from dspy.promptune.report.headline import headline
 from dspy.promptune.report.held_out import held_out
-from dspy.promptune.report.leaderboard import leaderboard
+from dspy.promptune.report.leaderboard import leaderboard, texts_of
 from dspy.promptune.report.lineage import lineage
 from dspy.promptune.report.page import page
 from dspy.promptune.report.record import record_of
 from dspy.promptune.report.reproduce import command
+from dspy.promptune.report.scale import Scale
 from dspy.promptune.report.verdict import Verdict
 from dspy.promptune.run.failures import ExampleFailures
 from tests.report.conftest import ANSWERS, EXAMPLES, Table, compiled, exact
@@ -57,8 +60,71 @@ def test_a_winner_with_more_examples_than_the_original_is_told_of_all(record):
     """The gain is of the examples that both have; the score of the winner on all of its examples stands beside it."""
     found = with_rows(record, [0.0] * 4, [1.0] * 4 + [0.0] * 6)
     assert Verdict(found).sentence() == (
-        "4 of 4 validation examples right instead of 0: +100 points (95 %: +100 to +100); 40.0 % on all 10."
+        "4 of 4 validation examples right instead of 0: +100 points (95 %: +100 to +100); the winner has 40.0 % on all "
+        "10 examples that it was scored on."
     )
+    assert Verdict(found).lines()[:4] == [
+        "Before   0.0 % (0 of 4 right; 95 %: 0 to 49)",
+        "After    100.0 % (4 of 4 right; 95 %: 51 to 100), instruction 1 with demo set 1",
+        "Gain     +100.0 points (95 %: +100.0 to +100.0); of 4 examples 4 fixed, 0 broken",
+        "Winner   40.0 % on all 10 examples that it was scored on",
+    ]
+    cards = {card.name: card for card in headline(found)}
+    assert [cards[name].value for name in ("before", "after", "gain")] == ["0.0 %", "100.0 %", "+100.0"]
+    assert cards["after"].note.endswith("4 examples; winner on all of its 10: 40.0 %")
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift", "words"),
+    [
+        (
+            100,
+            0,
+            ["Before   25.0 (10", "After    52.5 (10", "Gain     +27.5 (95", "52.5 instead of 25.0 (in the metric's"],
+        ),
+        (1, -1, ["Before   -0.750 (10", "After    -0.475 (10", "Gain     +0.275 (95", "-0.475 instead of -0.750 (in"]),
+        (
+            2000,
+            0,
+            ["Before   500 (10", "After    1,050 (10", "Gain     +550 (95", "1,050 instead of 500 (in the metric's"],
+        ),
+    ],
+)
+def test_scores_of_other_metrics_are_in_their_own_units(record, factor, shift, words):
+    """Scores that are not from 0 to 1 are nowhere in percent: not in the log, not in the tables."""
+    before, after = [0.25] * 10, [0.25] * 4 + [0.75] * 5 + [0.5]
+    found = with_rows(record, *([factor * score + shift for score in row] for row in (before, after)))
+    said = "\n".join([Verdict(found).sentence(), *Verdict(found).lines()])
+    assert [word for word in words if word not in said] == [] and "points" not in said
+    assert "in the metric's units; of 10 examples 6 better, 0 worse" in said
+    shown = page(found)
+    for part in ("verdict", "leaderboard", "cases", "all"):
+        text = re.sub(r"<[^>]*>|95 %|90 %", " ", shown.partition(f'id="{part}"')[2].partition("</section>")[0])
+        assert "%" not in text, (part, text)
+
+
+def test_figures_are_in_the_metrics_units():
+    """Axes and labels of figures say percent for scores from 0 to 1 only."""
+    table = Table()
+    run = search(
+        table.space, lambda params, examples: [40 * score for score in table(params, examples)],
+        n_examples=20, max_calls=150, sampler="qei", embedder="ngram", seed=0,
+    )  # fmt: skip
+    for figure in (plots.best_so_far, plots.estimates, plots.effects, plots.spending, plots.timeline):
+        drawn = figure(run)
+        drawn.update_layout(template="none")
+        assert " %" not in drawn.to_json().replace("95 %", "") and "(%)" not in drawn.to_json()
+    (line,) = (each for each in plots.best_so_far(run).data if each.name == "best, as known at the end")
+    assert line.y[-1] == pytest.approx(run.best_score) and run.best_score > 1
+
+
+def test_graded_scores_are_better_or_worse(record):
+    """What rose from 0.3 to 0.4 is not called fixed, and a score of 0 is wrong only where none is lower."""
+    graded = cases_of(with_rows(record, [0.3, 0.4, 0.0], [0.4, 0.3, 0.0]))
+    assert graded.words[:2] == ("better", "worse") and (len(graded.fixed), len(graded.broken)) == (1, 1)
+    assert len(graded.wrong) == 1 and graded.title == "Examples better and worse"
+    assert cases_of(with_rows(record, [-1.0, 0.0], [0.0, 0.0])).wrong == ()
+    assert cases_of(with_rows(record, [0.0, 1.0], [1.0, 1.0])).words[:2] == ("fixed", "broken")
 
 
 def test_what_the_run_expects_is_told(record, program):
@@ -140,8 +206,56 @@ def test_a_small_chance_is_told_alike_everywhere(record, probability, words):
     shown[record.beliefs.keys.index(record.best)] = probability
     found = replace(record)
     found.__dict__["beliefs"] = replace(record.beliefs, p_best=shown)
-    text = page(found)
+    text = page(found).replace("\u00a0", " ")
     assert f"; best of all with {escape(words)}" in text and f'data-label="P(best)">{escape(words)}<' in text
+
+
+def test_where_the_rest_of_the_probability_lies_is_said(record):
+    """Where untried prompts are probably the best, the card says how probably, and a larger budget is the advice."""
+    chances = record.beliefs.p_best.copy()
+    tried = [key in record.rows for key in record.beliefs.keys]
+    chances[tried], chances[[not each for each in tried]] = 0.2 / sum(tried), 0.8 / (len(tried) - sum(tried))
+    found = replace(record)
+    found.__dict__["beliefs"] = replace(record.beliefs, p_best=chances)
+    count = len(record.space) - len(record.rows)
+    (card,) = (each for each in headline(found) if each.name == "expected on new data")
+    assert card.note.endswith("combinations not tried: 80 %)") and f"{count} combination" in card.note
+    advice = f"With a probability of 80 % the best prompt is one of the {count} combinations that were not tried"
+    steps = Verdict(found).next_steps()
+    assert f"{advice}: a larger budget may find it." in steps and not any("hardly help" in step for step in steps)
+    assert not any("not tried" in step for step in Verdict(found, model=False).next_steps())
+
+
+def test_a_run_of_failures_says_what_happened(tmp_path):
+    """Where every trial failed, page and block begin with that and the first error, and claim nothing of programs."""
+    path = str(tmp_path / "runs.db")
+    with pytest.raises(EvaluationError, match="Every evaluation failed"):
+        Table(broken=(0, 1, 2, 3), error=f"<b>down</b> {'x' * 500}").search(storage=path)
+    record = record_of(optuna.load_study(study_name="search", storage=f"sqlite:///{path}"))
+    count = len(record.evaluations)
+    first = f"Nothing was scored: {count} of {count} trials failed, trial 0 with ValueError: <b>down</b> xxx"
+    verdict = Verdict(record)
+    assert verdict.sentence().startswith(first) and len(verdict.sentence()) < 400
+    assert "Gain     not known: nothing was scored" in verdict.lines() and "returned" not in "".join(verdict.lines())
+    (card,) = (each for each in headline(record) if each.name == "failed")
+    assert (card.value, card.note) == (f"{count} trials", f"of {count}: no score stands for them")
+    shown = page(record)
+    assert f'<p class="sentence alarm">{escape(first)}' in shown and "the original program is returned" not in shown
+    assert (
+        "<th>P(best)</th>" not in shown
+        and "has not ended" not in shown
+        and shown.count('<td class="text">as trial 0</td>') > 0
+    )
+
+
+def test_predictors_have_their_names(record):
+    """With several predictors the program's names for them stand beside their numbers."""
+    space = PromptSpace({0: ["a", "b"], 1: ["c", "d"]})
+    program = {"predictors": {"plan": {}, "solve.predict": {}}}
+    found = replace(record, space=space, best=(1, 1), evaluations=(), facts={**record.facts, "program": program})
+    assert [found.of_predictor(i) for i in (0, 1)] == [" of predictor 0 (plan)", " of predictor 1 (solve)"]
+    assert texts_of(found, (1, 1))[1] == ("instruction 1 of predictor 1 (solve)", "d")
+    assert replace(found, facts={}).of_predictor(1) == " of predictor 1" and record.of_predictor(0) == ""
 
 
 def test_without_a_model_few_lucky_examples_do_not_lead():
@@ -173,6 +287,10 @@ def test_held_out_examples_are_compared():
     found = held_out(rows, better)
     assert found.sentence.startswith("3 of 4 test examples right instead of 2: +25 points")
     assert [case.example for case in found.cases.fixed] == [2, 3] and found.cases.broken[0].answer_after == "yes"
+    many = [(example, answer, 100 * score) for example, answer, score in better]
+    assert held_out(rows, many).sentence.startswith("Score 75.0 instead of 0.5 (in the metric's units) on 4 test ex")
+    own = held_out(rows, better, Scale(percent=False, span=100.0))
+    assert own.sentence.startswith("Score 0.8 instead of 0.5 (in the metric's units) on 4 test examples: +0 (95 %: -1")
 
 
 def test_the_call_repeats_the_run(program, record):

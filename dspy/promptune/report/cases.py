@@ -1,4 +1,4 @@
-"""Validation examples before and after: which were fixed, which were broken, and what was answered."""
+"""Validation examples before and after: which got better or worse, and what was answered."""
 
 from __future__ import annotations
 
@@ -37,12 +37,31 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Examples by what happened to them; ``same`` is the number of those whose score did not change."""
+    """Examples by what happened to them.
+
+    Attributes:
+        fixed: Those whose score rose.
+        broken: Those whose score fell.
+        wrong: Those with a score of 0 before and after, where no score is below.
+        same: How many scores did not change.
+        graded: Whether there are scores other than 0 and 1: what rose may not be right then.
+    """
 
     fixed: tuple[Case, ...]
     broken: tuple[Case, ...]
     wrong: tuple[Case, ...]
     same: int
+    graded: bool = False
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """What is said of those that rose, that fell, and that are wrong before and after."""
+        return ("better", "worse", "at 0 before and after") if self.graded else ("fixed", "broken", "wrong both times")
+
+    @property
+    def title(self) -> str:
+        """Of the part of the page."""
+        return f"Examples {self.words[0]} and {self.words[1]}"
 
     @property
     def told(self) -> bool:
@@ -56,7 +75,7 @@ class Cases:
 
 
 def cases_of(record: RunRecord) -> Cases:
-    """What the winner fixed and broke on the validation examples, and what both got wrong (a score of 0)."""
+    """What the winner made better and worse on the validation examples, and what both got wrong (a score of 0)."""
     before = record.rows.get(record.default, {})
     after = record.rows.get(record.best, {}) if record.best else {}
     return compare(before, after, record.facts.get("cases") or ())
@@ -66,11 +85,14 @@ def compare(before: Mapping[int, float], after: Mapping[int, float], kept: Seque
     """Cases of two rows of scores by example, with the texts that were ``kept``."""
     texts = {int(each["example"]): each for each in kept}
     found = [_case(example, before[example], after[example], texts) for example in sorted(before) if example in after]
+    scores = {score for each in found for score in (each.before, each.after)}
+    lowest = min(scores, default=0.0) >= 0.0
     return Cases(
         fixed=tuple(each for each in found if each.after > each.before),
         broken=tuple(each for each in found if each.after < each.before),
-        wrong=tuple(each for each in found if each.after == each.before == 0.0),
+        wrong=tuple(each for each in found if lowest and each.after == each.before == 0.0),
         same=sum(each.after == each.before for each in found),
+        graded=not scores <= {0.0, 1.0},
     )
 
 

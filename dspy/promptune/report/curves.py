@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
 from dspy.promptune.errors import OptionError
-from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, percent
+from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects
 from dspy.promptune.report.record import Moment, RunRecord, mean
 from dspy.promptune.report.statistics import interval
 from dspy.promptune.run.naming import prompt_name
@@ -26,19 +26,20 @@ def draw_best_so_far(record: RunRecord, against: str) -> Figure:
         raise OptionError(f"against={against!r}: it must be one of {', '.join(AXES)}.")
     if not record.history:
         return empty("Nothing was scored yet.")
-    found = figure(380, xaxis_title=AXES[against], yaxis_title="mean score (%)")
+    found = figure(380, xaxis_title=AXES[against], yaxis_title=f"mean score ({record.scale.unit})")
+    factor = record.scale.factor
     go, at = graph_objects(), _places(record, against)
     known = _known_then(record)
     for edge, name in ((1, None), (0, "95 % of what was known then")):
-        ends = [100 * each for each in (interval(list(row.values()))[edge] for row in known)]
+        ends = [factor * each for each in (interval(list(row.values()))[edge] for row in known)]
         found.add_trace(
             go.Scatter(
                 x=at, y=[*ends, ends[-1]], name=name, mode="lines", showlegend=name is not None, hoverinfo="skip",
                 line={"width": 0, "shape": "hv"}, fill=None if edge else "tonexty", fillcolor="rgba(148,163,184,0.22)",
             )
         )  # fmt: skip
-    then = [100 * mean(row.values()) for row in known]
-    now = [100 * mean(record.rows[moment.key].values()) for moment in record.history]
+    then = [factor * mean(row.values()) for row in known]
+    now = [factor * mean(record.rows[moment.key].values()) for moment in record.history]
     texts = [_text(record, moment) for moment in record.history]
     for name, values, style in (
         ("best, as known then", then, {"color": COLORS["quiet"], "width": 1.5, "dash": "dot"}),
@@ -87,7 +88,7 @@ def _text(record: RunRecord, moment: Moment) -> str:
     scored = counted(len(row), "example")
     return (
         f"<b>{as_text(prompt_name(record.space, moment.key))}</b><br>after {counted(moment.calls, 'example')}, "
-        f"{moment.seconds:.1f} s<br>{percent(mean(row.values()))} % on the {scored} it had at the end"
+        f"{moment.seconds:.1f} s<br>{record.scale.score(mean(row.values()))} on the {scored} it had at the end"
     )
 
 
@@ -95,6 +96,6 @@ def _add_default(found: Figure, record: RunRecord) -> None:
     row = record.rows.get(record.default)
     if row:
         found.add_hline(
-            y=100 * mean(row.values()), line={"color": COLORS["quiet"], "width": 1, "dash": "dash"},
+            y=record.scale.factor * mean(row.values()), line={"color": COLORS["quiet"], "width": 1, "dash": "dash"},
             annotation_text="original program", annotation_position="bottom right",
         )  # fmt: skip

@@ -13,7 +13,7 @@ from dspy.promptune.space import Key
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["COLORS", "SCALE", "as_text", "chance", "figure", "hover", "percent", "prompt_lines"]
+__all__ = ["COLORS", "SCALE", "as_text", "chance", "empty", "figure", "hover", "prompt_lines"]
 
 COLORS = {
     "block": "#3b82f6", "minibatch": "#14b8a6", "full": "#8b5cf6", "failed": "#ef4444", "running": "#64748b",
@@ -21,6 +21,7 @@ COLORS = {
 }  # fmt: skip
 SCALE = [[0.0, "#5563d6"], [0.5, "#22a699"], [1.0, "#f6b93b"]]  # low to high, each end apart from white and from black
 WIDTH, SHOWN = 70, 420  # characters of a line, and of a text, in a hover label
+NARROW = 36  # characters of a line that fits on a phone
 
 
 def graph_objects() -> Any:
@@ -53,7 +54,8 @@ def figure(height: int = 420, **layout: Any) -> Figure:
 def empty(text: str) -> Figure:
     """A figure that says why it is empty."""
     found = figure(160)
-    found.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
+    lines = "<br>".join(textwrap.wrap(text, NARROW))
+    found.add_annotation(text=lines, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
     return found.update_xaxes(visible=False).update_yaxes(visible=False)
 
 
@@ -72,20 +74,15 @@ def hover(text: str, shown: int = SHOWN) -> str:
 def prompt_lines(record: RunRecord, key: Key) -> str:
     """The texts of a combination for a hover label, part by part."""
     found = []
-    several = len({part.predictor for part in record.space.parts}) > 1
+    several = bool(record.of_predictor(0))
     for i, (part, index) in enumerate(zip(record.space.parts, key, strict=True)):
         text = record.space.texts(i)[index].strip()
         what = part.kind if part.kind == "demos" else "instruction"
-        where = f" of predictor {part.predictor}" if several else ""
+        where = as_text(record.of_predictor(part.predictor))
         found.append(f"<b>{what} {index}{where}</b><br>{hover(text or '(none)', SHOWN // (1 + several))}")
     return "<br>".join(found)
 
 
-def percent(value: float, places: int = 1) -> str:
-    """A score as people read it: 0.8333 is 83.3; a dash where there is none."""
-    return "–" if value != value else f"{100 * value:.{places}f}"
-
-
 def chance(probability: float) -> str:
     """A probability as people read it; what is estimated from draws is never said to be 0 %."""
-    return "< 1 %" if probability < 0.005 else f"{percent(probability, 0)} %"
+    return "< 1 %" if probability < 0.005 else f"{100 * probability:.0f} %"

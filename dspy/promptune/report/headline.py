@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dspy.promptune.counted import counted
-from dspy.promptune.report.drawing import chance, percent
+from dspy.promptune.report.drawing import chance
+from dspy.promptune.report.pair import Pair, Row, pair_of
 from dspy.promptune.report.record import RunRecord, mean
-from dspy.promptune.report.statistics import Difference, difference, interval
+from dspy.promptune.report.scale import Scale
+from dspy.promptune.report.statistics import interval
 
 __all__ = ["Expectation", "Number", "duration", "expectation", "headline", "total"]
 
 DASH = "–"
+SURE = 0.5  # probability of being the best, below which it is said where the rest of it lies
 
 
 @dataclass(frozen=True)
@@ -25,23 +28,22 @@ class Number:
 
 def headline(record: RunRecord) -> list[Number]:
     """Before, after, the gain, what is expected on new data, and what it took."""
-    before, after = record.rows.get(record.default, {}), record.rows.get(record.best, {}) if record.best else {}
-    gain = difference(before, after) if record.best != record.default else None
+    pair, scale = pair_of(record), record.scale
     calls, cost, tokens = (total(record, kind) for kind in ("calls", "cost", "tokens"))
     loading = float(record.spent.get("load", {}).get("seconds") or 0.0)
     rest = f"{duration(record.seconds)} of it search" + (f", {duration(loading)} loading" if loading >= 1 else "")
     took = [
         Number(
-            "language-model calls", f"{calls:,.0f}" if calls else DASH, f"{counted(record.calls, 'example')} scored"
+            "language-model calls", f"{calls:,.0f}" if calls else DASH, counted(record.calls, "example") + " scored"
         ),
         Number("cost", f"${cost:,.2f}" if cost else "not known", _tokens(tokens, cost)),
     ]
     if not (calls or cost or tokens):  # a search without language models
         took = [Number("examples scored", f"{record.calls:,}", f"of {counted(len(record.rows), 'prompt')}")]
     return [
-        Number("before", _score(before), _between(before) or "the original program was not scored"),
-        Number("after", _score(after), _between(after)),
-        Number("gain", DASH if gain is None else f"{100 * gain.mean:+.1f}", _paired(gain)),
+        Number("before", _score(pair.before, scale), _between(pair.before, scale) or "the original was not scored"),
+        Number("after", _score(pair.after, scale), _between(pair.after, scale) + _more(pair, scale)),
+        Number("gain", DASH if pair.gain is None else scale.change(pair.gain.mean), _paired(pair, scale)),
         _new_data(record),
         *took,
         Number("wall time", duration(total(record, "seconds") or record.seconds), rest),
@@ -57,35 +59,47 @@ class Expectation:
     low: float
     high: float
     level: int
+    scale: Scale
 
     def words(self) -> str:
         """For a sentence."""
-        ends = f"{percent(self.low, 0)} to {percent(self.high, 0)}"
-        return f"about {percent(self.score, 0)} % ({self.level} %: {ends})"
+        ends = self.scale.range(self.low, self.high, short=True)
+        return f"about {self.scale.score(self.score, short=True)} ({self.level} %: {ends})"
 
 
 def expectation(record: RunRecord, *, fit: bool = True) -> Expectation | None:
     """What the run itself expected of its winner; where it did not say, what a model fitted now does, if it may be."""
     said, ends = record.facts.get("expected_score"), record.facts.get("interval")
     if said is not None and ends:
-        return Expectation(float(said), *_within(record, float(ends[0]), float(ends[1])), level=90)
+        return Expectation(float(said), *_within(record, float(ends[0]), float(ends[1])), level=90, scale=record.scale)
     if not fit or record.beliefs is None or record.best is None:
         return None
     belief = record.beliefs.of(record.best)
     if belief is None:
         return None
     mean, sd = belief[:2]
-    return Expectation(mean, *_within(record, mean - 1.645 * sd, mean + 1.645 * sd), level=90)
+    return Expectation(mean, *_within(record, mean - 1.645 * sd, mean + 1.645 * sd), level=90, scale=record.scale)
 
 
 def _new_data(record: RunRecord) -> Number:
     found = expectation(record)
     if found is None:
         return Number("expected on new data", DASH, "no model of the prompts")
-    belief = record.beliefs.of(record.best) if record.beliefs is not None and record.best else None
-    best = f"; best of all with {chance(belief[2])}" if belief else ""
-    note = f"{_range(found.low, found.high)} ({found.level} %){best}"
-    return Number("expected on new data", f"{percent(found.score)} %", note)
+    note = f"{found.scale.range(found.low, found.high)} ({found.level} %){_best(record)}"
+    return Number("expected on new data", found.scale.score(found.score), note)
+
+
+def _best(record: RunRecord) -> str:
+    """How probably the winner is the best prompt; where that is little, which others may be."""
+    if record.chances is None:
+        return ""
+    mine, tried, untried = record.chances
+    words = f"; best of all with {chance(mine)}"
+    if mine >= SURE or len(record.space) < 2:
+        return words
+    count = counted(len(record.space) - len(record.rows), "combination")
+    rest = f", {count} not tried: {chance(untried)}" if len(record.space) > len(record.rows) else ""
+    return f"{words} (others tried: {chance(tried)}{rest})"
 
 
 def _within(record: RunRecord, low: float, high: float) -> tuple[float, float]:
@@ -104,8 +118,10 @@ def _failed(record: RunRecord) -> Number:
     failures, trials = record.example_failures, len(record.failures)
     count = failures.errors + failures.unreadable
     of = f"{trials} of {counted(len(record.evaluations), 'trial')}"
+    if trials and not count:
+        return Number("failed", counted(trials, "trial"), f"of {len(record.evaluations)}: no score stands for them")
     note = f"{failures.errors} raised, {failures.unreadable} unreadable; {of}"
-    return Number("failed", counted(count, "example"), note if count or trials else "no trial failed either")
+    return Number("failed", counted(count, "example"), note if count else "no trial failed either")
 
 
 def total(record: RunRecord, kind: str) -> float:
@@ -125,23 +141,27 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _score(row: dict[int, float]) -> str:
-    return f"{percent(mean(row.values()))} %" if row else DASH
+def _score(row: Row, scale: Scale) -> str:
+    return scale.score(mean(row.values())) if row else DASH
 
 
-def _between(row: dict[int, float]) -> str:
+def _between(row: Row, scale: Scale) -> str:
     low, high = interval(list(row.values()))
     if not row:
         return ""
     count = counted(len(row), "example")
-    return f"{_range(low, high)} (95 %), {count}" if low == low else count
+    return f"{scale.range(low, high)} (95 %), {count}" if low == low else count
 
 
-def _range(low: float, high: float) -> str:
-    return f"{percent(low)} to {percent(high)}"
+def _more(pair: Pair, scale: Scale) -> str:
+    """The scores of those that have more examples than the gain."""
+    return "".join(f"; {name} on all of its {len(row)}: {scale.score(mean(row.values()))}" for name, row in pair.more)
 
 
-def _paired(gain: Difference | None) -> str:
+def _paired(pair: Pair, scale: Scale) -> str:
+    gain = pair.gain
     if gain is None:
-        return "the original is returned, or too few examples were scored by both"
-    return f"points; {100 * gain.low:+.1f} to {100 * gain.high:+.1f} (95 %), on the {gain.n} examples that both have"
+        return pair.reason
+    words = "points" if scale.percent else "in the metric's units"
+    ends = f"{scale.change(gain.low)} to {scale.change(gain.high)}"
+    return f"{words}; {ends} (95 %), on the {gain.n} examples that both have"

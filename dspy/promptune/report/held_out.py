@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import OptionError
 from dspy.promptune.report.cases import Cases, compare
+from dspy.promptune.report.scale import Scale, scale_of
 from dspy.promptune.report.statistics import difference
 from dspy.promptune.report.verdict import instead, sure
 
@@ -19,14 +20,17 @@ __all__ = ["HeldOut", "evaluated", "held_out"]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a test set says: one sentence, and the examples that were fixed and broken."""
+    """What a test set says: one sentence, the examples that got better or worse, and the units of their scores."""
 
     sentence: str
     cases: Cases
+    scale: Scale
 
 
-def evaluated(programs: Compared | None, testset: Sequence[Any]) -> HeldOut:
+def evaluated(programs: Compared | None, testset: Sequence[Any], scale: Scale) -> HeldOut:
     """Evaluate the original program and the winner on examples that had no part in the search.
+
+    ``scale`` is that of the run.
 
     Raises:
         OptionError: The programs are not at hand, or there is no example.
@@ -43,20 +47,25 @@ def evaluated(programs: Compared | None, testset: Sequence[Any]) -> HeldOut:
     evaluate = dspy.Evaluate(
         devset=list(testset), metric=programs.metric, num_threads=programs.num_threads, display_progress=False
     )
-    return held_out(evaluate(programs.original).results, evaluate(programs.winner).results)
+    return held_out(evaluate(programs.original).results, evaluate(programs.winner).results, scale)
 
 
-def held_out(before: Sequence[tuple[Any, Any, float]], after: Sequence[tuple[Any, Any, float]]) -> HeldOut:
+def held_out(
+    before: Sequence[tuple[Any, Any, float]], after: Sequence[tuple[Any, Any, float]], scale: Scale | None = None
+) -> HeldOut:
     """Compare two evaluations on the same examples.
 
     Args:
         before: Of the original program: ``(example, prediction, score)`` for each example, as ``dspy.Evaluate`` has it.
         after: The same of the winner.
+        scale: What the scores are told in; by default what they are in themselves.
     """
     first, second = ({i: float(row[2]) for i, row in enumerate(rows)} for rows in (before, after))
     texts = [_texts(i, old, new) for i, (old, new) in enumerate(zip(before, after, strict=True))]
-    words = instead(first, second).replace("validation examples", "test examples")
-    return HeldOut(words + sure(difference(first, second)) + ".", compare(first, second, texts))
+    own = scale_of([*first.values(), *second.values()])
+    scale = scale if scale is not None and own.percent else own
+    words = instead(first, second, scale).replace("validation example", "test example")
+    return HeldOut(words + sure(difference(first, second), scale) + ".", compare(first, second, texts), scale)
 
 
 def _texts(i: int, before: Any, after: Any) -> dict[str, Any]:

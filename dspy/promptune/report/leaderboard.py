@@ -22,7 +22,7 @@ class Standing:
         key: The combination.
         name: In words.
         texts: What it consists of, part by part: ``(part, text)``.
-        score: Mean of its scores, 0 to 1 for most metrics.
+        score: Mean of its scores, in the metric's units.
         low: Lower end of the 95 % interval of the score, NaN of one graded score.
         high: Upper end.
         examples: Validation examples it was scored on.
@@ -70,29 +70,20 @@ def _standing(record: RunRecord, key: Key) -> Standing:
     scores = list(record.rows[key].values())
     low, high = interval(scores)
     belief = record.beliefs.of(key) if record.beliefs is not None else None
+    expected, sd, p_best = belief or (None, None, None)
     return Standing(
-        key=key,
-        name=prompt_name(record.space, key),
-        texts=texts_of(record, key),
-        score=mean(scores),
-        low=low,
-        high=high,
-        examples=len(scores),
-        paid=sum(each.paid for each in record.evaluations if each.key == key),
-        expected=belief[0] if belief else None,
-        sd=belief[1] if belief else None,
-        p_best=belief[2] if belief else None,
-        best=key == record.best,
-        original=key == record.default,
-    )
+        key=key, name=prompt_name(record.space, key), texts=texts_of(record, key), score=mean(scores), low=low,
+        high=high, examples=len(scores), paid=sum(each.paid for each in record.evaluations if each.key == key),
+        expected=expected, sd=sd, p_best=p_best, best=key == record.best, original=key == record.default,
+    )  # fmt: skip
 
 
 def texts_of(record: RunRecord, key: Key) -> tuple[tuple[str, str], ...]:
     """``(part, text)`` of a combination, parts in words: "instruction 3", "demo set 1 of predictor 0"."""
     found = []
-    several = len({part.predictor for part in record.space.parts}) > 1
     for i, (part, index) in enumerate(zip(record.space.parts, key, strict=True)):
         what = "instruction" if part.kind == "instruction" else "demo set"
-        where = f" of predictor {part.predictor}" if several else ""
-        found.append((f"{what} {index}{where}", record.space.texts(i)[index].strip() or "(none)"))
+        found.append(
+            (f"{what} {index}{record.of_predictor(part.predictor)}", record.space.texts(i)[index].strip() or "(none)")
+        )
     return tuple(found)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dspy.promptune.counted import counted
-from dspy.promptune.report.drawing import percent
 from dspy.promptune.report.leaderboard import Standing
 from dspy.promptune.report.record import RunRecord
 
@@ -45,10 +44,9 @@ def lineage(record: RunRecord, standings: Sequence[Standing]) -> list[Line]:
         mine = [each for each in written if each["part"] == part.name]
         parents = {int(each["index"]): each["parent"].get(part.name) for each in mine}
         if parents:
-            several = len({each.predictor for each in record.space.parts}) > 1
-            where = f" of predictor {part.predictor}" if several else ""
+            where = record.of_predictor(part.predictor)
             for node, depth in _tree(parents, part.distinct):
-                known, best = _known(standings, i, node)
+                known, best = _known(record, standings, i, node)
                 found.append(Line(depth, f"instruction {node}{where}", record.space.texts(i)[node], known, best))
     return found
 
@@ -67,9 +65,9 @@ def _tree(parents: Mapping[int, int | None], nodes: Sequence[int]) -> Iterator[t
             yield from below(root, 0)
 
 
-def _known(standings: Sequence[Standing], part: int, node: int) -> tuple[str, bool]:
+def _known(record: RunRecord, standings: Sequence[Standing], part: int, node: int) -> tuple[str, bool]:
     """What is known of an instruction, by the best prompt that has it, and whether that was returned."""
     for each in standings:
         if each.key[part] == node:
-            return f"{percent(each.score)} % on {counted(each.examples, 'example')}", each.best
+            return f"{record.scale.score(each.score)} on {counted(each.examples, 'example')}", each.best
     return "not tried", False

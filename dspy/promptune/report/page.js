@@ -28,10 +28,13 @@
     layout.dragmode = touch.matches ? false : "zoom";
     layout.autosize = true;
     if (narrow.matches) {
-      const short = (text) => (text.length > 22 ? text.slice(0, 21) + "…" : text);
+      const known = (layout.meta && layout.meta.narrow) || {};
+      const short = (text) => known[text] || (text.length > 22 ? text.slice(0, 21) + "…" : text);
       for (const [name, axis] of Object.entries(layout)) {
         if (/^yaxis\d*$/.test(name) && axis.ticktext) axis.ticktext = axis.ticktext.map(short);
-        if (/^xaxis\d*$/.test(name) && axis.title && axis.title.text) axis.title.text = axis.title.text.split(/[,;]/)[0];
+        if (/^xaxis\d*$/.test(name) && axis.title && axis.title.text) {
+          axis.title.text = axis.title.text.split(/[,;]/)[0].replace(" (metric's units)", "");
+        }
       }
       for (const title of layout.annotations || []) {
         if (title.yanchor === "bottom" && title.xref === "paper") {

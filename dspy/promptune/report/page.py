@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
-from dspy.promptune.errors import OptionError
+from dspy.promptune.outputs import output, write_page
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.curves import draw_switch
-from dspy.promptune.report.drawing import chance, graph_objects, percent
+from dspy.promptune.report.drawing import chance, graph_objects
 from dspy.promptune.report.headline import duration, headline
 from dspy.promptune.report.held_out import HeldOut, evaluated
 from dspy.promptune.report.leaderboard import leaderboard
@@ -37,13 +37,9 @@ __all__ = ["page", "summary", "verdict_lines", "write"]
 
 LEADERS = 10
 EXCERPT = 90  # characters of a prompt's texts in the leaderboard
+LONG = 1200  # characters of a text, from which on it is folded
 LISTED = 20  # lines about what steps 1 and 2 could not make
 FACTS = ("versions", "settings", "options", "metric", "language_model", "embedder", "data", "program")
-CONTENTS = (
-    ("winner", "Winner"), ("leaderboard", "Leaderboard"), ("cases", "Examples fixed and broken"), ("test", "Test set"),
-    ("about-best", "Best so far"), ("about-estimates", "Estimates"), ("about-effects", "Effects"),
-    ("lineage", "Written instructions"), ("failures", "Failures"), ("all", "All trials"), ("reproduce", "To reproduce"),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +90,14 @@ def write(
     ``renewed`` is after how many seconds an open page loads itself again.
 
     Raises:
-        OptionError: plotly is not installed, the run cannot be shown, the file's folder does not exist, or the run's
-            programs are not at hand to be evaluated on ``testset``.
+        OptionError: plotly is not installed, the run cannot be shown, the file's folder does not exist, runs are
+            stored in the file, or the run's programs are not at hand to be evaluated on ``testset``.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise OptionError(f"{target} has no folder: create {target.parent} first.")
+    target = output(path)
     graph_objects()
-    held_out = None if testset is None else evaluated(getattr(run, "programs", None), testset)
-    target.write_text(page(run, held_out, renewed=renewed), encoding="utf-8")
+    record = record_of(run)
+    held_out = None if testset is None else evaluated(getattr(run, "programs", None), testset, record.scale)
+    write_page(target, page(record, held_out, renewed=renewed))
     return target
 
 
@@ -124,26 +119,12 @@ def page(run: Any, held_out: HeldOut | None = None, *, renewed: int | None = Non
     record = record_of(run)
     leaders = leaderboard(record)
     tree = lineage(record, leaders)
-    left_out = {name for name, there in (("test", held_out), ("lineage", tree)) if not there}
     return _rendered(
-        "page.html",
-        record,
-        leaders=leaders[:LEADERS],
-        others=max(0, len(leaders) - LEADERS),
-        everything=leaders,
-        test=held_out,
-        renewed=renewed,
-        contents=[each for each in CONTENTS if each[0] not in left_out],
-        figures=[_drawn(record, figure) for figure in FIGURES],
-        lineage=tree,
-        failed=record.failures,
-        command=command(record),
-        facts=_facts(record),
-        notes=_notes(record),
-        style=Markup(_file("page.css")),
-        script=Markup(_file("page.js")),
-        plotly=Markup(get_plotlyjs()),
-    )
+        "page.html", record, leaders=leaders[:LEADERS], others=max(0, len(leaders) - LEADERS), everything=leaders,
+        test=held_out, renewed=renewed, figures=[_drawn(record, figure) for figure in FIGURES], lineage=tree,
+        failed=_failed(record), command=command(record), facts=_facts(record), notes=_notes(record),
+        style=Markup(_file("page.css")), script=Markup(_file("page.js")), plotly=Markup(get_plotlyjs()),
+    )  # fmt: skip
 
 
 def summary(run: Any) -> str:
@@ -161,14 +142,10 @@ def verdict_lines(run: Any) -> list[str]:
 
 def _rendered(template: str, record: RunRecord, **more: Any) -> str:
     common = {
-        "name": record.name,
-        "subtitle": _subtitle(record),
-        "verdict": Verdict(record),
-        "failures": record.example_failures,
-        "missing": shortened(record.missing, LISTED),
-        "headline": headline(record),
-        "winner": _winner(record),
-    }
+        "name": record.name, "subtitle": _subtitle(record), "verdict": Verdict(record), "scale": record.scale,
+        "failures": record.example_failures, "missing": shortened(record.missing, LISTED), "headline": headline(record),
+        "winner": _winner(record), "long": LONG,
+    }  # fmt: skip
     return _environment(record).from_string(_file(template)).render({**common, **more})
 
 
@@ -181,10 +158,9 @@ def _environment(record: RunRecord) -> Environment:
     for each in record.evaluations:
         trials.setdefault(each.key, []).append(each)
     environment.filters.update(
-        percent=percent,
         counted=counted,
         chance=chance,
-        interval=lambda ends: "–" if ends[0] != ends[0] else f"{percent(ends[0], 0)} to {percent(ends[1], 0)}",
+        kept=lambda text: text.replace(" %", "\u00a0%"),  # no line ends between a number and its sign
         excerpt=_excerpt,
         prompt=lambda key: "?" if key is None else prompt_name(record.space, key),
         trials=lambda key: trials.get(key, []),
@@ -228,13 +204,14 @@ def _subtitle(record: RunRecord) -> str:
     model = ((facts.get("language_model") or {}).get("task_model") or {}).get("model")
     options = facts.get("options") or {}
     sizes = " × ".join(str(len(part.distinct)) for part in record.space.parts)
+    going = "has not ended" if record.rows or not record.failures else "no trial was scored"
     words = [
         f"{counted(len(record.space), 'combination')} of {sizes} candidates",
         f"sampler {options.get('sampler') or 'tpe'}",
         f"{options['n_jobs']} at once" if options.get("n_jobs") else "",
         f"metric {facts['metric']}" if facts.get("metric") else "",
         f"model {model}" if model else "",
-        f"ended: {record.ended}" if record.ended else "has not ended",
+        f"ended: {record.ended}" if record.ended else going,
     ]
     return "; ".join(word for word in words if word) + "."
 
@@ -246,17 +223,27 @@ def _winner(record: RunRecord) -> list[Mapping[str, Any]]:
     if record.best is None:
         return []
     found: list[Mapping[str, Any]] = []
-    several = len({part.predictor for part in record.space.parts}) > 1
     for i, (part, index) in enumerate(zip(record.space.parts, record.best, strict=True)):
         before, after = (record.space.texts(i)[j] for j in (0, index))
         name = "Instruction" if part.kind == "instruction" else "Demos"
-        where = f" of predictor {part.predictor}" if several else ""
+        where = record.of_predictor(part.predictor)
         found.append(
             {
                 "title": f"{name}{where} ({name[0]}{index})" + (": unchanged" if before == after else ""),
                 "same": before == after, "after": after, "compared": Markup(compared(before, after)),
             }
         )  # fmt: skip
+    return found
+
+
+def _failed(record: RunRecord) -> list[tuple[Evaluation, str]]:
+    """The trials that failed, each different error once."""
+    first: dict[str, int] = {}
+    found = []
+    for each in record.failures:
+        error = each.error or "not recorded"
+        same = first.setdefault(error, each.number)
+        found.append((each, error if same == each.number else f"as trial {same}"))
     return found
 
 

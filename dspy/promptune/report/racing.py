@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dspy.promptune.counted import counted
-from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, percent, prompt_lines
+from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, prompt_lines
 from dspy.promptune.report.record import Evaluation, RunRecord, mean
 from dspy.promptune.space import Key
 
@@ -45,7 +45,7 @@ def draw_spending(record: RunRecord) -> Figure:
     ticks = [*names, f"{len(others)} others"] if others else names
     found.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, autorange="reversed", showgrid=False)
     for key, i in place.items():
-        score = f"{percent(mean(record.rows[key].values()))} %" if key in record.rows else "failed"
+        score = record.scale.score(mean(record.rows[key].values())) if key in record.rows else "failed"
         found.add_annotation(x=paid[key], y=i, text=score, showarrow=False, xanchor="left", xshift=4)
     found.update_yaxes(automargin=True)
     return found.update_layout(margin={"l": 78, "r": 60})
@@ -66,5 +66,5 @@ def _add(found: Figure, record: RunRecord, kind: str, some: list[Evaluation], pl
 def _text(record: RunRecord, each: Evaluation) -> str:
     assert each.key is not None
     head = f"<b>{as_text(record.codes(each.key))}</b>, trial {each.number}: {each.paid} examples ({as_text(each.kind)})"
-    score = f", {percent(each.mean)} %" if each.scores else ""
+    score = f", {record.scale.score(each.mean)}" if each.scores else ""
     return f"{head}{score}<br>{prompt_lines(record, each.key)}"

@@ -13,6 +13,7 @@ from dspy.promptune.allocation.records import is_text
 from dspy.promptune.errors import StorageError
 from dspy.promptune.identity.encoding import decode
 from dspy.promptune.report.clock import Span, clock_of
+from dspy.promptune.report.scale import Scale, scale_of
 from dspy.promptune.run.failures import ExampleFailures, failures_of
 from dspy.promptune.run.texts import lineage_of, refusals, restored
 from dspy.promptune.secrets import SecretMasker
@@ -156,7 +157,12 @@ class RunRecord:
     @property
     def bounded(self) -> bool:
         """Whether all scores are from 0 to 1."""
-        return all(0.0 <= score <= 1.0 for row in self.rows.values() for score in row.values())
+        return self.scale.percent
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The units that its scores are told in."""
+        return scale_of(score for row in self.rows.values() for score in row.values())
 
     @cached_property
     def beliefs(self) -> Beliefs | None:
@@ -165,12 +171,28 @@ class RunRecord:
 
         return believe(self) if self.rows else None
 
+    @cached_property
+    def chances(self) -> tuple[float, float, float] | None:
+        """Probability of being the best prompt: of the winner, of the others that were tried, of those not tried."""
+        if self.beliefs is None or self.best is None:
+            return None
+        found = {key: (self.beliefs.of(key) or (0.0, 0.0, 0.0))[2] for key in (self.best, *self.rows)}
+        return found[self.best], sum(found.values()) - found[self.best], max(0.0, 1.0 - sum(found.values()))
+
     def codes(self, key: Key) -> str:
         """A combination in a word: ``I3 D1``; with several predictors, ``I3 D1 | I0 D2``."""
         words: dict[int, list[str]] = {}
         for part, index in zip(self.space.parts, key, strict=True):
             words.setdefault(part.predictor, []).append(f"{part.kind[0].upper()}{index}")
         return " | ".join(" ".join(each) for each in words.values())
+
+    def of_predictor(self, number: int) -> str:
+        """`` of predictor 1 (solve)``, by the name that the program has for it; nothing where there is no other."""
+        if len({part.predictor for part in self.space.parts}) < 2:
+            return ""
+        names = list((self.facts.get("program") or {}).get("predictors") or ())
+        name = f" ({names[number].removesuffix('.predict')})" if number < len(names) else ""
+        return f" of predictor {number}{name}"
 
 
 def mean(values: Any) -> float:

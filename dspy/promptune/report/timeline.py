@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
-from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, hover, percent
+from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, hover
 from dspy.promptune.report.record import Evaluation, RunRecord
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def _text(record: RunRecord, each: Evaluation, what: str) -> str:
         return "<br>".join([*lines, f"waited {span.begun - span.asked:.2f} s for a worker"])
     lines.append(f"{as_text(each.kind)}, {span.begun:.1f} to {span.ended:.1f} s ({span.busy:.2f} s busy)")
     if each.scores:
-        lines.append(f"{percent(each.mean)} % on {counted(len(each.scores), 'example')}, {each.paid} newly scored")
+        lines.append(
+            f"{record.scale.score(each.mean)} on {counted(len(each.scores), 'example')}, {each.paid} newly scored"
+        )
     if each.error:
         lines.append(hover(each.error))
     return "<br>".join(lines)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from dspy.promptune.counted import counted
 from dspy.promptune.report.cases import Cases, cases_of
-from dspy.promptune.report.drawing import percent
+from dspy.promptune.report.drawing import chance
 from dspy.promptune.report.headline import Expectation, duration, expectation, total
+from dspy.promptune.report.pair import Pair, Row, pair_of
 from dspy.promptune.report.record import RunRecord, mean
-from dspy.promptune.report.statistics import Difference, difference, interval
+from dspy.promptune.report.scale import Scale
+from dspy.promptune.report.statistics import Difference, interval
 from dspy.promptune.run.naming import prompt_name
 
-__all__ = ["Verdict", "instead", "scored", "shortened", "sure"]
+__all__ = ["Verdict", "instead", "scored", "shortened", "shown", "sure"]
 
-Row = Mapping[int, float]
 LATE, EARLY = 0.85, 0.5  # shares of the budget: a best found later is still rising, one found earlier has come to rest
 FEW = 100  # validation examples, below which a score is known to no better than some ten points
 SAID = 3  # lines about what steps 1 and 2 could not make; the report has more of them
+UNTRIED = 0.5  # probability that an untried combination is the best, from which on a larger budget is the advice
+SHOWN = 300  # characters of an error
 RIVAL = 0.2  # share of the winner's probability of being best, from which on another prompt is as good a choice
 
 
@@ -37,57 +41,54 @@ class Verdict:
     model: bool = True
 
     @cached_property
-    def before(self) -> Row:
-        """Scores of the original program by example."""
-        return self.record.rows.get(self.record.default, {})
-
-    @cached_property
-    def after(self) -> Row:
-        """Scores of the returned program by example."""
-        return self.record.rows.get(self.record.best, {}) if self.record.best else {}
+    def pair(self) -> Pair:
+        """Scores of the original program and the returned one by example."""
+        return pair_of(self.record)
 
     @cached_property
     def cases(self) -> Cases:
         """What became of the examples that both were scored on."""
         return cases_of(self.record)
 
-    @cached_property
-    def gain(self) -> Difference | None:
-        """The paired gain; ``None`` where the original is returned or too few examples were shared."""
-        return difference(self.before, self.after) if self.changed else None
-
     @property
     def changed(self) -> bool:
         """Whether another program than the original is returned."""
-        return self.record.best is not None and self.record.best != self.record.default
+        return self.pair.changed
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no score, and trials that failed."""
+        return not self.pair.winner and bool(self.record.failures)
 
     @cached_property
     def expected(self) -> Expectation | None:
         """What the winner should score on new data; ``None`` without a model."""
-        return expectation(self.record, fit=self.model) if self.after else None
+        return expectation(self.record, fit=self.model) if self.pair.winner else None
 
     # ------------------------------------------------------------------ one sentence
 
     def sentence(self) -> str:
         """What was found, and how sure that is."""
-        if not self.after:
-            return f"Nothing was scored: {self.record.ended or 'the run has not ended'}."
-        if not self.changed:
-            return f"No better prompt than the original was found: it scores {scored(self.after)}."
-        if not self.before:
-            return f"The best prompt found scores {scored(self.after)}; the original was not scored."
-        shared = {example: score for example, score in self.before.items() if example in self.after}
-        if not shared:
-            return f"The best prompt found scores {scored(self.after)}; the original {scored(self.before)}."
-        now = {example: self.after[example] for example in shared}
-        more = len(self.after) > len(now)
-        rest = f"; {percent(mean(self.after.values()))} % on all {len(self.after)}" if more else ""
-        return f"{instead(shared, now)}{sure(self.gain)}{rest}{self._new_data()}."
+        pair, scale = self.pair, self.record.scale
+        if not pair.winner:
+            why = self._failed() if self.failed else f"{self.record.ended or 'the run has not ended'}."
+            return f"Nothing was scored: {why}"
+        if not pair.changed:
+            return f"No better prompt than the original was found: it scores {scored(pair.winner, scale)}."
+        if not pair.original:
+            return f"The best prompt found scores {scored(pair.winner, scale)}; the original was not scored."
+        if pair.gain is None:
+            found = f"The best prompt found scores {scored(pair.winner, scale)}"
+            return f"{found}; the original {scored(pair.original, scale)}."
+        rest = "".join(f"; the {name} has {_on_all(row, scale)}" for name, row in pair.more)
+        rest += f"; on new data {self.expected.words()}" if self.expected else ""
+        return f"{instead(pair.before, pair.after, scale)}{sure(pair.gain, scale)}{rest}."
 
-    def _new_data(self) -> str:
-        if self.expected is None:
-            return ""
-        return f"; on new data {self.expected.words()}"
+    def _failed(self) -> str:
+        """How many trials failed, and the first error where there is no score."""
+        failed, trials = self.record.failures, counted(len(self.record.evaluations), "trial")
+        first = f", trial {failed[0].number} with {shown(failed[0].error)}" if self.failed else ""
+        return f"{len(failed)} of {trials} failed{first}"
 
     # ------------------------------------------------------------------ lines
 
@@ -95,29 +96,28 @@ class Verdict:
         """The block at the end of a compile."""
         failures = self.record.example_failures
         found = [f"Failing  {line}" for line in failures.lines()] if failures.many else []
+        pair, scale = self.pair, self.record.scale
+        winner = f", {prompt_name(self.record.space, self.record.best)}" if pair.winner and self.record.best else ""
         found += [
-            f"Before   {scored(self.before)}",
-            f"After    {scored(self.after)}, {self._winner()}",
+            f"Before   {scored(pair.before, scale)}",
+            f"After    {scored(pair.after, scale)}{winner}",
             f"Gain     {self._gain()}",
         ]
+        found += [f"{name.title():8} {_on_all(row, scale)}" for name, row in pair.more]
         if self.expected is not None:
             found.append(f"New data {self.expected.words()}, as the model of the prompts has it")
         found.append(f"Spent    {self.spent()}")
-        failed = [f"Failed   {counted(len(self.record.failures), 'trial')}"] if self.record.failures else []
+        failed = [f"Failed   {self._failed()}"] if self.record.failures else []
         failed += [f"Missing  {line}" for line in shortened(self.record.missing, SAID)]
         return found + failed + ([] if failures.many else [f"Failing  {line}" for line in failures.lines()])
 
-    def _winner(self) -> str:
-        return prompt_name(self.record.space, self.record.best) if self.record.best else "nothing"
-
     def _gain(self) -> str:
-        if not self.changed:
-            return "none: the original program is returned"
-        if self.gain is None:
-            return "not known: too few examples were scored by both"
-        points = f"{100 * self.gain.mean:+.1f} points (95 %: {100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
-        cases = self.cases
-        return f"{points}; of {counted(cases.compared, 'example')} {len(cases.fixed)} fixed, {len(cases.broken)} broken"
+        gain, scale, cases = self.pair.gain, self.record.scale, self.cases
+        if gain is None:
+            return f"{'not known' if self.changed or not self.pair.winner else 'none'}: {self.pair.reason}"
+        changed = f"{len(cases.fixed)} {cases.words[0]}, {len(cases.broken)} {cases.words[1]}"
+        units = "" if scale.percent else ", in the metric's units"
+        return f"{scale.gain(gain)}{units}; of {counted(cases.compared, 'example')} {changed}"
 
     def spent(self) -> str:
         """Calls, examples, tokens, dollars and wall time."""
@@ -137,8 +137,8 @@ class Verdict:
 
     def next_steps(self) -> list[str]:
         """What a reader should do now, the most pressing first."""
-        if not self.after:
-            return ["Fix what failed, and run again."]
+        if not self.pair.winner:
+            return ["Fix what failed, and run again."] if self.failed else ["Wait for the first scores, or run again."]
         steps = [*self._about_failures(), *self._about_the_budget(), *self._about_examples(), *self._about_rivals()]
         if self.changed:
             steps.append(
@@ -154,11 +154,15 @@ class Verdict:
         return []
 
     def _about_the_budget(self) -> list[str]:
+        if self.untried > UNTRIED:
+            count = counted(len(self.record.space) - len(self.record.rows), "combination")
+            best = f"With a probability of {chance(self.untried)} the best prompt is one of the {count}"
+            return [f"{best} that were not tried: a larger budget may find it."]
         history, calls = self.record.history, self.record.calls
         if len(self.record.rows) < 3 or not history or not calls:
             return []
-        last = [moment.calls for moment in history if moment.key != history[-1].key]
-        share = (next(m.calls for m in history if m.calls > (last[-1] if last else -1))) / calls
+        lead = list(itertools.takewhile(lambda moment: moment.key == history[-1].key, reversed(history)))
+        share = lead[-1].calls / calls
         at = f"after {100 * share:.0f} % of the examples"
         if share > LATE:
             return [f"The winner came into the lead late, {at}: a larger budget may find more."]
@@ -169,16 +173,20 @@ class Verdict:
             ]
         return []
 
+    @property
+    def untried(self) -> float:
+        """Probability that a combination is the best that was not tried, as the model has it; 0 without one."""
+        return self.record.chances[2] if self.model and self.record.chances else 0.0
+
     def _about_examples(self) -> list[str]:
-        found, size = [], self.record.n_examples
-        if size and len(self.after) < size:
-            found.append(f"The winner was scored on {len(self.after)} of {counted(size, 'validation example')} only.")
+        found, size, row, scale = [], self.record.n_examples, self.pair.winner, self.record.scale
+        if size and len(row) < size:
+            found.append(f"The winner was scored on {len(row)} of {counted(size, 'validation example')} only.")
         if size and size < FEW:
-            low, high = interval(list(self.after.values()))
+            low, high = interval(list(row.values()))
             if high == high:
-                half = f"{50 * (high - low):.0f}"
-                count = counted(len(self.after), "example")
-                found.append(f"With {count} a score is known to ±{half} points: give more, if you can.")
+                half = scale.number((high - low) / 2, short=True) + scale.points
+                found.append(f"With {counted(len(row), 'example')} a score is known to ±{half}: give more, if you can.")
         return found
 
     def _about_rivals(self) -> list[str]:
@@ -199,35 +207,48 @@ def shortened(lines: Sequence[str], most: int) -> list[str]:
     return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
 
 
-def scored(row: Row) -> str:
-    """A score in words: percent, how many right where that can be said, and its interval."""
+def shown(error: str | None) -> str:
+    """An error, cut where it is long."""
+    text = error or "an error that was not recorded"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN].rstrip()} …"
+
+
+def scored(row: Row, scale: Scale) -> str:
+    """A score in words: how many are right where that can be said, and its interval."""
     if not row:
         return "not scored"
     low, high = interval(list(row.values()))
-    right = f"{round(math.fsum(row.values()))} of {len(row)} right" if _counted(row) else counted(len(row), "example")
-    return f"{percent(mean(row.values()))} % ({right}" + (f"; 95 %: {_range(low, high)})" if low == low else ")")
+    right = (
+        f"{round(math.fsum(row.values()))} of {len(row)} right"
+        if _counted(row, scale)
+        else counted(len(row), "example")
+    )
+    ends = f"; 95 %: {scale.range(low, high, short=True)}" if low == low else ""
+    return f"{scale.score(mean(row.values()))} ({right}{ends})"
 
 
-def _counted(row: Row) -> bool:
-    return all(score in (0.0, 1.0) for score in row.values())
+def _on_all(row: Row, scale: Scale) -> str:
+    """The score of a program on more examples than the gain has."""
+    return f"{scale.score(mean(row.values()))} on all {counted(len(row), 'example')} that it was scored on"
 
 
-def instead(before: Row, after: Row) -> str:
+def _counted(row: Row, scale: Scale) -> bool:
+    return scale.percent and all(score in (0.0, 1.0) for score in row.values())
+
+
+def instead(before: Row, after: Row, scale: Scale) -> str:
     """Two rows of the same examples in words."""
-    if _counted(before) and _counted(after):
+    count = counted(len(after), "validation example")
+    if _counted(before, scale) and _counted(after, scale):
         right = [round(math.fsum(row.values())) for row in (after, before)]
-        return f"{right[0]} of {counted(len(after), 'validation example')} right instead of {right[1]}"
-    score = [percent(mean(row.values())) for row in (after, before)]
-    return f"Score {score[0]} % instead of {score[1]} % on {counted(len(after), 'validation example')}"
+        return f"{right[0]} of {count} right instead of {right[1]}"
+    score = [scale.score(mean(row.values())) for row in (after, before)]
+    units = "" if scale.percent else " (in the metric's units)"
+    return f"Score {score[0]} instead of {score[1]}{units} on {count}"
 
 
-def sure(gain: Difference | None) -> str:
+def sure(gain: Difference | None, scale: Scale) -> str:
     """How sure a gain is, to be put behind it."""
     if gain is None:
         return ""
-    points = f": {100 * gain.mean:+.0f} points (95 %: {100 * gain.low:+.0f} to {100 * gain.high:+.0f})"
-    return points + (", which may be chance" if gain.low <= 0 else "")
-
-
-def _range(low: float, high: float) -> str:
-    return f"{100 * low:.0f} to {100 * high:.0f}"
+    return f": {scale.gain(gain, short=True)}" + (", which may be chance" if gain.low <= 0 else "")

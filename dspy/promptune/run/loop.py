@@ -311,7 +311,7 @@ class SearchLoop:
         return True
 
     def _fail(self, job: Job, outcome: Outcome, error: BaseException) -> None:
-        logger.warning("Trial %d failed: %s", job.number, said(error))
+        logger.log(logging.INFO if self._stopping else logging.WARNING, "Trial %d failed: %s", job.number, said(error))
         blamed = not outcome.transient and not self._stopping
         lost = self._lost(job, outcome)
         self._jobs.fail(job, error, blamed=blamed, lost=lost)
