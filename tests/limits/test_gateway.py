@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import dspy
-from dspy.promptune.identity.fingerprint import Fingerprint
+from dspy.promptune.identity.fingerprint import fingerprint
 from dspy.promptune.limits.budgets import BOOTSTRAP, BudgetLimits, BudgetMeter
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Pool
@@ -347,9 +347,9 @@ def test_a_model_called_in_its_own_way_outside_of_modules_is_held_and_counted():
     """Twenty threads that call it directly make 3 calls at once and 8 in all, and its class is as before afterwards."""
     lm, own = OwnWayLM(0.01), OwnWayLM.__call__
     gateway = LMGateway(3, BudgetMeter(BudgetLimits(max_lm_calls=8)))
-    before = Fingerprint().of(OwnWayLM, "it")
+    before = fingerprint(OwnWayLM, "it")
     with own_calls_held(), own_calls_held(), gateway.active(), Pool(20) as pool:
-        assert Fingerprint().of(OwnWayLM, "it") == before
+        assert fingerprint(OwnWayLM, "it") == before
         futures = [pool.submit(lm, str(i)) for i in range(20)]
         answered = [future.result() for future in futures if future.exception() is None]
         with pytest.raises(Stopped, match="max_lm_calls=8"):

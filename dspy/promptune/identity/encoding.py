@@ -21,9 +21,10 @@ import pydantic
 
 import dspy
 
-__all__ = ["TAG", "as_json", "decode", "digest", "encode", "know_types", "restorable", "type_name"]
+__all__ = ["TAG", "as_json", "decode", "digest", "encode", "is_written", "know_types", "restorable", "type_name"]
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+LIKE_A_SET = re.compile(r"\{[^{}:]+\}")  # in the text of an object
 EXAMPLE = "example"  # the name under which an encoded example keeps its fields
 TAG = "promptune:type"  # the name under which a value says what it is, where JSON has no form of its own for it
 
@@ -74,6 +75,11 @@ def encode(value: Any, lost: list[Any] | None = None) -> Any:
     return _structured(value, lost)
 
 
+def is_written(kind: type) -> bool:
+    """Whether values of exactly this type are written by a rule of their own, and hold nothing."""
+    return kind in _WRITTEN
+
+
 def _mapping(value: Mapping[Any, Any], lost: list[Any]) -> Any:
     plain = all(type(name) is str for name in value)
     if plain and TAG not in value and set(value) != {EXAMPLE, "inputs"}:
@@ -114,10 +120,20 @@ def _text(value: Any, lost: list[Any]) -> Any:
         return [encode(each, lost) for each in value]
     if isinstance(value, (str, int, float)):
         return next(kind(value) for kind in (str, int, float) if isinstance(value, kind))
+    if getattr(getattr(value, "dtype", None), "hasobject", False) and hasattr(value, "tolist"):
+        return encode(value.tolist(), lost)  # an array of objects has no bytes but their addresses
     if callable(getattr(value, "tobytes", None)) and not isinstance(value, memoryview):
         size = [str(getattr(value, name, "")) for name in ("mode", "size", "shape", "dtype")]
         return f"{type(value).__qualname__} {' '.join(size)} {hashlib.blake2b(value.tobytes()).hexdigest()}"
-    return ADDRESS.sub("", str(value))
+    text = ADDRESS.sub("", str(value))
+    return f"{type(value).__qualname__} {_unordered(value)}" if LIKE_A_SET.search(text) else text
+
+
+def _unordered(value: Any) -> str:
+    """A digest of an object whose text shows something in an order that is another in each process."""
+    from dspy.promptune.identity.fingerprint import fingerprint
+
+    return str(fingerprint(value, "")["code"]).rpartition(":")[2]
 
 
 def _typed(name: str, value: Any, content: Any) -> dict[str, Any]:

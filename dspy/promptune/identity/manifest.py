@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.promptune.identity.encoding import as_json, digest, encode, know_types, restorable
-from dspy.promptune.identity.fingerprint import fingerprint, lm_settings
+from dspy.promptune.identity.belonging import user_classes
+from dspy.promptune.identity.encoding import as_json, digest, encode, know_types, restorable, type_name
+from dspy.promptune.identity.fingerprint import RULE, fingerprint, lm_settings
+from dspy.promptune.limits.views import without_gateway
 from dspy.promptune.options import embedder_of
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ DIGESTS = {
     "settings.candidates": "", "code": ": the code, or what it uses",
 }  # fmt: skip
 SHOWN_MODELS = ("task_model", "prompt_model")
+SHOWN_KINDS = 5  # of what in a data set cannot be compared
+SHOWN_PARTS = 3  # of what a digest covers and has changed
 SHOWN = 80  # characters of a text that has changed
 LM_SETTINGS = (
     "temperature", "max_tokens", "max_completion_tokens", "top_p", "top_k", "n", "stop", "seed", "reasoning_effort",
@@ -92,12 +96,17 @@ def lm_of(lm: Any) -> dict[str, Any] | None:
     return {"model": str(getattr(lm, "model", type(lm).__name__)), **chosen}
 
 
-def more_of(lm: Any) -> dict[str, Any] | None:
-    """The other settings of a language model that may change its answers."""
+def more_of(lm: Any, name: str) -> dict[str, Any] | None:
+    """The other settings of a language model that may change its answers, and the code of a user's class.
+
+    Its attributes are left out: those of a class of the user's say how it is served as often as what it answers. Code
+    is compared with that of the same class, not with another's.
+    """
     if lm is None:
         return None
-    found = lm_settings(lm)
-    return {name: value for name, value in found.items() if name not in LM_SETTINGS}
+    found = {setting: value for setting, value in lm_settings(lm).items() if setting not in LM_SETTINGS}
+    kind = type(without_gateway(lm))
+    return {**found, **({"own_class": type_name(kind), **fingerprint(kind, name)} if user_classes(kind) else {})}
 
 
 def adapter_of(adapter: Any) -> dict[str, Any]:
@@ -112,9 +121,13 @@ def _models(program: Module, lms: Mapping[str, Any]) -> dict[str, Any]:
     return {**lms, **{name: lm for name, lm in own.items() if lm is not None}}
 
 
-def data_of(examples: Sequence[Any]) -> dict[str, Any]:
-    """Number and digest of a data set, order included."""
-    return {"examples": len(examples), "digest": digest(list(examples))}
+def data_of(examples: Sequence[Any], name: str = "data") -> dict[str, Any]:
+    """Number and digest of a data set, order included; objects in it are compared as those are that code reaches."""
+    if restorable(list(examples)):
+        return {"examples": len(examples), "digest": digest(list(examples))}
+    found = fingerprint(list(examples), name)
+    unknown = sorted({re.sub(r"\[\d+\]", "", each) for each in found.get("unknown", ())})
+    return {"examples": len(examples), "code": found["code"], **({"unknown": unknown[:SHOWN_KINDS]} if unknown else {})}
 
 
 def candidates_of(space: PromptSpace) -> dict[str, Any]:
@@ -141,6 +154,7 @@ def search_manifest(space: PromptSpace, evaluate: Any, n_examples: int, options:
     candidates = candidates_of(space)
     return {
         "format": FORMAT,
+        "digests": RULE,
         "kind": "search",
         "versions": dict(versions()),
         "upstream": versions()["upstream"],
@@ -170,6 +184,7 @@ def compile_manifest(
     hidden = ("sampler_options", "storage", "resume", "study_name", "share", "instructions", "demo_sets", "callbacks")
     return {
         "format": FORMAT,
+        "digests": RULE,
         "kind": "compile",
         "versions": dict(versions()),
         "program": program_of(program),
@@ -181,9 +196,9 @@ def compile_manifest(
             if part is not None
         },
         "language_model": {name: lm_of(lm) for name, lm in lms.items() if name in SHOWN_MODELS},
-        "model_settings": {name: more_of(lm) for name, lm in _models(program, lms).items()},
+        "model_settings": {name: more_of(lm, name) for name, lm in _models(program, lms).items()},
         "adapter": adapter_of(dspy.settings.adapter),
-        "data": {name: data_of(examples) for name, examples in data.items()},
+        "data": {name: data_of(examples, name) for name, examples in data.items()},
         "settings": options_of(settings),
         "options": options_of({**{k: v for k, v in options.items() if k not in hidden}, **sampler_options}),
         "embedder": embedder_known(options.get("sampler"), sampler_options),
@@ -196,28 +211,31 @@ def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What of a run has changed so that its old scores say nothing about the new one: one line each."""
+    """What of a run has changed so that its old scores say nothing about the new one: one line each.
+
+    Digests that an earlier version made by another rule are not compared; those of this one replace them.
+    """
     found: list[str] = []
+    same_rule = old.get("digests") == new.get("digests")
     for part in COMPARED:
         if part in old and part in new:
-            _compare(part, old[part], new[part], found)
-    for name, code in {**(new.get("code") or {}), "adapter": new.get("adapter") or {}}.items():
-        found += [f"{each} cannot be compared with what it was" for each in code.get("unknown", ()) if name]
+            _compare(part, old[part], new[part], found, same_rule)
+    digests = {**(new.get("code") or {}), **(new.get("model_settings") or {}), **(new.get("data") or {})}
+    for code in [*digests.values(), new.get("adapter")]:
+        found += [f"{each} cannot be compared with what it was" for each in (code or {}).get("unknown", ())]
+    found = list(dict.fromkeys(found))
     if new.get("kind") == "search":  # of which the code that gives the scores is called otherwise
         return [re.sub("^metric", "evaluate", each) for each in found]
     return found
 
 
-def _compare(name: str, old: Any, new: Any, found: list[str]) -> None:
+def _compare(name: str, old: Any, new: Any, found: list[str], same_rule: bool) -> None:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
-            if key == "source" and (old.get(key) is None or new.get(key) is None or _python(old) != _python(new)):
-                continue
-            if key == "code" and (key not in old or key not in new or _python(old, key) != _python(new, key)):
-                continue
-            if key == "digest" and old.get("examples") != new.get("examples"):
-                continue  # their numbers differ, which says it
-            _compare(f"{name}.{key}", old.get(key), new.get(key), found)
+            if key == "code" and _comparable(old, new, key, same_rule) and old.get(key) != new.get(key):
+                found.append(_other_code(name, old, new))
+            elif not _left_out(key, old, new, same_rule):
+                _compare(f"{name}.{key}", old.get(key), new.get(key), found, same_rule)
     elif new is None and isinstance(old, Mapping):
         found.append(f"{name} is gone")
     elif old is None and isinstance(new, Mapping):
@@ -226,14 +244,47 @@ def _compare(name: str, old: Any, new: Any, found: list[str]) -> None:
         found.append(_changed(name, as_json(old), as_json(new)))
 
 
+def _left_out(key: str, old: Mapping[str, Any], new: Mapping[str, Any], same_rule: bool) -> bool:
+    """Whether a part of a description is not compared by itself."""
+    if key == "source":
+        return old.get(key) is None or new.get(key) is None or _python(old) != _python(new)
+    if key == "digest" and old.get("examples") != new.get("examples"):
+        return True  # their numbers differ, which says it
+    if key in ("digest", "demos") and not same_rule:
+        return old.get(key) is None or new.get(key) is None  # of objects, which had no value of their own
+    return key in ("code", "parts", "own_class") or (key == "unknown" and not same_rule)
+
+
+def _comparable(old: Mapping[str, Any], new: Mapping[str, Any], key: str, same_rule: bool) -> bool:
+    """Whether two digests of code were made by one rule and one version of Python."""
+    if old.get("own_class") != new.get("own_class"):
+        return False
+    if key in old and key in new:
+        return bool(_python(old, key) == _python(new, key))
+    return same_rule and "examples" not in old  # a data set says so by its other digest
+
+
+def _other_code(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """That code is another, with the names of what has changed in it."""
+    name = name.removeprefix("code.")
+    if name.startswith("data."):
+        return f"{name} has changed{DIGESTS['digest']}"
+    before, after = old.get("parts") or {}, new.get("parts") or {}
+    parts = [part for part in before if part in after and before[part] != after[part]]
+    parts = parts or [part for part in {**before, **after} if part not in before or part not in after]
+    named = dict.fromkeys(part.partition(" #")[0] for part in parts if part != name.rpartition(".")[2])
+    shown = list(named)[:SHOWN_PARTS] if before else []
+    more = ", ..." if len(named) > SHOWN_PARTS else ""
+    return f"{name} has changed{DIGESTS['code']}" + (f" ({', '.join(shown)}{more})" if shown else "")
+
+
 def _changed(name: str, old: str, new: str) -> str:
     """One difference in words; of what is stored as a digest only that there is one."""
     whole, _, last = name.rpartition(".")
     if last == "unknown":
         return f"{whole.removeprefix('code.')} uses other things that cannot be compared"
     if last in DIGESTS or whole in DIGESTS:
-        name, whole = name.removeprefix("code.").removesuffix(".code"), whole.removeprefix("code.")
-        return f"{whole if last in ('digest', 'code') else name} has changed{DIGESTS.get(last, '')}"
+        return f"{whole if last == 'digest' else name} has changed{DIGESTS.get(last, '')}"
     pairs = enumerate(zip(old, new, strict=False))
     same = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
     return f"{name} was {_short(old, same)}, is {_short(new, same)}"
@@ -253,7 +304,9 @@ def _short(text: str, same: int) -> str:
 
 
 def _predictor(predictor: Any) -> dict[str, Any]:
-    signature = predictor.signature
+    """A predictor as it is shown; demos that hold objects are a part of the program's code."""
+    signature, given = predictor.signature, list(predictor.demos)
+    demos = digest(given) if restorable(given) else None
     fields = {
         name: {
             "kind": (field.json_schema_extra or {}).get("__dspy_field_type"),
@@ -262,7 +315,7 @@ def _predictor(predictor: Any) -> dict[str, Any]:
         }
         for name, field in signature.fields.items()
     }
-    return {"instructions": signature.instructions, "fields": fields, "demos": digest(list(predictor.demos))}
+    return {"instructions": signature.instructions, "fields": fields, "demos": demos}
 
 
 def _source(kind: type) -> str | None:
