@@ -18,6 +18,8 @@ from dspy.promptune.report.record import record_of
 from dspy.promptune.run.naming import prompt_name
 from tests.report.conftest import MARKUP, Table
 
+pytestmark = pytest.mark.slow  # in all; CI runs them
+
 FIGURES = ["best", "estimates", "effects", "spending", "timeline"]
 
 

@@ -56,9 +56,9 @@ class MinibatchPolicy:
 
     Each minibatch is drawn without replacement. After every ``budget.full_every`` of them, and at the end, the prompt
     with the highest average over its minibatches that was never evaluated in full is; there may be none, and then the
-    search goes on. What these evaluations will cost is kept back, however many minibatches run at once. A prompt
-    that has all its scores counts as evaluated in full, whatever brought them. The winner is the highest full
-    evaluation if there is one, otherwise the highest average, unless ``believed`` knows better.
+    search goes on. What these evaluations will cost is kept back, however many minibatches run at once. The winner is
+    the highest full evaluation if there is one, otherwise the highest average, unless ``believed`` knows better. Without
+    full evaluations in between, what was evaluated in full before counts like any minibatch.
 
     Args:
         propose: The prompt of the next minibatch: an Optuna sampler, usually. Where it proposes one that is out of the
@@ -114,16 +114,15 @@ class MinibatchPolicy:
         """Note the mean of a job's scores."""
         self._running.close(job)
         self.faults.told(job)
-        whole = job.kind == "full" or self._complete(job.key)
-        mean = self._average(job.key) if whole else math.fsum(scores) / len(scores)
-        self._since_full += job.kind != "full"
-        if not whole:
+        mean = math.fsum(scores) / len(scores)
+        if job.kind == "full" and self._budget.full_every:
+            self._full[job.key] = mean
+            self._means.close(job.key)
+            if self._best_full is None or mean > self._full[self._best_full]:
+                self._best_full = job.key
+        else:
             self._means.add(job.key, mean)
-            return
-        self._full[job.key] = mean
-        self._means.close(job.key)
-        if self._best_full is None or mean > self._full[self._best_full]:
-            self._best_full = job.key
+            self._since_full += 1
 
     def failed(self, job: Job, error: BaseException) -> None:
         """A prompt that fails again and again is left alone."""
