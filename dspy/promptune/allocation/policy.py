@@ -57,8 +57,8 @@ class MinibatchPolicy:
     Each minibatch is drawn without replacement. After every ``budget.full_every`` of them, and at the end, the prompt
     with the highest average over its minibatches that was never evaluated in full is; there may be none, and then the
     search goes on. What these evaluations will cost is kept back, however many minibatches run at once. The winner is
-    the highest full evaluation if there is one, otherwise the highest average, unless ``believed`` knows better. Without
-    full evaluations in between, what was evaluated in full before counts like any minibatch.
+    the highest full evaluation if there is one, otherwise the highest average, unless ``believed`` knows better.
+    Without full evaluations in between, what was evaluated in full before counts like any minibatch.
 
     Args:
         propose: The prompt of the next minibatch: an Optuna sampler, usually. Where it proposes one that is out of the
