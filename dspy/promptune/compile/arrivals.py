@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dspy.promptune.errors import StorageError
 from dspy.promptune.limits.gateway import Stopped
+from dspy.promptune.limits.pool import PoolStoppedError
 from dspy.promptune.space import instruction_name
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Arrivals", "searches_early"]
 
-ENDS = (Stopped, CancelledError, StorageError)  # what ends a run ends its proposals
+ENDS = (Stopped, CancelledError, StorageError, PoolStoppedError)  # what ends a run ends its proposals
 
 Found = Callable[[int, str], None]
 """``(predictor, instruction)``: here is one."""

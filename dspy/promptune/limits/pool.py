@@ -16,13 +16,17 @@ from typing import Any, TypeVar
 import dspy
 from dspy.promptune.limits.task import TASK, Task
 
-__all__ = ["Limited", "Pool"]
+__all__ = ["Limited", "Pool", "PoolStoppedError"]
 
 T = TypeVar("T")
 WATCH_SECONDS = 0.1  # how often tasks are looked at that may take only so long
 SLOW = 2.0  # times the median of the latest tasks that one may take, if that is more than its limit
 LATEST = 50
 IDLE_SECONDS = 10.0  # a thread with nothing to do for so long ends; a run that needs it again starts another
+
+
+class PoolStoppedError(RuntimeError):
+    """Work was given to a pool after its end."""
 
 
 class Pool:
@@ -155,7 +159,7 @@ class Pool:
         task = Task(future, contextvars.copy_context(), function, args, limit=limit, per_call=per_call)
         with self._ready:
             if self.stopped.is_set():
-                raise RuntimeError("The pool was stopped: it takes no more work.")
+                raise PoolStoppedError("The pool was stopped: it takes no more work.")
             self._tasks[rank].append(task)
             self._staff()
         return future
