@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
 from dspy.promptune.errors import PromptuneError, StorageError
-from dspy.promptune.outputs import output, whole_characters
+from dspy.promptune.outputs import output
 from dspy.promptune.secrets import MASK, said
 from dspy.promptune.visible import as_text, visible
 
@@ -132,6 +132,7 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from dspy.promptune.limits.answers import whole
     from dspy.promptune.run.tables import trial_rows
 
     if not (args.csv or args.json or args.program):
@@ -146,8 +147,8 @@ def _export(args: argparse.Namespace) -> None:
             writer.writerows({name: _field(value) for name, value in row.items()} for row in rows)
         print(f"{counted(len(rows), 'trial')} in {args.csv}.")
     if args.json:
-        whole = {"study": study.study_name, **study.user_attrs, "trials": [_whole(trial) for trial in trials]}
-        output(args.json).write_text(as_text(whole), encoding="utf-8")
+        run = {"study": study.study_name, **study.user_attrs, "trials": [_whole(trial) for trial in trials]}
+        output(args.json).write_text(as_text(run), encoding="utf-8")
         print(f"The run in {args.json}.")
     if args.program:
         program = study.user_attrs.get("best_program")
@@ -156,7 +157,7 @@ def _export(args: argparse.Namespace) -> None:
         text, target = json.dumps(program, indent=2, default=str, ensure_ascii=False), output(args.program)
         if MASK in text:
             print(f"note: {MASK} stands in the program for a credential that it held.", file=sys.stderr)
-        if (readable := whole_characters(text)) != text:
+        if (readable := whole(text)) != text:
             print("note: U+FFFD stands in the program for half a character that it held.", file=sys.stderr)
         target.write_text(readable, encoding="utf-8")
         print(f"The best program in {args.program}.")

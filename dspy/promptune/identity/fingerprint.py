@@ -225,7 +225,7 @@ class Fingerprint:
         others = [type_name(each) for each in kind.__mro__ if each not in users and each is not object]
         found: list[Any] = ["class", kind.__qualname__, others]
         if not users:
-            return [*found, version_of(str(kind.__module__))]
+            return [*found, version_of(kind.__module__)]
         if user_classes(type(kind)):
             found.append(self._of(type(kind), f"={type(kind).__qualname__}"))
         if issubclass(kind, pydantic.BaseModel):
@@ -310,7 +310,7 @@ class Fingerprint:
         """What an object of another package or of Python consists of, as it says itself."""
         here = self._graph.nodes[self._graph.here]
         kind = type_name(type(value))
-        found = ["object", kind, version_of(str(type(value).__module__))]
+        found = ["object", kind, version_of(type(value).__module__)]
         if isinstance(value, (types.GenericAlias, types.UnionType)) or get_origin(value) is not None:
             return [*found, self._type(value)]
         if (told := told_of(value)) is not None:

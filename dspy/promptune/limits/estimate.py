@@ -22,6 +22,7 @@ FRAME = 150  # tokens that an adapter writes around the fields of a call
 SUMMARY_CALLS = 11  # of the summary of the trainset, at most
 PROPOSAL_TOKENS = 1500  # of a call that proposes an instruction,
 LEAST_PROPOSAL = 100  # and at least
+WHOLE = ("max_lm_calls", "max_tokens_spent")  # limits that are whole numbers
 UNITS = {
     "max_lm_calls": "calls",
     "max_tokens_spent": "tokens",
@@ -108,12 +109,12 @@ class Estimate:
 
 def _said(amount: float, name: str) -> str:
     """An amount in figures that can be typed."""
-    return f"{amount:.0f}" if name in ("max_lm_calls", "max_tokens_spent") else f"{amount:.6g}"
+    return f"{amount:.0f}" if name in WHOLE else f"{amount:.6g}"
 
 
 def _up(amount: float, name: str) -> float:
     """A number that is enough, as it is told."""
-    return math.ceil(amount) if name in ("max_lm_calls", "max_tokens_spent") else amount * 1.00001
+    return math.ceil(amount) if name in WHOLE else amount * 1.00001
 
 
 def estimate(

@@ -30,7 +30,6 @@ class SearchAllowance:
         affordable = self._affordable()
         self._reserve = min(n_examples, int(affordable // 2)) if affordable < math.inf else n_examples
         self._released = self._spared = False
-        self._scarcest = ""
 
     def left(self) -> float:
         """Examples that may still be paid for, without the reserve; may be infinite."""
@@ -55,14 +54,13 @@ class SearchAllowance:
         affordable, scarcest = self._meter.scarcest(self._calls_per_example)
         if affordable > self._reserve:
             return False
-        self._scarcest = f"{scarcest} is nearly spent"
         self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
         return True
 
     def spare(self) -> None:
         """The reserve, released, pays for no full evaluation, or none is needed: the search spends it."""
         self._spared = True
-        self.ended = self._scarcest
+        self.ended = f"{self._meter.scarcest(self._calls_per_example)[1]} is nearly spent"
 
     def _affordable(self) -> float:
         return self._meter.affordable(self._calls_per_example)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
-from dspy.promptune.outputs import output, write_page
+from dspy.promptune.outputs import output
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.curves import draw_switch
 from dspy.promptune.report.drawing import chance, graph_objects
@@ -28,6 +28,7 @@ from dspy.promptune.report.timeline import draw_timeline
 from dspy.promptune.report.verdict import Verdict, shortened
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import Key
+from dspy.promptune.visible import without_halves
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -97,7 +98,7 @@ def write(
     graph_objects()
     record = record_of(run)
     held_out = None if testset is None else evaluated(getattr(run, "programs", None), testset, record.scale)
-    write_page(target, page(record, held_out, renewed=renewed))
+    target.write_text(without_halves(page(record, held_out, renewed=renewed)), encoding="utf-8")
     return target
 
 

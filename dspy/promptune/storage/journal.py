@@ -16,11 +16,11 @@ from optuna.storages.journal._file import get_lock_file
 from optuna.storages.journal._storage import JournalOperation
 
 from dspy.promptune.errors import StorageError
+from dspy.promptune.outputs import JOURNAL
 
 __all__ = ["JournalFile", "check_journal", "file_lock", "open_journal", "publish"]
 
 GRACE_SECONDS = 5  # after which the lock file of a killed process is removed
-BEGINNING = b'{"op_code":'  # of every record
 FAR = 1 << 62  # a byte behind any file's end, to lock where locks are of bytes
 
 
@@ -45,7 +45,7 @@ def check_journal(path: Path) -> None:
         raise StorageError(f"The storage {path} is an empty file: delete it, or name a file that is not there yet.")
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            half = number > 1 and not line.endswith(b"\n") and line.startswith(BEGINNING[: len(line)])
+            half = number > 1 and not line.endswith(b"\n") and line.startswith(JOURNAL[: len(line)])
             if half or _is_record(line):
                 continue
             if number == 1:

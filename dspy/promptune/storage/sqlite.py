@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dspy.promptune.errors import StorageError
+from dspy.promptune.outputs import SQLITE
 from dspy.promptune.storage.journal import draft_of, publish
 
 __all__ = ["LOCK_SECONDS", "check_sqlite", "log_ahead", "open_sqlite"]
 
-MAGIC = b"SQLite format 3\x00"
 WAL_BYTES = b"\x02\x02"  # at bytes 18 and 19 of a file that uses a write-ahead log
 LOCK_SECONDS = 10.0  # to wait for another process that is writing
 TABLES = {"studies", "trials", "version_info", "study_system_attributes", "study_user_attributes"}
@@ -50,7 +50,7 @@ def check_sqlite(path: Path) -> None:
     """
     if not path.stat().st_size:
         raise StorageError(f"The storage {path} is an empty file: delete it, or name a file that is not there yet.")
-    if _head(path)[: len(MAGIC)] != MAGIC:
+    if _head(path)[: len(SQLITE)] != SQLITE:
         raise StorageError(f"The storage {path} is not a SQLite database: names of journals end in .log, .journal.")
     with contextlib.closing(read(path)) as probe:
         names = {name for (name,) in probe.execute("SELECT name FROM sqlite_master")}
