@@ -14,7 +14,7 @@ from dspy.promptune.allocation.records import Assignment
 from dspy.promptune.identity.manifest import search_manifest
 from dspy.promptune.limits.budgets import BudgetLimits, BudgetMeter
 from dspy.promptune.run.search import Run
-from dspy.promptune.storage.study_store import open_study_store
+from dspy.promptune.storage.study_store import OBJECTIVE, open_study_store
 from tests.tables import Table
 from tests.threads import at_once
 
@@ -104,6 +104,22 @@ def test_together_they_pay_for_each_pair_once(table, memory, options):
     assert len({len(run.trials) for run in found}) == 1
     assert {trial.state.name for trial in found[0].trials} <= {"COMPLETE", "FAIL"}
     assert all(paid)
+
+
+def test_a_driver_that_begins_meanwhile_is_no_other_program(table):
+    """What another driver writes first, between two reads of a new study, does not make the study a foreign one."""
+
+    class Meanwhile(optuna.storages.InMemoryStorage):
+        def get_study_user_attrs(self, study_id):
+            found = dict(super().get_study_user_attrs(study_id))
+            self.set_study_user_attr(study_id, "format", 1)
+            self.set_study_system_attr(study_id, *OBJECTIVE)
+            return found
+
+    storage = Meanwhile()
+    optuna.create_study(study_name="one", storage=storage, direction="maximize")
+    given = {"n_examples": 12, "max_calls": 24, "seed": 2, "study_name": "one"}
+    assert search(table.space, table, storage=storage, share=True, **given).calls == 24
 
 
 def test_together_in_one_file(table, tmp_path):

@@ -208,15 +208,15 @@ class StudyStore(HeldStudy):
 
     def _foreign(self) -> bool:
         """Whether another program has made the study, or put something into it."""
-        if "format" in self.study.user_attrs:
-            return False
         noted = self._storage.inner.get_study_system_attrs(self.study._study_id)
+        trials = self.study.get_trials(deepcopy=False)
+        attributes = self.study.user_attrs  # read last: what another driver writes meanwhile begins with the format
+        if "format" in attributes:
+            return False
         ours = all(name.startswith(PREFIX) for name in noted)
         single = [direction.name for direction in self.study.directions] == ["MAXIMIZE"]
         begun = bool(noted) and ours  # a run of ours that ended before it had said what it is
-        return not (ours and single) or bool(
-            self.study.get_trials(deepcopy=False) or (self.study.user_attrs and not begun)
-        )
+        return not (ours and single) or bool(trials or (attributes and not begun))
 
     def refuse(self, changed: list[str]) -> None:
         """Refuse to continue a run that has changed, unless that is forced.
