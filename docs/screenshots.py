@@ -28,7 +28,7 @@ INSTRUCTIONS = {
     "Name the department that should answer this letter: billing, delivery, returns or account.": 0.7,
     "Read the letter twice. Decide what the customer wants to happen next, then name the department for it.": 0.95,
     "You are a clerk in a busy post room. Sort the letter.": 0.3,
-    "Answer with one word: the department.": 0.5,
+    "Name one department and nothing else.": 0.5,
     "Look for money, parcels, faults or passwords in the letter, and name the department that deals with that.": 0.85,
     "Be polite and thorough, and explain your reasoning at length before you decide.": 0.05,
 }

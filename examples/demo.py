@@ -28,6 +28,7 @@ from dspy.promptune import LocalLM
 
 HERE = Path(__file__).parent
 START = time.monotonic()
+COLUMNS = "right, 95 % interval, LM calls to make the program"
 SUBJECTS = ("food", "sport", "weather", "music")
 INSTRUCTIONS = [
     "What is the letter about: food, sport, weather, music?",
@@ -137,9 +138,9 @@ class Judged:
 
         n, right = len(self.scores), round(sum(self.scores))
         ends = binomtest(right, n).proportion_ci(method="wilson")
-        line = f"{self.name:30} {right:3} of {n} right ({100 * ends.low:3.0f} to {100 * ends.high:3.0f} %)"
-        line += f"   {self.spent:4} calls to make it"
-        return line + (f"   no subject named: {self.silent}" if self.silent else "")
+        line = f"{self.name:28} {right:3} of {n} right ({100 * ends.low:3.0f} to {100 * ends.high:3.0f} %)"
+        line += f" {self.spent:5} LM calls"
+        return line + (f"; no subject: {self.silent}" if self.silent else "")
 
 
 def judge(name: str, program: dspy.Module, testset: list[dspy.Example], spent: int = 0) -> Judged:
@@ -224,7 +225,7 @@ def main() -> None:
     counter = Counter()
     with LocalLM(max_tokens=3, stop=["\n"], cache=False, callbacks=[counter]) as lm:
         dspy.configure(lm=lm, adapter=dspy.ChatAdapter())
-        say(f"Sorting {len(testset)} test letters with the baselines")
+        say(f"Sorting {len(testset)} test letters ({COLUMNS})")
         rows = [judge("as it is", Sorter(), testset)]
         for draw in range(1 if quick else 3):
             rows.append(judge(f"LabeledFewShot(k=6), draw {draw + 1}", few_shot(trainset, draw), testset))
@@ -232,7 +233,7 @@ def main() -> None:
         before = counter.calls
         best = optimize(lm, trainset, valset, arguments.seed, 1 if quick else 2)
         found = judge('sampler="qei"', best, testset, counter.calls - before)
-    print("", *rows, found, "", compared(found, rows[1:]), sep="\n")
+    print(f"\nOn the test letters: {COLUMNS}", *rows, found, "", compared(found, rows[1:]), sep="\n")
     show(best)
     print("\nIntervals (95 %) are those of the test letters; the comparison is letter by letter.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

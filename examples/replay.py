@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.figures import STEP, Array, curves, reach
 from benchmarks.methods import METHODS, Trace, trace
+from benchmarks.overview import NAMES
 from benchmarks.tables import Table, data_folder, load_tables
 from dspy.promptune import search
 
@@ -74,8 +75,8 @@ def frames(found: Array, base: Array, low: float, high: float, width: int) -> It
         shown = columns[: max(1, width * frame // FRAMES)]
         yield [
             *chart([(TPE, base[shown]), (OURS, found[shown])], low, high, width),
-            f"        {(shown[-1] + 1) * STEP:,} examples scored   {OURS} qei {100 * found[shown[-1]]:.1f} %   "
-            f"{TPE} TPE {100 * base[shown[-1]]:.1f} %   {BOTH} both",
+            f"        {(shown[-1] + 1) * STEP:,} examples scored   {OURS} qei {percent(found[shown[-1]])}   "
+            f"{TPE} TPE {percent(base[shown[-1]])}   {BOTH} both",
         ]
 
 
@@ -92,16 +93,22 @@ def show(pictures: Iterator[list[str]]) -> None:
         print("\n".join(lines))
 
 
+def percent(share: float) -> str:
+    """The same number for the same mean, in whatever order it was summed."""
+    return f"{round(100 * share, 6):.1f} %"
+
+
 def verdict(found: Array, base: Array, table: Table) -> str:
     """What the mean curves say, ``searches x places`` each."""
     last, target = float(found[:, -1].mean()), float(base[:, -1].mean())
     calls, share = found.shape[1] * STEP, reach(found, target)
     text = (
-        f"Mean of {len(found)} searches, after {calls:,} examples: TPE's prompt is right on {100 * target:.1f} %,\n"
-        f"qei's on {100 * last:.1f} %; the best of all {len(table.space)} prompts on {100 * table.best:.1f} %."
+        f"Mean of {len(found)} searches, after {calls:,} examples: TPE's prompt is right on {percent(target)},\n"
+        f"qei's on {percent(last)}; the best of all {len(table.space)} prompts on {percent(table.best)}."
     )
     gaps = found[:, -1] - base[:, -1]
-    text += f"\nqei's is better in {(gaps > 0).sum()} pairs, TPE's in {(gaps < 0).sum()}."
+    text += f"\nqei's is better in {(gaps > 0).sum()} pairs, TPE's in {(gaps < 0).sum()}"
+    text += f"; {(gaps == 0).sum()} end alike." if (gaps == 0).any() else "."
     if share < 1:
         return f"{text}\nqei was at TPE's end after {round(share * calls):,} examples, {share:.2f} of TPE's budget."
     return f"{text}\nqei reached TPE's end only with the whole budget, or not at all: look at the other tables."
@@ -120,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = float(np.mean(list(table.truth.values())))
     width = min(64, shutil.get_terminal_size().columns - 10)
     print(f"Act 1: a recorded search. {len(table.space)} prompts, {table.n_examples} examples, no model is called.")
-    print(f"Accuracy of the prompt that each search would return ({table.name}):\n", flush=True)
+    print("qei: this package, eight prompts at a time. TPE: as DSPy's MIPROv2, in minibatches of 35.")
+    print(f"{NAMES.get(table.name, table.name)}: accuracy of the prompt that each would return.\n", flush=True)
     found, base = [], []
     for seed in range(options.searches):
         found.append(curves([ours(table, seed, calls)], calls, start)[0])

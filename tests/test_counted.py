@@ -2,7 +2,7 @@
 
 import pytest
 
-from dspy.promptune.counted import counted, score_text
+from dspy.promptune.counted import counted, dollars, score_text
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,11 @@ def test_exactly_one_is_singular(number, words):
 def test_scores_are_told_in_percent_or_as_they_are(score, percent, words):
     """A metric from 0 to 1 is told in percent, another in its own units."""
     assert score_text(score, percent) == words
+
+
+@pytest.mark.parametrize(
+    "amount, words", [(0, "$0.00"), (1234.5, "$1,234.50"), (0.21, "$0.21"), (0.0032, "$0.003"), (0.00009, "$0.00009")]
+)
+def test_less_than_a_cent_is_not_told_as_nothing(amount, words):
+    """Dollars have two places, and as many more as it takes to show that there are any."""
+    assert dollars(amount) == words

@@ -58,6 +58,7 @@ def test_the_replay_draws_two_curves_and_says_what_they_say(capsys) -> None:
     replay.main(["--table", "subj_mistral", "--searches", "1"])
     printed = capsys.readouterr().out
     assert "46 prompts, 300 examples, no model is called" in printed
+    assert "Subj, Mistral Small 24B: accuracy of the prompt" in printed
     assert "after 180 examples: TPE's prompt is right on" in printed
     assert replay.OURS in printed or replay.BOTH in printed
     assert "\x1b" not in printed
@@ -70,6 +71,7 @@ def test_the_replay_does_not_claim_what_it_did_not_reach() -> None:
     assert "only with the whole budget, or not at all" in replay.verdict(low, high, table)
     said = replay.verdict(high, low, table)
     assert "qei's is better in 2 pairs, TPE's in 0." in said
+    assert "TPE's in 0; 2 end alike." in replay.verdict(low, low, table)
     assert "qei was at TPE's end after 60 examples, 0.60 of TPE's budget." in said
 
 

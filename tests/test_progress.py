@@ -15,6 +15,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import tqdm
 
 from dspy.promptune import progress
 from dspy.promptune.progress import Progress, Standing, TimeLeft
@@ -34,8 +35,11 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize(
     ("width", "text"),
     [
-        (None, "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed; 1,400 calls, 17 in flight; 12,345 tokens; $0.50"),
-        (90, "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed; 1,400 calls, 17 in flight; $0.50"),
+        (
+            None,
+            "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed; 1,400 LM calls, 17 in flight; 12,345 tokens; $0.50",
+        ),
+        (90, "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed; 1,400 LM calls, 17 in flight; $0.50"),
         (60, "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed"),
         (30, "best 81.2 %; 3 raised"),
         (5, ""),
@@ -53,7 +57,7 @@ def test_a_metric_that_does_not_go_to_1_is_told_in_its_own_units():
 
 def test_what_is_not_known_is_not_shown():
     """Without usage there are no tokens, without a result no best, without failures none."""
-    assert Standing(count=0, running=1, in_flight=3).text() == "1 running, 0 done; 0 calls, 3 in flight"
+    assert Standing(count=0, running=1, in_flight=3).text() == "1 running, 0 done; 0 LM calls, 3 in flight"
 
 
 def test_the_time_left_is_that_of_the_last_minute():
@@ -98,6 +102,42 @@ def test_a_notebook_has_the_line_as_well(monkeypatch):
     bar.step("Search", 650, "examples", lambda: STANDING)
     bar.close()
     assert "Search: 120/650 examples in 00:00; best 81.2 %" in sys.stderr.getvalue()
+
+
+def test_a_widget_is_told_how_much_there_is_and_has_no_more_text_than_room(monkeypatch):
+    """A notebook's widget fills as the step goes on, has no second bar in its text, and is not red at an early end."""
+    drawn = []
+
+    class Widget(tqdm.tqdm):
+        def reset(self, total=None):
+            drawn.append(("total", total))
+            super().reset(total)
+
+        def set_description_str(self, desc=None, refresh=True):
+            drawn.append((self.n, self.bar_format, desc))
+
+        def close(self):
+            drawn.append(("closed", self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1)))
+    monkeypatch.setattr(progress, "_new_bar", lambda: Widget(total=1, file=io.StringIO(), bar_format="{desc}"))
+    bar = Progress()
+    bar.step("Step 3 of 3, search", 650, "examples", lambda: STANDING)
+    bar.close()
+    assert drawn[0] == ("total", 650) and drawn[-1] == ("closed", 120, 120)
+    count, form, text = drawn[1]
+    assert (count, form) == (120, "{desc}") and 80 < len(text) <= progress.NOTEBOOK and "best 81.2 %" in text
+
+
+def test_a_step_that_needs_no_calls_shows_no_fraction_of_nothing(monkeypatch):
+    """Where nothing is to be counted and nothing was, the line has the step and its time alone."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = Progress()
+    bar.step("Step 1 of 3, demo sets", 0, "expected calls", lambda: Standing(count=0))
+    bar.close()
+    assert "Step 1 of 3, demo sets: 00:00" in sys.stderr.getvalue() and "0/0" not in sys.stderr.getvalue()
 
 
 def test_more_than_was_expected_is_no_fraction(monkeypatch):

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.counted import counted
+from dspy.promptune.counted import counted, dollars, score_text
 from dspy.promptune.errors import PromptuneError, StorageError
 from dspy.promptune.outputs import output
 from dspy.promptune.secrets import MASK, said
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+WORDS = {"examples_scored": "examples scored", "lm_calls": "LM calls"}  # of a summary, where they are not its names
 GOES_ON = "not ended: resume=True continues it"
 LIVE = (
-    "To watch a run as it happens: pip install optuna-dashboard, then optuna-dashboard sqlite:///runs.db for "
+    "To see the trials as they come: pip install optuna-dashboard, then optuna-dashboard sqlite:///runs.db for "
     'storage="runs.db" (or optuna-dashboard runs.log, or the database\'s URL), and open the address that it prints.'
 )
 STORAGE = "a SQLite file, an Optuna journal (*.log), or a URL such as postgresql://user@host/base"
@@ -106,8 +107,9 @@ def _runs(args: argparse.Namespace) -> None:
     if args.json:
         print(as_text(rows))
         return
-    columns = ("study", "kind", "trials", "complete", "failed", "running", "best", "calls", "cost", "state")
-    print(_table(columns, rows) if rows else f"There are no runs in {_place(args.storage)}.")
+    told = [_told(row) for row in rows]
+    columns = [name for name in told[0] if name != "complete"] if told else []
+    print(_table(columns, told, WORDS) if told else f"There are no runs in {_place(args.storage)}.")
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -116,11 +118,12 @@ def _show(args: argparse.Namespace) -> None:
 
     study = _study(args)
     attributes = _attributes(study)
-    for name, value in _summary(study).items():
-        print(f"{name:>10}  {visible(str(value))}")
+    for name, value in {**_told(_summary(study)), **_verdict(study)}.items():
+        print(f"{WORDS.get(name, name):>15}  {visible(str(value))}")
     for name in ("metric", "language_model", "embedder", "versions", "settings", "options", "spent", "best"):
         if name in attributes:
-            print(f"{name:>10}  {visible(as_text(attributes[name], None))}")
+            word = "best parameters" if name == "best" else name.replace("_", " ")
+            print(f"{word:>15}  {visible(as_text(attributes[name], None))}")
     for name, text in _winner(attributes).items():
         print(visible(f"\n{name}:\n{text}"))
     rows = trial_rows(study.get_trials(deepcopy=False))
@@ -164,23 +167,26 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _no_program(study: Study) -> str:
-    attributes = study.user_attrs
-    if "no_best_program" in attributes:
-        return str(attributes["no_best_program"])
-    return "it searched a table" if attributes.get("kind") == "search" else "it has not ended"
+    if "no_best_program" in study.user_attrs:
+        return str(study.user_attrs["no_best_program"])
+    return "it searched a table" if study.user_attrs.get("kind") == "search" else "it has not ended"
 
 
 def _report(args: argparse.Namespace) -> None:
     from dspy.promptune.report.page import write
 
-    while args.watch and _goes_on(study := _study(args)):
-        path = write(study, args.output, renewed=args.watch)
-        print(f"{_trials(study)} in {path}; Ctrl-C ends this, not the run.", flush=True)
+    while args.watch and _held(study := _study(args)) is not None:
+        if "candidates" in study.user_attrs:
+            told = f"{_trials(study)} in {write(study, args.output, renewed=args.watch)}"
+        else:
+            told = "No report yet: the candidates are being made"
+        print(f"{told}; Ctrl-C ends this, not the run.", flush=True)
         try:
             time.sleep(args.watch)
         except KeyboardInterrupt:
             break
-    print(f"The report in {write(_study(args), args.output)}.")
+    study = _study(args)
+    print(f"The report in {write(study, args.output)}.{f' {_end_of(study)}' if args.watch else ''}")
 
 
 def _trials(study: Study) -> str:
@@ -194,9 +200,18 @@ def _evaluated(study: Study) -> list[FrozenTrial]:
     return list(filter(evaluated, study.get_trials(deepcopy=False)))
 
 
-def _goes_on(study: Study) -> bool:
-    """Whether more may come: the run has not ended, or somebody has taken it up again."""
-    return "ended" not in study.user_attrs or _held(study) is not None
+def _end_of(study: Study) -> str:
+    """What a run ended with, in a sentence or two."""
+    from dspy.promptune.run.failures import unfinished
+
+    if _held(study) is not None:
+        return "The run goes on."
+    if "ended" in study.user_attrs:
+        return f"The run ended: {visible(str(study.user_attrs['ended']))}."
+    errors = [trial.user_attrs["error"] for trial in _evaluated(study) if "error" in trial.user_attrs]
+    failed = [visible(" ".join(str(error).split()))[:300] for error in errors if not unfinished(error)]
+    last = f" The last of {counted(len(failed), 'failed trial')}: {failed[-1]}" if failed else ""
+    return f"Nobody runs it any more: it raised an error or was killed, and resume=True continues it.{last}"
 
 
 def _seconds(text: str) -> int:
@@ -282,8 +297,12 @@ def _place(storage: str) -> str:
 
 
 def _summary(study: Study) -> dict[str, Any]:
-    attributes = _attributes(study)
-    states = [trial.state.name for trial in _evaluated(study)]
+    """What is to be said of a run: ``percent`` is whether all its scores are from 0 to 1."""
+    from dspy.promptune.run.failures import unfinished
+
+    attributes, trials = _attributes(study), _evaluated(study)
+    states = [trial.state.name for trial in trials]
+    cut = sum(trial.state.name == "FAIL" and unfinished(trial.user_attrs.get("error")) for trial in trials)
     spent = attributes.get("spent", {}).values()
     held = _held(study)
     return {
@@ -291,13 +310,23 @@ def _summary(study: Study) -> dict[str, Any]:
         "kind": attributes.get("kind", "other"),
         "trials": len(states),
         "complete": states.count("COMPLETE"),
-        "failed": states.count("FAIL"),
-        "running": states.count("RUNNING"),
+        "failed": states.count("FAIL") - cut,
+        "unfinished": len(states) - states.count("COMPLETE") - states.count("FAIL") + cut,
         "best": attributes.get("best_score", ""),
-        "calls": sum(amounts.get("calls", 0) for amounts in spent) or "",
+        "percent": all(0 <= score <= 1 for trial in trials for score in trial.user_attrs.get("scores", ())),
+        "examples_scored": sum(int(trial.user_attrs.get("paid", len(trial.intermediate_values))) for trial in trials),
+        "lm_calls": sum(amounts.get("calls", 0) for amounts in spent) or "",
         "cost": sum(amounts.get("cost", 0.0) for amounts in spent) or "",
         "state": f"run by {held}" if held else attributes.get("ended", GOES_ON if attributes else "not of promptune"),
     }
+
+
+def _told(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary for people: numbers with their units, and thousands set apart."""
+    told = {name: value for name, value in summary.items() if name != "percent"}
+    told["best"] = told["best"] if told["best"] == "" else score_text(float(told["best"]), summary["percent"])
+    told["cost"] = dollars(told["cost"]) if told["cost"] else ""
+    return {name: f"{value:,}" if isinstance(value, int) else value for name, value in told.items()}
 
 
 def _held(study: Study) -> str | None:
@@ -313,6 +342,17 @@ def _held(study: Study) -> str | None:
 def _attributes(study: Study) -> Mapping[str, Any]:
     """Those of a run; none of a study that was made by somebody else, whatever it has under these names."""
     return study.user_attrs if "format" in study.user_attrs and "kind" in study.user_attrs else {}
+
+
+def _verdict(study: Study) -> dict[str, str]:
+    """What a run found, in a sentence; nothing of a study that has no candidates or whose notes cannot be read."""
+    from dspy.promptune.report.record import record_of
+    from dspy.promptune.report.verdict import Verdict
+
+    try:
+        return {"verdict": Verdict(record_of(study), model=False).sentence()}
+    except Exception:
+        return {}
 
 
 def _winner(attributes: Mapping[str, Any]) -> dict[str, str]:
@@ -339,9 +379,9 @@ def _whole(trial: Any) -> dict[str, Any]:
     }
 
 
-def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], words: Mapping[str, str] | None = None) -> str:
     cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-    lines = [list(columns), *cells]
+    lines = [[(words or {}).get(name, name) for name in columns], *cells]
     widths = [max(len(line[j]) for line in lines) for j in range(len(columns))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 

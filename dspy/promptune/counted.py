@@ -1,14 +1,21 @@
-"""Numbers in words: "1 example", "2,340 examples", "83.3 %"."""
+"""Numbers in words: "1 example", "2,340 examples", "83.3 %", "$0.21"."""
 
 from __future__ import annotations
 
-__all__ = ["counted", "score_text"]
+from decimal import Decimal
+
+__all__ = ["counted", "dollars", "score_text"]
 
 
 def counted(number: float, noun: str) -> str:
     """``number`` as a whole one and ``noun``, given in the singular, in the plural unless there is exactly one."""
     whole = round(number)
     return f"{whole:,} {noun}{'s' * (whole != 1)}"
+
+
+def dollars(amount: float) -> str:
+    """An amount in cents, and less than a cent to its first digit: no price looks like none."""
+    return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${Decimal(f'{amount:.1g}'):f}"
 
 
 def score_text(score: float, percent: bool = True) -> str:

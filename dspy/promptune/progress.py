@@ -18,7 +18,7 @@ from typing import Any
 
 import tqdm  # type: ignore[import-untyped]
 
-from dspy.promptune.counted import counted, score_text
+from dspy.promptune.counted import counted, dollars, score_text
 
 __all__ = ["Progress", "Standing", "TimeLeft", "above_the_bar"]
 
@@ -30,6 +30,7 @@ LOG_SECONDS = 30.0  # between two lines in the log, where there is no bar
 WINDOW_SECONDS = 60.0  # of which the speed is taken
 SETTLE_SECONDS = 3.0  # in which results of earlier work come in at once: they say nothing about the speed
 WIDE = 120  # columns from which on there is room for a drawn bar
+NOTEBOOK = 105  # columns of a notebook, which cannot be measured; a widget has a drawn bar anyway
 LOGGERS = ("", "dspy")  # those whose console handlers may write while the bar stands
 
 
@@ -84,9 +85,9 @@ class Standing:
             (1, ", ".join(wrong)),
             (3, f"{self.running} running, {self.done} done" if self.running is not None else ""),
             (2, f"{self.failed} failed" if self.failed else ""),
-            (4, f"{counted(self.calls, 'call')}, {self.in_flight} in flight"),
+            (4, f"{counted(self.calls, 'LM call')}, {self.in_flight} in flight"),
             (6, counted(self.tokens, "token") if self.tokens is not None else ""),
-            (5, f"${self.cost:.2f}" if self.cost else ""),
+            (5, dollars(self.cost) if self.cost else ""),
         ]
         return [(rank, words) for rank, words in found if words]
 
@@ -168,6 +169,8 @@ class Progress:
         self._thread = None
         if self._bar is not None:
             self._draw()
+            if _in_notebook():
+                self._bar.total = self._bar.n  # else a search that ends early is painted as an error
             self._bar.close()
         self._logs.close()
 
@@ -186,22 +189,24 @@ class Progress:
                 logger.info("%s; %s.", self._head(standing), standing.text())
 
     def _draw_bar(self, standing: Standing) -> None:
-        columns = _columns()
-        head = self._head(standing)
-        drawn = columns is None or columns >= WIDE
-        room = None if columns is None else columns - len(head) - (14 if drawn else 3)
-        text = standing.text(room)
+        columns, head, total = _columns(), self._head(standing), self._total or 1
+        drawn = columns is not None and columns >= WIDE
+        text = standing.text((columns or NOTEBOOK) - len(head) - (14 if drawn else 3))
+        if self._bar.total != total:
+            self._bar.reset(total)  # a widget has to be told
         self._bar.bar_format = "{bar:10} {desc}" if drawn else "{desc}"
-        self._bar.total, self._bar.n = self._total, standing.count
+        self._bar.n = standing.count if self._total else 0
         self._bar.set_description_str(f"{head}; {text}" if text else head, refresh=True)
 
     def _head(self, standing: Standing) -> str:
         total, unit = self._total, self._unit
         if total is not None and standing.count > total:  # it was an estimate
             total, unit = None, unit.removeprefix("expected ")
-        amount = f"{standing.count:,}" if total is None else f"{standing.count:,}/{total:,}"
         spent, left = time.monotonic() - self._began, self._left(standing.count, total)
-        rest = "" if left is None else f", {_clock(left)} left"
+        if not (standing.count or total):
+            return f"{self._name}: {_clock(spent)}"
+        amount = f"{standing.count:,}" if total is None else f"{standing.count:,}/{total:,}"
+        rest = f", {_clock(left)} left" if left else ""
         return f"{self._name}: {amount} {unit} in {_clock(spent)}{rest}"
 
 

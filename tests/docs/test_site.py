@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests.docs.pages import DOCS, GENERATED, ROOT
+from tests.report.conftest import CHROMIUM, QUIET
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +81,21 @@ def test_every_internal_link_leads_somewhere(site, built):
             assert target.exists(), f"{path.name}: {link}"
             if parts.fragment and target in built:
                 assert unquote(parts.fragment) in built[target].ids | {"__skip"}, f"{path.name}: {link}"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_fits_a_phone(site, scheme):
+    """No page, and no table but pandas' own, is wider than a screen of 390 pixels."""
+    if not os.path.exists(CHROMIUM):
+        pytest.skip(f"{CHROMIUM} is not there: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+        for path in sorted(site.glob("*.html")):
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+            tables = "each => [...each].filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.innerText)"
+            assert page.locator(".md-typeset__scrollwrap").evaluate_all(tables) == [], path.name
+        browser.close()

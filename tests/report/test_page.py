@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -119,6 +120,48 @@ def test_a_watched_report_renews_itself_until_the_run_ends(tmp_path, capsys):
     assert renewed in pages[0] and "has not ended" in pages[0]
     assert renewed not in pages[1] and "the budget is spent" in pages[1]
     assert "trials in" in capsys.readouterr().out
+
+
+def test_a_watched_run_that_raised_is_not_watched_for_ever(tmp_path, capsys):
+    """``report --watch`` on a run that nobody runs any more writes the page once, and says what became of the run."""
+    storage, target = str(tmp_path / "runs.db"), str(tmp_path / "watched.html")
+
+    def evaluate(params, examples):
+        if params["0_predictor_instruction"]:
+            raise ValueError("no service")
+        return [1.0] * len(examples)
+
+    table = Table()
+    search(table.space, evaluate, n_examples=20, max_calls=40, minibatch_size=5, seed=0, storage=storage)
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{storage}")
+    assert main(["report", storage, "-o", target, "--watch", "1"]) == 0
+    assert f"The run ended: {study.user_attrs['ended']}" in capsys.readouterr().out
+    with sqlite3.connect(storage) as base:
+        base.execute("DELETE FROM study_user_attributes WHERE key = 'ended'")
+    assert main(["report", storage, "-o", target, "--watch", "1"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "Nobody runs it any more" in text and "resume=True continues it." in text and "ValueError: no service" in text
+    )
+
+
+def test_a_watch_waits_for_the_first_candidates(stored, tmp_path, capsys, monkeypatch):
+    """``report --watch`` beside a run whose steps 1 and 2 are not done says so, and goes on."""
+    holders, naps = iter(["process 1"] * 2), []
+    storage = str(tmp_path / "runs.db")
+    study = optuna.create_study(study_name="young", storage=f"sqlite:///{storage}")
+    shown = dict(optuna.load_study(study_name="Predict", storage=f"sqlite:///{stored[0]}").user_attrs)
+
+    def sleep(seconds):
+        naps.append(seconds)
+        for name, value in shown.items():
+            study.set_user_attr(name, value)
+
+    monkeypatch.setattr("dspy.promptune.cli._held", lambda study: next(holders, None))
+    monkeypatch.setattr("time.sleep", sleep)
+    assert main(["report", storage, "-o", str(tmp_path / "young.html"), "--watch", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "No report yet: the candidates are being made" in text and "0 trials in" in text and naps == [3, 3]
 
 
 def test_a_run_without_its_study_gives_the_same_page(stored, text):

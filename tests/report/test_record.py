@@ -11,8 +11,10 @@ from dspy.promptune import PromptSpace, search
 from dspy.promptune.cli import main
 from dspy.promptune.report.clock import clock_of, lanes_of
 from dspy.promptune.report.headline import duration
+from dspy.promptune.report.page import page
 from dspy.promptune.report.record import record_of
 from dspy.promptune.report.statistics import difference, interval
+from dspy.promptune.report.verdict import Verdict
 from dspy.promptune.run.tables import trial_rows
 from tests.report.conftest import Table
 
@@ -96,7 +98,7 @@ def test_intervals():
 
 
 def test_a_difference_is_paired():
-    """Only examples that both have count, and a constant gain is certain."""
+    """Only examples that both have count, and a constant gain has no width where scores have no bounds."""
     found = difference({1: 0.0, 2: 0.5, 3: 1.0}, {2: 0.75, 3: 1.25, 4: 0.0})
     assert (found.mean, found.low, found.high, found.n) == (0.25, 0.25, 0.25, 2)
     assert difference({1: 0.0}, {2: 1.0}) is None
@@ -104,6 +106,49 @@ def test_a_difference_is_paired():
     assert (few.low, few.high) == (-1.0, 1.0)  # 0.5 +- 12.71 * 0.5, and no score is below 0 or above 1
     four = difference(dict.fromkeys(range(4), 0.0), {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0})
     assert (round(four.low, 3), round(four.high, 3)) == (-0.546, 1.0)  # 0.25 - 3.182 * 0.25
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        ("RuntimeError: no service", "failed"),
+        (None, "failed"),
+        ("EvaluationError: Not finished: interrupted.", "unfinished"),
+        ("EvaluationError: The run was stopped before this evaluation ended.", "unfinished"),
+        ("The process ended before this evaluation did.", "unfinished"),
+        ("TakenError: Another driver began to evaluate these examples at the same moment.", "unfinished"),
+    ],
+)
+def test_what_was_cut_short_has_not_failed(error, state, tmp_path, capsys):
+    """Trials that were interrupted, killed or left to another process are told apart from those that failed."""
+    path = str(tmp_path / "runs.db")
+    Table().search(storage=path, max_calls=40)
+    study = study_of(path, "search")
+    number = study.ask(study.trials[0].distributions).number
+    noted = {"kind": "block", "examples": [1, 2], **({} if error is None else {"error": error})}
+    for name, value in noted.items():
+        study._storage.set_trial_user_attr(study.trials[number]._trial_id, name, value)
+    study.tell(number, state=optuna.trial.TrialState.FAIL)
+    record = record_of(study_of(path, "search"))
+    assert [each.number for each in record.having(state)] == [number]
+    assert any(line.startswith("Failed") for line in Verdict(record).lines()) == (state == "failed")
+    text = page(record)
+    assert ("neither scored nor failed: 1 trial." in text) == (state == "unfinished")
+    assert ("<p>No trial failed" in text) == (state == "unfinished")
+    assert main(["runs", path, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert {name: row[name] for name in ("failed", "unfinished")} == {"failed": 0, "unfinished": 0, state: 1}
+
+
+def test_equal_scores_are_not_certain():
+    """A few equal graded scores or gains have an interval, which is the narrower the more of them there are."""
+    widths = [high - low for low, high in (interval([0.5] * n) for n in (2, 5, 20, 100))]
+    assert widths == sorted(widths, reverse=True) and widths[0] == 1.0 and 0.2 < widths[1] < 0.6 and widths[-1] < 0.03
+    four = difference(dict.fromkeys(range(4), 0.0), dict.fromkeys(range(4), 1.0))
+    assert (four.mean, round(four.low, 2), four.high) == (1.0, 0.52, 1.0)
+    most = interval([1.0] * 9 + [0.99])
+    assert 0.99 < most[0] < most[1] == 1.0
+    assert interval([2.5] * 4) == (2.5, 2.5)  # in units of which nobody knows how far they go
 
 
 @pytest.mark.parametrize(
@@ -122,7 +167,7 @@ def test_a_proposal_that_was_not_followed_is_no_failed_evaluation(tmp_path, caps
     overruled = [each for each in trial_rows(run.trials) if each["overruled"]]
     assert overruled and all(each["state"] == "FAIL" and "not allowed" in each["overruled"] for each in overruled)
     record = record_of(run)
-    assert not record.failures and len(record.evaluations) == len(run.trials) - len(overruled)
+    assert not record.having("failed") and len(record.evaluations) == len(run.trials) - len(overruled)
     assert main(["runs", str(tmp_path / "runs.db"), "--json"]) == 0
     (said,) = json.loads(capsys.readouterr().out)
     assert (said["failed"], said["trials"]) == (0, len(record.evaluations))

@@ -16,6 +16,8 @@ import pytest
 import dspy
 from dspy.promptune import EvaluationError, OptionError, PromptSpace, search
 from dspy.promptune.cli import main
+from dspy.promptune.report.record import record_of
+from dspy.promptune.report.verdict import Verdict
 from tests.server import LMServer, TaskRule
 from tests.storage.lives import QUESTIONS, compiled
 from tests.tables import Table
@@ -38,22 +40,29 @@ def place(tmp_path_factory):
 
 
 def test_runs_are_listed(place, capsys):
-    """``runs`` has a line for each run, and says how it stands."""
+    """``runs`` has a line for each run, and says how it stands, in the words and units of the report."""
     assert main(["runs", place]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and lines[0].startswith("study") and all("the budget is spent" in line for line in lines[1:])
     assert main(["runs", place, "--json"]) == 0
     rows = {row["study"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["a search"]["kind"] == "search" and rows["a compile"]["calls"] > 100
+    found = rows["a compile"]
+    assert rows["a search"]["kind"] == "search" and found["lm_calls"] > found["examples_scored"] > 50
+    record = record_of(optuna.load_study(study_name="a compile", storage=f"sqlite:///{place}"))
+    assert found["examples_scored"] == record.calls
+    told = next(line for line in lines if line.startswith("a compile")).split()
+    assert f"{100 * found['best']:.1f}" in told and str(record.calls) in told
+    assert "examples scored  LM calls" in lines[0]
 
 
 def test_a_run_is_shown(place, capsys):
-    """``show`` prints what a run is, its winner's texts, and a line for each trial."""
+    """``show`` prints what a run is, what it found in a sentence, its winner's texts, and a line for each trial."""
     assert main(["show", place, "--study", "a compile"]) == 0
     text = capsys.readouterr().out
     study = optuna.load_study(study_name="a compile", storage=f"sqlite:///{place}")
     assert "openai/gpt-4o-mini" in text and "0_predictor_instruction:" in text
     assert text.count("COMPLETE") == len(study.trials)
+    assert f"verdict  {Verdict(record_of(study), model=False).sentence()}" in text
 
 
 def test_a_run_is_exported(place, tmp_path, capsys):

@@ -96,7 +96,7 @@ class Recorder(LoopListener):
         return Standing(
             count=self.run.table.calls,
             running=self.driver.running,
-            done=len(self.entries) - failed,
+            done=sum(entry.error is None for entry in self.entries),
             failed=failed,
             raised=self._failures.errors,
             unreadable=self._failures.unreadable,

@@ -81,7 +81,7 @@ def believe(record: RunRecord) -> Beliefs | None:
     except (ArithmeticError, RuntimeError, ValueError) as error:
         logger.warning("No posterior for the report: %s", error)
         return None
-    mean = np.clip(posterior.mean, 0.0, 1.0) if record.bounded else posterior.mean  # the model knows no bounds
+    mean = np.clip(posterior.mean, 0.0, 1.0) if record.scale.percent else posterior.mean  # the model knows no bounds
     return Beliefs(keys, mean, np.sqrt(posterior.variance), _p_best(posterior), embedder, why)
 
 

@@ -18,6 +18,7 @@ __all__ = ["COLORS", "SCALE", "as_text", "chance", "empty", "figure", "hover", "
 COLORS = {
     "block": "#3b82f6", "minibatch": "#14b8a6", "full": "#8b5cf6", "failed": "#ef4444", "running": "#64748b",
     "waiting": "#94a3b8", "proposal": "#f59e0b", "best": "#f59e0b", "line": "#3b82f6", "quiet": "#94a3b8",
+    "unfinished": "#64748b",
 }  # fmt: skip
 SCALE = [[0.0, "#5563d6"], [0.5, "#22a699"], [1.0, "#f6b93b"]]  # low to high, each end apart from white and from black
 WIDTH, SHOWN = 70, 420  # characters of a line, and of a text, in a hover label

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dspy.promptune.counted import counted
+from dspy.promptune.counted import counted, dollars
 from dspy.promptune.report.drawing import chance
 from dspy.promptune.report.pair import Pair, Row, pair_of
 from dspy.promptune.report.record import RunRecord, mean
@@ -32,11 +32,10 @@ def headline(record: RunRecord) -> list[Number]:
     calls, cost, tokens = (total(record, kind) for kind in ("calls", "cost", "tokens"))
     loading = float(record.spent.get("load", {}).get("seconds") or 0.0)
     rest = f"{duration(record.seconds)} of it search" + (f", {duration(loading)} loading" if loading >= 1 else "")
+    scored = counted(record.calls, "example") + " scored"
     took = [
-        Number(
-            "language-model calls", f"{calls:,.0f}" if calls else DASH, counted(record.calls, "example") + " scored"
-        ),
-        Number("cost", f"${cost:,.2f}" if cost else "not known", _tokens(tokens, cost)),
+        Number("language-model calls", f"{calls:,.0f}" if calls else DASH, scored),
+        Number("cost", dollars(cost) if cost else "not known", _tokens(tokens, cost)),
     ]
     if not (calls or cost or tokens):  # a search without language models
         took = [Number("examples scored", f"{record.calls:,}", f"of {counted(len(record.rows), 'prompt')}")]
@@ -104,9 +103,7 @@ def _best(record: RunRecord) -> str:
 
 def _within(record: RunRecord, low: float, high: float) -> tuple[float, float]:
     """An interval; of scores from 0 to 1 it ends there."""
-    if record.bounded:
-        return max(0.0, low), min(1.0, high)
-    return low, high
+    return (max(0.0, low), min(1.0, high)) if record.scale.percent else (low, high)
 
 
 def _tokens(tokens: float, cost: float) -> str:
@@ -115,7 +112,7 @@ def _tokens(tokens: float, cost: float) -> str:
 
 
 def _failed(record: RunRecord) -> Number:
-    failures, trials = record.example_failures, len(record.failures)
+    failures, trials = record.example_failures, len(record.having("failed"))
     count = failures.errors + failures.unreadable
     of = f"{trials} of {counted(len(record.evaluations), 'trial')}"
     if trials and not count:

@@ -91,8 +91,8 @@ def write(
     ``renewed`` is after how many seconds an open page loads itself again.
 
     Raises:
-        OptionError: plotly is not installed, the run cannot be shown, the file's folder does not exist, runs are
-            stored in the file, or the run's programs are not at hand to be evaluated on ``testset``.
+        OptionError: plotly is not installed, the run cannot be shown, the file cannot be written, or the run's
+            programs are not at hand to be evaluated on ``testset``.
     """
     target = output(path)
     graph_objects()
@@ -123,7 +123,8 @@ def page(run: Any, held_out: HeldOut | None = None, *, renewed: int | None = Non
     return _rendered(
         "page.html", record, leaders=leaders[:LEADERS], others=max(0, len(leaders) - LEADERS), everything=leaders,
         test=held_out, renewed=renewed, figures=[_drawn(record, figure) for figure in FIGURES], lineage=tree,
-        failed=_failed(record), command=command(record), facts=_facts(record), notes=_notes(record),
+        failed=_failed(record), unfinished=len(record.having("unfinished")), command=command(record),
+        facts=_facts(record), notes=_notes(record),
         style=Markup(_file("page.css")), script=Markup(_file("page.js")), plotly=Markup(get_plotlyjs()),
     )  # fmt: skip
 
@@ -205,7 +206,7 @@ def _subtitle(record: RunRecord) -> str:
     model = ((facts.get("language_model") or {}).get("task_model") or {}).get("model")
     options = facts.get("options") or {}
     sizes = " × ".join(str(len(part.distinct)) for part in record.space.parts)
-    going = "has not ended" if record.rows or not record.failures else "no trial was scored"
+    going = "has not ended" if record.rows or not record.having("failed") else "no trial was scored"
     words = [
         f"{counted(len(record.space), 'combination')} of {sizes} candidates",
         f"sampler {options.get('sampler') or 'tpe'}",
@@ -241,7 +242,7 @@ def _failed(record: RunRecord) -> list[tuple[Evaluation, str]]:
     """The trials that failed, each different error once."""
     first: dict[str, int] = {}
     found = []
-    for each in record.failures:
+    for each in record.having("failed"):
         error = each.error or "not recorded"
         same = first.setdefault(error, each.number)
         found.append((each, error if same == each.number else f"as trial {same}"))

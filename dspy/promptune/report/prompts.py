@@ -83,10 +83,8 @@ def _list(record: RunRecord, beliefs: Beliefs) -> Figure:
         )
     )  # fmt: skip
     ticks = [as_text(record.codes(key)) + (" ★" if key == record.best else "") for key in shown]
-    found.update_yaxes(
-        tickvals=list(range(len(shown))), ticktext=ticks, autorange="reversed", showgrid=False, automargin=True
-    )
-    return found
+    looks = {"autorange": "reversed", "showgrid": False, "zeroline": False, "automargin": True}
+    return found.update_yaxes(tickvals=list(range(len(shown))), ticktext=ticks, **looks)
 
 
 def _combined(record: RunRecord, parts: tuple[int, int], pair: tuple[int, int]) -> Key:
@@ -189,5 +187,5 @@ def _add_effect(found: Figure, record: RunRecord, effect: Effect, row: int) -> N
     )  # fmt: skip
     found.update_yaxes(
         tickvals=list(range(len(shown))), ticktext=ticks,
-        autorange="reversed", showgrid=False, automargin=True, row=row, col=1,
+        autorange="reversed", showgrid=False, zeroline=False, automargin=True, row=row, col=1,
     )  # fmt: skip

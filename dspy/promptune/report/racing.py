@@ -45,7 +45,7 @@ def draw_spending(record: RunRecord) -> Figure:
     ticks = [*names, f"{len(others)} others"] if others else names
     found.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, autorange="reversed", showgrid=False)
     for key, i in place.items():
-        score = record.scale.score(mean(record.rows[key].values())) if key in record.rows else "failed"
+        score = record.scale.score(mean(record.rows[key].values())) if key in record.rows else "no score"
         found.add_annotation(x=paid[key], y=i, text=score, showarrow=False, xanchor="left", xshift=4)
     found.update_yaxes(automargin=True)
     return found.update_layout(margin={"l": 78, "r": 60})

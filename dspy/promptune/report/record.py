@@ -14,7 +14,7 @@ from dspy.promptune.errors import StorageError
 from dspy.promptune.identity.encoding import decode
 from dspy.promptune.report.clock import Span, clock_of
 from dspy.promptune.report.scale import Scale, scale_of
-from dspy.promptune.run.failures import ExampleFailures, failures_of
+from dspy.promptune.run.failures import ExampleFailures, failures_of, unfinished
 from dspy.promptune.run.texts import lineage_of, refusals, restored
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
@@ -39,7 +39,7 @@ class Evaluation:
         number: Of the trial.
         key: The combination; ``None`` where it is not one of the space.
         kind: "block", "minibatch" or "full".
-        state: "complete", "failed" or "running".
+        state: "complete", "failed", "unfinished" or "running".
         scores: By example, of those it was told with.
         paid: Examples that were newly scored for it.
         span: When it was proposed, asked for, begun and ended, in seconds of the run.
@@ -126,10 +126,9 @@ class RunRecord:
         """Examples scored."""
         return sum(each.paid for each in self.evaluations)
 
-    @property
-    def failures(self) -> list[Evaluation]:
-        """The evaluations that failed."""
-        return [each for each in self.evaluations if each.state == "failed"]
+    def having(self, state: str) -> list[Evaluation]:
+        """The evaluations in this state."""
+        return [each for each in self.evaluations if each.state == state]
 
     @property
     def missing(self) -> list[str]:
@@ -153,11 +152,6 @@ class RunRecord:
                 for example, score in each.scores.items():
                     row.setdefault(example, score)
         return found
-
-    @property
-    def bounded(self) -> bool:
-        """Whether all scores are from 0 to 1."""
-        return self.scale.percent
 
     @cached_property
     def scale(self) -> Scale:
@@ -280,8 +274,8 @@ def _evaluation(trial: FrozenTrial, key: Key | None, span: Span, lane: int, scru
 
     noted = trial.user_attrs
     scores = dict(told_scores(trial)) or dict(trial.intermediate_values)
-    states = {"COMPLETE": "complete", "FAIL": "failed"}
     error = noted.get("error")
+    states = {"COMPLETE": "complete", "FAIL": "unfinished" if unfinished(error) else "failed"}
     return Evaluation(
         number=trial.number, key=key, kind=str(noted.get("kind", "block")),
         state=states.get(trial.state.name, "running"), scores=scores,

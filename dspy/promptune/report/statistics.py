@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
@@ -32,10 +32,7 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
     if n and all(score in (0.0, 1.0) for score in scores):
         found = stats.binomtest(round(math.fsum(scores)), n).proportion_ci(LEVEL, method="wilson")
         return float(found.low), float(found.high)
-    low, high = _student(scores)
-    if n > 1 and all(0.0 <= score <= 1.0 for score in scores):
-        return max(low, 0.0), min(high, 1.0)
-    return low, high
+    return _student(scores, 0.0 if _bounded(scores) else None)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
@@ -47,18 +44,28 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     gaps = [second[example] - first[example] for example in first if example in second]
     if len(gaps) < 2:
         return None
-    low, high = _student(gaps)
-    if all(0.0 <= score <= 1.0 for row in (first, second) for score in row.values()):
-        low, high = max(low, -1.0), min(high, 1.0)
+    low, high = _student(gaps, -1.0 if all(_bounded(row.values()) for row in (first, second)) else None)
     return Difference(math.fsum(gaps) / len(gaps), low, high, len(gaps))
 
 
-def _student(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of a mean; NaN of fewer than two values, no width where all are equal."""
+def _bounded(scores: Iterable[float]) -> bool:
+    return all(0.0 <= score <= 1.0 for score in scores)
+
+
+def _student(values: Sequence[float], least: float | None) -> tuple[float, float]:
+    """Student's 95 % interval of a mean; NaN of fewer than two values.
+
+    Of values from ``least`` to 1 it ends there, and where all are equal it has the width that one more value with the
+    greatest spread would give: a few equal values are no certainty. Without bounds it has no width, then.
+    """
     n = len(values)
     if n < 2:
         return math.nan, math.nan
     center = math.fsum(values) / n
-    error = math.sqrt(math.fsum((value - center) ** 2 for value in values) / (n - 1) / n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    return center - half, center + half
+    variance = math.fsum((value - center) ** 2 for value in values) / (n - 1)
+    if least is not None and variance < 1e-12:
+        likely = (math.fsum(values) + (least + 1) / 2) / (n + 1)  # drawn to the middle by half an example
+        variance = (likely - least) * (1 - likely) / n
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * math.sqrt(variance / n)
+    low, high = center - half, center + half
+    return (low, high) if least is None else (max(low, least), min(high, 1.0))

@@ -29,7 +29,7 @@ def draw_timeline(record: RunRecord) -> Figure:
     for kind in ("block", "minibatch", "full"):
         scored = [each for each in evaluations if each.state == "complete" and each.kind == kind]
         _add(found, record, kind, scored, lambda each: (each.span.begun, each.span.ended))
-    for state in ("failed", "running"):
+    for state in ("failed", "unfinished", "running"):
         some = [each for each in evaluations if each.state == state]
         _add(found, record, state, some, lambda each: (each.span.begun, each.span.ended))
     _add(found, record, "proposal", evaluations, lambda each: (each.span.proposed, each.span.asked), PROPOSALS)
@@ -46,7 +46,7 @@ def _add(
 ) -> None:  # fmt: skip
     shown = [(each, *stretch(each)) for each in evaluations]
     least = record.seconds / 2000  # what is shorter could not be seen, and a failure at once must be
-    long = [(e, a, max(b - a, least)) for e, a, b in shown if b > a or what in ("failed", "running", "full", "block")]
+    long = [(e, a, max(b - a, least)) for e, a, b in shown if b > a or what not in ("waiting", "proposal", "minibatch")]
     if not long:
         return
     thin: dict[str, Any] = {"width": 0.22} if what == "waiting" else {}

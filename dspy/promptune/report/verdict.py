@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from dspy.promptune.counted import counted
+from dspy.promptune.counted import counted, dollars
 from dspy.promptune.report.cases import Cases, cases_of
 from dspy.promptune.report.drawing import chance
 from dspy.promptune.report.headline import Expectation, duration, expectation, total
@@ -20,7 +19,7 @@ from dspy.promptune.run.naming import prompt_name
 
 __all__ = ["Verdict", "instead", "scored", "shortened", "shown", "sure"]
 
-LATE, EARLY = 0.85, 0.5  # shares of the budget: a best found later is still rising, one found earlier has come to rest
+LATE, EARLY = 0.85, 0.5  # shares of the budget: a score reached later may still rise, one reached earlier is at rest
 FEW = 100  # validation examples, below which a score is known to no better than some ten points
 SAID = 3  # lines about what steps 1 and 2 could not make; the report has more of them
 UNTRIED = 0.5  # probability that an untried combination is the best, from which on a larger budget is the advice
@@ -58,7 +57,7 @@ class Verdict:
     @property
     def failed(self) -> bool:
         """Whether there is no score, and trials that failed."""
-        return not self.pair.winner and bool(self.record.failures)
+        return not self.pair.winner and bool(self.record.having("failed"))
 
     @cached_property
     def expected(self) -> Expectation | None:
@@ -86,7 +85,7 @@ class Verdict:
 
     def _failed(self) -> str:
         """How many trials failed, and the first error where there is no score."""
-        failed, trials = self.record.failures, counted(len(self.record.evaluations), "trial")
+        failed, trials = self.record.having("failed"), counted(len(self.record.evaluations), "trial")
         first = f", trial {failed[0].number} with {shown(failed[0].error)}" if self.failed else ""
         return f"{len(failed)} of {trials} failed{first}"
 
@@ -107,7 +106,7 @@ class Verdict:
         if self.expected is not None:
             found.append(f"New data {self.expected.words()}, as the model of the prompts has it")
         found.append(f"Spent    {self.spent()}")
-        failed = [f"Failed   {self._failed()}"] if self.record.failures else []
+        failed = [f"Failed   {self._failed()}"] if self.record.having("failed") else []
         failed += [f"Missing  {line}" for line in shortened(self.record.missing, SAID)]
         return found + failed + ([] if failures.many else [f"Failing  {line}" for line in failures.lines()])
 
@@ -127,7 +126,7 @@ class Verdict:
         parts.append(f"{counted(record.calls, 'example')} scored")
         if tokens:
             parts.append(counted(tokens, "token"))
-            parts.append(f"${cost:,.2f}" if cost else "dollars not known")
+            parts.append(dollars(cost) if cost else "dollars not known")
         seconds = total(record, "seconds") or record.seconds
         loading = float(record.spent.get("load", {}).get("seconds") or 0.0)
         parts.append(duration(seconds) + (f" ({duration(loading)} of it loading)" if loading >= 1 else ""))
@@ -135,12 +134,12 @@ class Verdict:
 
     # ------------------------------------------------------------------ what next
 
-    def next_steps(self) -> list[str]:
-        """What a reader should do now, the most pressing first."""
+    def next_steps(self, tested: bool = False) -> list[str]:
+        """What a reader should do now, the most pressing first; ``tested``: a test set has been measured already."""
         if not self.pair.winner:
             return ["Fix what failed, and run again."] if self.failed else ["Wait for the first scores, or run again."]
         steps = [*self._about_failures(), *self._about_the_budget(), *self._about_examples(), *self._about_rivals()]
-        if self.changed:
+        if self.changed and not tested:
             steps.append(
                 "Measure it on examples that the run has not seen: run.report(path, testset=...). The winner was "
                 "chosen on the validation examples, so its score there is somewhat optimistic."
@@ -158,18 +157,19 @@ class Verdict:
             count = counted(len(self.record.space) - len(self.record.rows), "combination")
             best = f"With a probability of {chance(self.untried)} the best prompt is one of the {count}"
             return [f"{best} that were not tried: a larger budget may find it."]
-        history, calls = self.record.history, self.record.calls
-        if len(self.record.rows) < 3 or not history or not calls:
+        history, calls, rows = self.record.history, self.record.calls, self.record.rows
+        if len(rows) < 3 or not history or not calls:
             return []
-        lead = list(itertools.takewhile(lambda moment: moment.key == history[-1].key, reversed(history)))
-        share = lead[-1].calls / calls
+        least, level = len(self.pair.winner) / 2, mean(self.pair.winner.values())
+        as_good = {key for key, row in rows.items() if len(row) >= least and mean(row.values()) >= level}
+        share = next((moment.calls for moment in history if moment.key in as_good), calls) / calls
         at = f"after {100 * share:.0f} % of the examples"
         if share > LATE:
-            return [f"The winner came into the lead late, {at}: a larger budget may find more."]
+            return [f"A prompt as good as the winner came into the lead late, {at}: a larger budget may find more."]
         if share < EARLY:
             return [
-                f"The winner was in the lead from early on, {at}: a larger budget will hardly help, other candidates "
-                "may (num_candidates=, instructions of your own)."
+                f"A prompt as good as the winner was in the lead early, {at}: a larger budget will hardly help, other "
+                "candidates may (num_candidates=, instructions of your own)."
             ]
         return []
 

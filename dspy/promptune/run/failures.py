@@ -14,13 +14,15 @@ from dspy.promptune.secrets import said, traced
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["ExampleFailures", "FailureLog", "failures_of", "samples_of"]
+__all__ = ["ExampleFailures", "FailureLog", "failures_of", "samples_of", "unfinished"]
 
 logger = logging.getLogger(__name__)
 
 MANY = 0.2  # of the scored examples, from which on their failures are what a reader must know first
 KINDS = 8  # different errors that are logged one by one
 SHOWN = 300  # characters of an error
+CUT = ("Not finished", "The run was stopped before", "The process ended before")
+UNFINISHED = ("TakenError", *CUT, *(f"EvaluationError: {words}" for words in CUT))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class ExampleFailures:
     @property
     def share(self) -> float:
         """Failures over scored examples; 0 where nothing was scored."""
-        return (self.errors + self.unreadable) / self.scored if self.scored else 0.0
+        return (self.errors + self.unreadable) / max(1, self.scored)
 
     @property
     def many(self) -> bool:
@@ -84,14 +86,16 @@ def _first(told: Sequence[Mapping[str, Any]], name: str) -> str | None:
     return next((str(noted[name]) for noted in told if noted.get(name)), None)
 
 
+def unfinished(error: object) -> bool:
+    """Whether a trial that has this error was cut short, or was another driver's: nothing in it failed."""
+    return str(error).startswith(UNFINISHED)
+
+
 def samples_of(outcome: Outcome) -> dict[str, str]:
     """One error of each sort, as a trial takes note of it: ``error_sample`` and ``unreadable_sample``."""
-    found = {}
-    for name, errors in (("error_sample", outcome.raised), ("unreadable_sample", outcome.unread)):
-        for example, error in errors.items():
-            found[name] = f"example {example}: {_text(error)}"
-            break
-    return found
+    sorts = {"error_sample": outcome.raised, "unreadable_sample": outcome.unread}
+    firsts = [(name, *next(iter(errors.items()))) for name, errors in sorts.items() if errors]
+    return {name: f"example {example}: {_text(error)}" for name, example, error in firsts}
 
 
 def _text(error: BaseException | str) -> str:
