@@ -1,8 +1,12 @@
 """Fitting the hyper-parameters."""
 
+import importlib
+import warnings
+
 import numpy as np
 import pytest
 
+import dspy.promptune.gp as wing
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.model import PromptGP, evidence
 
@@ -97,3 +101,13 @@ def test_other_scores_have_the_range_they_were_seen_in():
     """A metric from -2 to 3 has five units."""
     data = evidence([Observation((0, 0), 0.5, (-2.0, 3.0)), Observation((1, 0), 1.0, (1.0, 1.0))])
     assert data.unit == pytest.approx(5.0)
+
+
+def test_what_pytorch_says_of_gpytorch_is_not_shown():
+    """PyTorch's warning about what gpytorch does when it is imported is not shown, another FutureWarning is."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        importlib.reload(wing)
+        warnings.warn("`torch.jit.script` is deprecated. Use `torch.compile`.", FutureWarning, stacklevel=1)
+        warnings.warn("Something else is deprecated.", FutureWarning, stacklevel=1)
+    assert [str(each.message) for each in shown] == ["Something else is deprecated."]
