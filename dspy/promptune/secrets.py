@@ -19,6 +19,7 @@ __all__ = [
     "is_secret",
     "know",
     "masked",
+    "readable",
     "said",
     "secrets_of",
     "traced",
@@ -38,15 +39,27 @@ LOOKS_SECRET = re.compile(
     r"|(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token|digest|apikey|key)\s+)[A-Za-z0-9._~+/=-]{8,}"
     r"|(?i:\b(?:bearer|basic)\s+)(?=[A-Za-z._~+/=-]{0,60}[0-9])[A-Za-z0-9._~+/=-]{16,}"
     r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password@ of a URL
-    r"|(?i:(?<=[?&]key=)|(?<=[?&_]token=)|(?<=api_key=)|(?<=api-key=)|(?<=apikey=)|(?<=secret=)|(?<=password=))"
+    r"|(?<=hooks\.slack\.com/services/)[A-Za-z0-9/]{12,}"
+    r"|(?i:(?<=[?&]key=)|(?<=[?&]sig=)|(?<=[?&_]token=)|(?<=api_key=)|(?<=api-key=)|(?<=apikey=)|(?<=secret=)|(?<=password=))"
     r"[^&\s\"'\\]{6,}"  # of a URL's options
 )
-SECRET_NAME = re.compile(r"key|token|secret|passw|auth|credential|header|cookie|signature|query", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"key|token|secret|passw|passphrase|pwd|jwt|auth|credential|creds|header|cookie|signature|query", re.IGNORECASE
+)
 HARMLESS_NAME = re.compile(r"max_(completion_)?tokens|_tokens$", re.IGNORECASE)
 CREDENTIAL_NAME = re.compile(  # of a setting, a header, an option of a URL or a variable whose value is a credential
-    r"^code$|(?:^|[-_.])(?:(?:api|access|auth)?key|authorization|token|secret|password|passwd|pass|pwd|credentials?"
-    r"|cookie|signature|sig|auth)(?:$|[-_.](?:id|value|header|[0-9]+)$)",
+    r"^code$|(?:(?:^|[-_.])(?:(?:api|access|auth)?key|(?:api|access)[-_.]keys|authorization|token|secrets?|pass|pwd"
+    r"|credentials?|creds|cookie|signature|sig|auth|jwt)|passwords?|passwd|passphrase|apikeys?)"
+    r"(?:$|[-_.](?:id|value|header|[0-9]+)$)",
     re.IGNORECASE,
+)
+TELLING_NAME = (
+    re.compile(  # of what is told of a credential (its header, its number), or of another sort of key or token
+        r"(?<!secret)[-_.](?:header|id)$"
+        r"|(?:^|[-_.])(?:public|primary|foreign|sort|partition|routing|cache|object|row|answer|lookup)[-_.]?key$"
+        r"|(?:^|[-_.])(?:eos|bos|pad|unk|sep|cls|mask|stop|start|end|special)[-_.]?token$",
+        re.IGNORECASE,
+    )
 )
 SCHEME = re.compile(r"(?:bearer|basic|token|digest|apikey|key)\s+", re.IGNORECASE)
 RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{16,}")  # as keys are, and words are not
@@ -108,7 +121,17 @@ def masked(text: str) -> str:
 
 def said(error: BaseException, limit: int = 500) -> str:
     """An error in one line, as it is logged, shown and put into other messages: its type and text, without secrets."""
+    error = readable(error)
     return f"{type(error).__name__}: {visible(masked(' '.join(str(error).split()))[:limit])}"
+
+
+def readable(error: BaseException) -> BaseException:
+    """The error; one that says so in the place of an error that fails to say its text."""
+    try:
+        str(error)
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}, whose text cannot be read").with_traceback(error.__traceback__)
+    return error
 
 
 def traced(error: BaseException) -> str:
@@ -120,7 +143,8 @@ def cause(error: BaseException) -> BaseException | None:
     """What another error is raised ``from``: the first one, unless its traceback would print a secret."""
     link: BaseException | None = error
     while link is not None:
-        if masked(str(link)) != str(link):
+        text = str(readable(link))
+        if masked(text) != text:
             return None
         link = link.__cause__ or link.__context__
     return error
@@ -151,10 +175,23 @@ def _credentials(name: str, value: Any) -> set[str]:
         return _credentials(name, value.get_secret_value())
     if not isinstance(value, str):
         return set()
-    bare = SCHEME.sub("", value, count=1) if SCHEME.match(value) else value
-    if is_credential(name) or LOOKS_SECRET.search(value) or RANDOM.search(bare):
+    bare = _bare(value)
+    if _is_one(name, value) or LOOKS_SECRET.search(value) or RANDOM.search(bare):
         return {each for each in (value, bare) if len(each) >= MIN_LENGTH and not _word(each)}
     return set()
+
+
+def _bare(value: str) -> str:
+    """A credential without its scheme, as in ``Bearer ...``."""
+    scheme = SCHEME.match(value)
+    return value if scheme is None else value[scheme.end() :]
+
+
+def _is_one(name: str, value: str) -> bool:
+    """Whether a value is a credential by its name; where the name only tells of one, the value must look like it."""
+    if not is_credential(name) or not TELLING_NAME.search(name):
+        return is_credential(name)
+    return SCHEME.match(value) is not None or "=" in value or bool(LOOKS_SECRET.search(value) or RANDOM.search(value))
 
 
 @lru_cache(1024)
@@ -181,7 +218,8 @@ def _sought(secret: str) -> str:
 
 
 def _environment() -> set[str]:
-    found = {value for name, value in os.environ.items() if is_credential(name)}
+    given = [_bare(value) for name, value in os.environ.items() if _is_one(name, value)]
+    found = {*given, *(each for value in given if "," in value for each in value.split(","))}
     found |= {password[1] for value in os.environ.values() if (password := PASSWORD.search(value))}
     return {value for value in found if len(value) >= MIN_ENVIRONMENT and not _harmless(value)}
 

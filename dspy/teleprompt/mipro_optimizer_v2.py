@@ -23,6 +23,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
     YELLOW,
     logger,
 )
+from dspy.promptune.interrupts import Interrupt, interrupts
 from dspy.teleprompt.teleprompt import Teleprompter
 
 if TYPE_CHECKING:
@@ -198,11 +199,13 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         if not added or added == {"sampler": "tpe"}:
             best = super().compile(student, **upstream)
             return best
-        from dspy.promptune.compile.optimizer import compile_program
-
         if not isinstance(minibatch_size, _Default):
             added["minibatch_size"] = minibatch_size
-        best = compile_program(self, student, upstream, added, began)
+        interrupt = Interrupt()
+        with interrupts(interrupt):  # while the rest is being loaded, too
+            from dspy.promptune.compile.optimizer import compile_program
+
+            best = compile_program(self, student, upstream, added, began=began, interrupt=interrupt)
         return best
 
 

@@ -180,7 +180,14 @@ class Stubborn(dspy.Module):
         return self.answer(question=question)
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, ValueError])
+class UnreadableError(Exception):
+    """Raises where it is to say what happened."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, ValueError, UnreadableError])
 def test_whatever_a_program_raises_is_a_failure_of_that_example(error):
     """In steps 1 and 3 an example on which the program raises fails by itself, be it no ``Exception``."""
     found = compiled(program=Stubborn(error), minibatch=False)
@@ -388,6 +395,9 @@ def test_half_a_character_is_no_fault(tmp_path):
 
 
 PHASES = [
+    "dspy.promptune.compile.optimizer.compile_program",
+    "dspy.promptune.compile.optimizer.check_embedder",
+    "dspy.promptune.compile.optimizer.open_run_store",
     "dspy.promptune.storage.run_store.RunStore.begin",
     "dspy.promptune.compile.engine.Engine.begin",
     "dspy.promptune.compile.engine.Engine.await_loaded",

@@ -6,13 +6,18 @@ import os
 import pickle
 import signal
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import dspy
 from dspy.promptune import EvaluationError, OptionError
 from dspy.promptune.distributed.payload import JobPayload
+from dspy.promptune.distributed.stopping import StopMark, StoppableMeter
+from dspy.promptune.limits.budgets import BudgetLimits
 from tests.server import max_in_flight
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -170,3 +175,58 @@ def test_a_metric_that_returns_nothing_on_a_worker_ends_the_run(compiled, proces
     """A broken metric is an error of the run wherever it is called."""
     with pytest.raises(EvaluationError, match="The metric returned None"):
         compiled(processes, metric=sometimes)
+
+
+@pytest.mark.parametrize("name", ["processes", "cluster"])
+def test_after_an_interrupt_workers_begin_no_call(request, name, compiled, server):
+    """Ctrl-C ends blocks that workers are evaluating, and those they have not begun: only calls in flight are made."""
+    before, pressed = signal.signal(signal.SIGINT, signal.default_int_handler), []
+
+    def press():
+        while server.requests < 45 and time.monotonic() < began + 60:
+            time.sleep(0.005)
+        pressed.append(server.requests)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def slow(example, prediction, trace=None):
+        time.sleep(0.25)
+        return example.answer == prediction.answer
+
+    executor, began = executors(request, name), time.monotonic()
+    server.reset()
+    threading.Thread(target=press, daemon=True).start()
+    try:
+        found = compiled(executor, metric=slow, num_trials=30, minibatch_size=16)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found.optimization_run.ended == "interrupted"
+    asked = server.requests
+    assert asked <= pressed[0] + 8  # as many as are in flight at most
+    time.sleep(0.5)
+    assert server.requests == asked
+
+
+def test_a_block_whose_run_was_stopped_makes_no_call():
+    """The mark of a stopped run ends what its blocks may spend, and is gone with the run."""
+    mark, stopped = StopMark(), []
+    meter = StoppableMeter(BudgetLimits(max_lm_calls=5), mark.path)
+    meter.on_stop = lambda: stopped.append(True)
+    assert meter.admit() and not stopped
+    mark.set()
+    mark.set()
+    assert not meter.admit() and stopped and meter.refusal() == "the run was stopped"
+    path = Path(mark.path)
+    assert path.exists()
+    del mark
+    assert not path.exists()
+
+
+def test_a_block_whose_run_was_killed_makes_no_call(monkeypatch):
+    """A worker whose parent process has died during a block spends nothing more; one that had none goes on."""
+    alive = [True]
+    parent = SimpleNamespace(is_alive=lambda: alive[0])
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    meter = StoppableMeter(BudgetLimits(), "")
+    assert meter.admit()
+    alive[0] = False
+    assert not meter.admit() and StoppableMeter(BudgetLimits(), "").admit()

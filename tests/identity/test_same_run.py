@@ -11,7 +11,7 @@ import pytest
 import dspy
 from dspy.promptune.identity.encoding import encode
 from dspy.promptune.identity.fingerprint import RULE, fingerprint
-from dspy.promptune.identity.manifest import compile_manifest, differences
+from dspy.promptune.identity.manifest import compile_manifest, differences, noticed
 from tests.identity.scripts import CHANGED, SAME
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +82,47 @@ def test_what_a_model_of_the_users_holds_makes_no_other_run():
     assert differences(before, described(lm)) == [
         "model_settings.task_model has changed: the code, or what it uses (task_model.forward)"
     ]
+
+
+class Serving(dspy.BaseLM):
+    """A model as users write them."""
+
+    def __init__(self, style, port):
+        super().__init__("mine")
+        self.style, self.examples, self.port = style, [1, 2], port
+        self.url, self.api_token, self.session_id = f"http://127.0.0.1:{port}", f"token-{port}", f"session-{port}"
+        self.asked, self.seen, self.unread = port, [port], port
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        self.asked += 1
+        self.seen.append(prompt)
+        return [self.style, self.examples, self.url, self.port, self.api_token, self.session_id, self.asked, self.seen]
+
+
+def test_an_attribute_that_a_model_of_the_users_reads_is_noticed():
+    """What code of such a model reads and does not change is told where it is another; ports and counters are not."""
+
+    class Program(dspy.Module):
+        def __init__(self, lm):
+            super().__init__()
+            self.answer, self.big = dspy.Predict("question -> answer"), lm
+
+        def forward(self, question):
+            return self.big(question)
+
+    def described(lm):
+        given = {"metric": lambda *_: lm is not None, "lms": {"task_model": lm}, "settings": {}, "options": {}}
+        return json.loads(json.dumps(compile_manifest(Program(lm), {}, **given)))
+
+    before, again, other = described(Serving("brief", 1)), described(Serving("brief", 2)), described(Serving("long", 3))
+    assert differences(before, again) == differences(before, other) == [] and not noticed(before, again)
+    told = noticed(before, other)
+    assert 'task_model.style was "brief", is "long"' in told and "program.big.style was" in told
+    assert told.count(" was ") == 3 and "\n" not in told
+    assert "token-1" not in json.dumps(before) and not noticed({}, before) and not noticed(before, {})
+    longer = Serving("brief", 1)
+    longer.examples = [1, 2, 3]
+    assert "task_model.examples was" in noticed(before, described(longer))
 
 
 def test_objects_in_examples_that_cannot_be_compared_are_named():

@@ -95,7 +95,7 @@ def evaluated(server, *, retries=1, metric=exact, lm=None, **rules):
 
 
 @given(reply=replies)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_reply_that_is_no_answer_is_no_score(served, reply):
     """With a model that is always right, a broken reply of any shape before the answer leaves every score at 1."""
     server, broken = served
@@ -149,11 +149,14 @@ def test_a_blank_reply_in_dspys_cache_is_asked_for_again(monkeypatch, served):
         ([], True), ([None], True), ([""], True), (["", " "], True), ([{"text": None}], True),
         ([{"text": "", "reasoning_content": "hm"}], True), (["0"], False), (["", "a"], False),
         (["\u200b\ufeff"], True), (["\0\0\n"], True),
+        ([5], True), ([b"yes"], True), ([[{"type": "text", "text": "yes"}]], True), ([{"a": 1}], True), ([{}], True),
+        ([{"text": ["yes"]}], True), ([{"text": 5, "reasoning_content": "hm"}], True), ([object()], False),
+        ([{"tool_calls": [1]}], False),
         ([{"text": None, "tool_calls": [1]}], False), ([{"text": "a", "logprobs": 1}], False), ("", False),
     ],
 )  # fmt: skip
 def test_blank_outputs(outputs, expected):
-    """Outputs are blank without text and without a tool call; reasoning and log probabilities are no answer."""
+    """Outputs are blank without text and without a tool call; reasoning, other shapes and types are no answer."""
     assert blank(outputs) is expected
 
 

@@ -2,14 +2,18 @@
 
 import random
 import signal
+import sys
 
 import pytest
 
+from dspy.promptune import PromptSpace, search
 from dspy.promptune.allocation.outcome import Outcome
-from dspy.promptune.run.interrupts import interrupts
+from dspy.promptune.interrupts import Interrupt, interrupts
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
+
+SEARCH = sys.modules[Run.__module__]  # whose name is hidden by the function's
 
 
 class ScriptedWork:
@@ -159,3 +163,52 @@ def test_the_second_interrupt_raises():
         assert said == ["first"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def python_hears_interrupts():
+    """A background job of a shell ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+def test_an_interrupt_is_kept_for_whoever_can_end_the_run(python_hears_interrupts):
+    """Ctrl-C that comes while a run is being put together is told to it, and the second raises inside other blocks."""
+    told = []
+    interrupt = Interrupt()
+    with pytest.raises(KeyboardInterrupt), interrupts(interrupt):
+        signal.raise_signal(signal.SIGINT)
+        interrupt.then(told.append)
+        assert told == ["interrupted"]
+        with interrupts(lambda: told.append("of a block inside")):
+            signal.raise_signal(signal.SIGINT)
+    assert told == ["interrupted"]
+    with interrupts(lambda: told.append("of the next run")):
+        signal.raise_signal(signal.SIGINT)
+    assert told[1:] == ["of the next run"]
+
+
+@pytest.mark.parametrize("phase", ["open_study_store", "search_manifest", "shown"])
+def test_a_search_that_is_interrupted_gives_the_best_of_earlier_starts(
+    monkeypatch, tmp_path, python_hears_interrupts, phase
+):
+    """Ctrl-C while a search is opened, loaded or closed gives the best so far, which earlier starts may have scored."""
+    space, asked = PromptSpace({0: ["a", "b", "c", "d"]}), []
+
+    def evaluate(params, examples):
+        asked.append(params)
+        return [params["0_predictor_instruction"] / 4] * len(examples)
+
+    options = {"n_examples": 4, "sampler": "random", "seed": 0, "storage": tmp_path / "run.db", "minibatch_size": 4}
+    before = search(space, evaluate, max_calls=8, **options)
+    count, original = len(asked), getattr(SEARCH, phase)
+
+    def pressed(*args, **given):
+        signal.raise_signal(signal.SIGINT)
+        return original(*args, **given)
+
+    monkeypatch.setattr(SEARCH, phase, pressed)
+    found = search(space, evaluate, max_calls=12, resume="force", **options)
+    assert found.best_score >= before.best_score
+    assert (found.ended == "interrupted" and len(asked) == count) or phase == "shown"

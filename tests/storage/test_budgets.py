@@ -3,6 +3,7 @@
 import math
 import pickle
 import re
+import threading
 import time
 from types import SimpleNamespace
 
@@ -258,3 +259,18 @@ def test_the_run_as_a_table(server):
     assert {"0_predictor_instruction", "score", "seconds", "tokens", "examples"} <= set(frame.columns)
     assert frame["paid"].sum() == run.calls
     assert set(run.spent) == {"bootstrap", "propose", "load", "search"} and run.ended
+
+
+@pytest.mark.parametrize("name", ["max_lm_calls", "max_tokens_spent", "max_cost", "timeout"])
+@pytest.mark.parametrize("value", [0, -1, True, math.nan, math.inf, "5", 1j])
+def test_what_is_no_limit_is_refused(name, value):
+    """A limit is a finite number above 0; no limit is ``None``."""
+    with pytest.raises(OptionError, match=f"{name}="):
+        BudgetLimits(**{name: value})
+
+
+def test_a_time_limit_of_ages_is_one():
+    """What is left of a time limit can be waited for, however long it is."""
+    left = BudgetMeter(BudgetLimits(timeout=1e300)).seconds_left()
+    assert not threading.Event().wait(0.0) and left == threading.TIMEOUT_MAX
+    assert BudgetMeter().seconds_left() == math.inf

@@ -1,6 +1,8 @@
 """Runs in a real PostgreSQL server, which the test starts on a port of its own."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -123,6 +125,25 @@ def test_a_server_that_stays_away_ends_the_run(server, table, monkeypatch):
     server.start()
     assert searched(server, evaluate, "away").calls == 120
     assert len(set(table.paid)) == 120 and len(table.paid) <= 120 + 3 * 4  # what was in flight may be paid again
+
+
+def test_an_interrupt_ends_the_wait_for_a_server(server, table):
+    """Ctrl-C while a server is away gives the best so far within seconds."""
+    before, pressed = signal.signal(signal.SIGINT, signal.default_int_handler), []
+
+    def lost():
+        server.stop()
+        time.sleep(1)
+        pressed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        found = searched(server, Outage(table, lost), "interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - pressed[0] < 10 and found.ended == "interrupted" and found.calls >= 20
+    server.start()
+    assert searched(server, Outage(table, lambda: None), "interrupted").calls == 120
 
 
 DRIVE = f"""

@@ -147,6 +147,8 @@ def test_an_embedders_key_is_masked(capsys):
         "AKIAABCDEFGHIJKLMNOP",
         "https://host/v1?api_key=hidden-word&x=1",
         "https://host/v1?x=1&key=hidden-word",
+        "https://host/v1?x=1&sig=hidden-word",
+        "https://hooks.slack.com/services/T00/B00/abcdefgh",
         "key=sk-abcdefghijklmnopqrstuvwx",
         "hf_abcdefghijklmnopqrstuvwxyz012345",
         "bearer 0123456789abcdefghij",
@@ -173,7 +175,13 @@ def test_a_setting_of_the_environment_is_no_secret(monkeypatch, name):
     assert SecretMasker().text("Agent of Contoso Bank of 1999.") == "Agent of Contoso Bank of 1999."
 
 
-@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "DB_PASSWORD", "github_token", "AWS_SECRET_ACCESS_KEY", "KEY_2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OPENAI_API_KEY", "DB_PASSWORD", "github_token", "AWS_SECRET_ACCESS_KEY", "KEY_2", "PGPASSWORD", "MYSQL_PWD",
+        "SSH_PASSPHRASE", "API_KEYS", "OPENAIAPIKEY", "SERVICE_JWT", "DB_CREDS",
+    ],
+)  # fmt: skip
 def test_a_credential_of_the_environment_is_a_secret(monkeypatch, name):
     """Under the name of a credential any value is one, unless it is a path, a phrase or a plain word."""
     monkeypatch.setenv(name, "planted-7-value")
@@ -183,10 +191,53 @@ def test_a_credential_of_the_environment_is_a_secret(monkeypatch, name):
         assert SecretMasker().text(f"It is {harmless}.") == f"It is {harmless}."
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_KEY_HEADER", "x-contoso-name"), ("AUTH_TOKEN_HEADER", "X-Contoso-Token"), ("API_KEY_NAME", "contoso-2"),
+        ("TOKEN_PREFIX", "contoso-2"), ("PASSWORD_FILE", "run.secrets.2"), ("TOKEN_URL", "contoso.example-2"),
+        ("KEY_COUNT", "12 of 2000"), ("TOKEN_TTL", "3600-seconds"), ("MAX_TOKENS", "4096-or-so"),
+        ("KEY_LENGTH", "2048-bits"), ("EOS_TOKEN", "<|end-of-2|>"), ("SORT_KEY", "created_at_2"),
+        ("PARTITION_KEY", "tenant/region-2"), ("API_KEY_ID", "contoso-key-2"), ("COOKIE_NAME", "contoso-session-2"),
+    ],
+)  # fmt: skip
+def test_what_a_setting_tells_of_a_credential_is_no_secret(monkeypatch, name, value):
+    """Headers, names, files, counts and numbers of keys, and keys and tokens of other sorts, are words of any text."""
+    monkeypatch.setenv(name, value)
+    assert SecretMasker().text(f"Look for {value}.") == f"Look for {value}."
+    assert secrets_of({name: value}) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("AWS_ACCESS_KEY_ID", "AKIA0BCDEFGHIJKLMNO1", "AKIA0BCDEFGHIJKLMNO1"),
+        ("API_KEY_ID", "0123456789abcdef01", "0123456789abcdef01"),
+        ("AUTH_HEADER", "Bearer planted-7-value", "planted-7-value"),
+        ("AUTHORIZATION", "Bearer planted-7-value", "planted-7-value"),
+        ("COOKIE_HEADER", "session=planted-7", "session=planted-7"),
+        ("VAULT_SECRET_ID", "planted-7-value", "planted-7-value"),
+        ("API_KEY_VALUE", "planted-7-value", "planted-7-value"),
+    ],
+)
+def test_a_credential_is_one_under_such_a_name_too(monkeypatch, name, value, secret):
+    """What looks like a credential is masked, with its scheme and alone."""
+    monkeypatch.setenv(name, value)
+    assert secret not in SecretMasker().text(f"401 for {secret}, sorry.")
+    monkeypatch.delenv(name)
+    assert secret in secrets_of({name: value})
+
+
 def test_the_password_of_an_address_in_the_environment_is_a_secret(monkeypatch):
     """Also where an error tells it alone."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:planted-pass-1@host/base")
     assert SecretMasker().text("wrong password planted-pass-1") == f"wrong password {MASK}"
+
+
+def test_each_of_several_keys_in_one_setting_is_a_secret(monkeypatch):
+    """Keys that are listed with commas are masked one by one."""
+    monkeypatch.setenv("API_KEYS", "planted-1-value,planted-2-value")
+    assert SecretMasker().text("planted-1-value or planted-2-value") == f"{MASK} or {MASK}"
 
 
 def test_harmless_headers_are_no_secrets():

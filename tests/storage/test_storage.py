@@ -231,6 +231,65 @@ def test_options_in_a_sqlite_url_are_no_part_of_the_name(tmp_path):
     assert open_storage(f"sqlite:///{tmp_path}/runs.db?timeout=5").file == tmp_path / "runs.db"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "file:{0}/x.db?mode=ro&uri=true", "/file:{0}/x.db?uri=true", "/{0}/x.db?mode=ro", "/{0}/x.db?immutable=1",
+        "/:memory:", "/:memory:?cache=shared", "/", "", "x.db", "/?timeout=3", "/.", "//./",
+    ],
+)  # fmt: skip
+def test_what_sqlite_would_read_otherwise_is_refused(tmp_path, monkeypatch, name):
+    """SQLite's own addresses and options, databases in memory and wrong slashes are refused, and no file is made."""
+    monkeypatch.chdir(tmp_path)
+    for scheme in ("sqlite", "sqlite+pysqlite", "SQLite"):
+        said = refused(f"{scheme}://{name.format(tmp_path.as_posix().lstrip('/'))}", "sqlite|SQLite")
+        assert "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["sqlite:x.db", "file:x.db", "sqlite+pysqlite:/x.db", ":memory:", "postgresql:runs", "FILE:x.db?mode=ro"]
+)
+def test_half_a_url_is_no_path(tmp_path, monkeypatch, name):
+    """What begins like a URL and is none makes no file of that name."""
+    monkeypatch.chdir(tmp_path)
+    refused(name, "neither a path nor a URL")
+    refused("file:///x.db", "is not known here")
+    refused("sqlite+aiosqlite:///x.db", "is not known here")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_files_that_look_odd_are_names(tmp_path, monkeypatch):
+    """``~``, colons, blanks and question marks are taken as they stand; a URL of SQLite names no journal."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/home.db", "a:b.db", "what?.db", "two words.db", "sqlite:///~/url.db", "sqlite:///runs.log"):
+        optuna.create_study(storage=open_storage(name).storage)
+    names = {path.name for path in tmp_path.iterdir() if not path.name.endswith(("-wal", "-shm"))}
+    assert names == {"home.db", "a:b.db", "what?.db", "two words.db", "url.db", "runs.log"}
+    assert (tmp_path / "runs.log").read_bytes().startswith(b"SQLite format 3")
+
+
+@pytest.mark.parametrize("name", ["runs.db", "runs.log", "sqlite:///runs.db"])
+def test_a_program_that_changes_the_folder_changes_no_storage(tmp_path, table, monkeypatch, name):
+    """A storage named from the working folder is the same file when an evaluation goes to another folder."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+
+    def evaluate(params, examples):
+        os.chdir(there)
+        return table(params, examples)
+
+    given = {"n_examples": 12, "sampler": "random", "minibatch_size": 4, "seed": 0, "storage": name, "n_jobs": 2}
+    assert search(table.space, evaluate, max_calls=40, **given).ended == "the budget is spent"
+    assert list(there.iterdir()) == []
+    monkeypatch.chdir(here)
+    assert search(table.space, evaluate, max_calls=80, resume=True, **given).calls == 80
+    assert len(table.paid) == len(set(table.paid)) == 80
+
+
 def test_a_journal_that_is_being_written_is_not_cut(tmp_path):
     """While another process holds the journal's lock, half a record at its end is left to that process."""
     path = tmp_path / "runs.log"

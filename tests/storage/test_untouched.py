@@ -46,6 +46,7 @@ FOREIGN = {
     "records of another kind": lambda folder: b'{"question": "q1"}\n{"question": "q2"}',
     "a line that is no record": lambda folder: RECORD + b'{"op_code":0\n' + RECORD,
     "an unknown record": lambda folder: RECORD + b'{"op_code":99,"worker_id":"w"}\n',
+    "a tail of zeros": lambda folder: RECORD + bytes(4096),  # as a power cut leaves it
     "a tail of another kind": lambda folder: RECORD + b"[1, 2",
     "another program's database": lambda folder: database(folder / "t", "CREATE TABLE letters (text)"),
     "its write-ahead log": lambda folder: database(folder / "t", "PRAGMA journal_mode=WAL", "CREATE TABLE letters (t)"),
@@ -83,6 +84,18 @@ def test_a_foreign_or_damaged_file_is_refused_and_left_alone(tmp_path, capsys, k
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 5 and all(line.startswith("error: ") and str(path) in line for line in said)
     assert path.read_bytes() == before and [each.name for each in folder.iterdir()] == [name]
+
+
+def test_the_remedy_for_a_damaged_journal_is_one(tmp_path, capsys):
+    """The command in the refusal of a journal that a power cut has damaged keeps the runs in it."""
+    path = tmp_path / "runs.log"
+    before = studies(path)
+    path.write_bytes(before + bytes(512))
+    assert main(["runs", str(path)]) == 1
+    command = capsys.readouterr().err.rpartition("before it: ")[2].strip()
+    assert command == f"head -n {len(before.splitlines())} runs.log > mended.log"
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert main(["runs", str(tmp_path / "mended.log")]) == 0 and "search" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["runs.db", "runs.log"])

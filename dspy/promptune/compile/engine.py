@@ -20,6 +20,7 @@ from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
 from dspy.promptune.errors import MetricError
+from dspy.promptune.interrupts import Interrupted
 from dspy.promptune.limits.budgets import LOAD, REFLECT
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Limited, Pool
@@ -27,7 +28,6 @@ from dspy.promptune.limits.search_allowance import SearchAllowance
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.progress import Progress, Standing
 from dspy.promptune.run.events import SearchEvents, check_callbacks
-from dspy.promptune.run.interrupts import Interrupted
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.schedule import Limits
 from dspy.promptune.run.search import Compared, Run, SearchRun, shown
@@ -210,11 +210,6 @@ class Engine:
         self.books.facts = {**self.books.facts, MISSING: list(lines)}
         if self.books.store is not None:
             self.books.store.show(MISSING, list(lines))
-
-    def interrupted(self) -> None:
-        """Ctrl-C, once."""
-        logger.warning("Interrupted: nothing more is started. Interrupt again to stop at once.")
-        self.expire("interrupted")
 
     def search_begins(self) -> str | None:
         """From now on the search looks after its time by itself; why its end has come already, if it has."""

@@ -31,13 +31,13 @@ from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.identity.call import call_of
 from dspy.promptune.identity.encoding import restorable
 from dspy.promptune.identity.manifest import compile_manifest
+from dspy.promptune.interrupts import Interrupt
 from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE, SEARCH
 from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import own_calls_held, through_gateway
 from dspy.promptune.options import check_integer, check_seed
 from dspy.promptune.reflection.reflection import Attempts, Reflector
-from dspy.promptune.run.interrupts import interrupts
 from dspy.promptune.storage.run_store import open_run_store
 
 if TYPE_CHECKING:
@@ -53,7 +53,13 @@ __all__ = ["CompileRun", "compile_program"]
 
 
 def compile_program(
-    optimizer: _upstream.MIPROv2, student: Module, upstream: Mapping[str, Any], added: Mapping[str, Any], began: float
+    optimizer: _upstream.MIPROv2,
+    student: Module,
+    upstream: Mapping[str, Any],
+    added: Mapping[str, Any],
+    *,
+    began: float,
+    interrupt: Interrupt,
 ) -> Any:
     """The best program found, with upstream's attributes and ``optimization_run``.
 
@@ -63,6 +69,7 @@ def compile_program(
         upstream: All of upstream's options of ``compile``.
         added: This fork's, as far as they were given; ``minibatch_size`` is one of them if the user gave it.
         began: When it was called, by ``time.monotonic``.
+        interrupt: Ctrl-C, which may have come by now.
 
     Raises:
         OptionError: An option that cannot be; nothing is called by then.
@@ -79,8 +86,8 @@ def compile_program(
     run._call = call_of(optimizer, upstream, added)
     traceback = given["provide_traceback"]
     run._engine.tracebacks = bool(dspy.settings.provide_traceback if traceback is None else traceback)
-    with interrupts(run._engine.interrupted):
-        return _compiled(run, student, given)
+    interrupt.then(run._engine.expire)
+    return _compiled(run, student, given)
 
 
 def _compiled(run: CompileRun, student: Module, given: Mapping[str, Any]) -> Any:

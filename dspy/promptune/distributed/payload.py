@@ -58,6 +58,7 @@ class JobPayload:
         examples: The validation examples of the block.
         threads: Examples at once, and language-model calls in flight, at most.
         allowance: What the block may spend.
+        stop: A file; once it is there, the run was stopped.
     """
 
     ticket: str
@@ -66,6 +67,7 @@ class JobPayload:
     examples: bytes
     threads: int
     allowance: BudgetLimits = field(default_factory=BudgetLimits)
+    stop: str = ""
 
     def __repr__(self) -> str:
         return f"JobPayload({self.ticket})"

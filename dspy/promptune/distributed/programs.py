@@ -26,7 +26,7 @@ from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.task import waiting
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
-from dspy.promptune.secrets import said
+from dspy.promptune.secrets import readable, said
 from dspy.promptune.space import Key, PromptSpace
 from dspy.utils.exceptions import AdapterParseError
 
@@ -337,6 +337,7 @@ class ProgramEvaluator:
             self._finish(state, state.first_error if all_failed else None)
 
     def _note_error(self, state: State, index: int, error: BaseException) -> None:
+        error = readable(error)
         with state.lock:
             if state.over:
                 return
@@ -359,7 +360,7 @@ class ProgramEvaluator:
     def _finish(self, state: State, error: BaseException | None, transient: bool = False) -> None:
         outcome = state.outcome
         outcome.seconds = time.monotonic() - state.start
-        outcome.error, outcome.transient = error, transient
+        outcome.error, outcome.transient = None if error is None else readable(error), transient
         if error is not None and outcome.errors:
             outcome.scores = {}  # examples that raised are among them, and no number stands for those
         self._states.pop(id(state), None)

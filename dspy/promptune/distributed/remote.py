@@ -18,6 +18,7 @@ from dspy.promptune.allocation.outcome import Outcome, added
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.payload import JobPayload, PayloadBuilder, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache
+from dspy.promptune.distributed.stopping import StopMark
 from dspy.promptune.distributed.worker import evaluate_block
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.allowance import WorkerAllowances
@@ -112,7 +113,7 @@ class RemoteEvaluator:
         self._out: dict[str, _Block] = {}
         self._sent_at, self._heard_at = 0.0, math.inf  # a cluster may take its time until it answers first
         self._lock = threading.RLock()
-        self._stopped = False
+        self._stopped, self._mark = False, StopMark()
 
     # ------------------------------------------------------------------ the contract of Work
 
@@ -151,11 +152,13 @@ class RemoteEvaluator:
             self._landed(block, _lost(TimeoutError(f"No worker has answered for {silent:.0f} s.")))
 
     def stop(self) -> None:
-        """Send nothing more. Blocks that are out may still come back, until :meth:`cancel`."""
+        """Send nothing more, and have blocks that are out begin no call. They may come back until :meth:`cancel`."""
         self._end(EvaluationError("The run was stopped before this evaluation ended."))
 
     def _end(self, why: EvaluationError | MetricError) -> None:
         with self._lock:
+            if self._out and not self._stopped:
+                self._mark.set()
             self._stopped = True
             dropped = list(self._waiting)
             self._waiting.clear()
@@ -196,6 +199,7 @@ class RemoteEvaluator:
                 examples=self._builder.examples(block.examples),
                 threads=len(block.rounds),
                 allowance=block.allowance,
+                stop=self._mark.path,
             )
             try:
                 block.future = self._executor.submit(evaluate_block, payload)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.run.evaluators import Done
+from dspy.promptune.secrets import readable
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -22,7 +23,7 @@ class Lost(Exception):  # noqa: N818 - the error is what it holds
     """An example got no answer in one evaluation after another, whatever the prompt, while others did."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
+        super().__init__(str(readable(error)))
         self.error = error
 
 

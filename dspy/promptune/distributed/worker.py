@@ -18,12 +18,13 @@ from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.distributed.payload import Frame, JobPayload, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
+from dspy.promptune.distributed.stopping import StoppableMeter
 from dspy.promptune.errors import MetricError
-from dspy.promptune.limits.budgets import SEARCH, BudgetMeter
+from dspy.promptune.interrupts import interrupts
+from dspy.promptune.limits.budgets import SEARCH
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.views import own_calls_held, through_gateway
-from dspy.promptune.run.interrupts import interrupts
 from dspy.promptune.secrets import said
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = ["evaluate_block"]
 
 FRAMES = 4  # runs whose settings a worker remembers, so that their language models keep their connections
 POLL_SECONDS = 0.02
+STOPPED = "The run was stopped before this evaluation ended."
 
 
 def evaluate_block(payload: JobPayload) -> Record:
@@ -65,8 +67,9 @@ def _evaluated(
     """The fields of a record."""
     kept: dict[int, float] = {}
     ended: list[Outcome] = []
-    meter, over = BudgetMeter(payload.allowance, warn=False), threading.Event()
+    meter, over = StoppableMeter(payload.allowance, getattr(payload, "stop", "")), threading.Event()
     gateway = LMGateway(payload.threads, meter, view=through_gateway)
+    meter.on_stop = gateway.stop
     pool = Pool(payload.threads, name="promptune-block")
 
     def done(_: Job, outcome: Outcome) -> None:
@@ -78,7 +81,7 @@ def _evaluated(
         work = ProgramEvaluator(ProgramCache(program, ()), rules, pool, 1, keep=lambda _, scores: kept.update(scores))
         work.start(Job(0, (), positions, "block"), positions, done)
         while not over.wait(1.0):
-            if gateway.limiter.stopped:
+            if meter.run_over or gateway.limiter.stopped:
                 work.stop()
         while pool.free < pool.workers:
             time.sleep(POLL_SECONDS)
@@ -93,7 +96,7 @@ def _fields(outcome: Outcome, kept: dict[int, float], gateway: LMGateway, pool: 
         "raised": {i: _text(error) for i, error in outcome.raised.items()},
         "unread": {i: _text(error) for i, error in [*outcome.unread.items()][:1]},
         "unreadable": outcome.unreadable,
-        "error": None if outcome.error is None else said(outcome.error),
+        "error": None if outcome.error is None else STOPPED if limiter.stopped else said(outcome.error),
         "transient": outcome.transient,
         "broken": isinstance(outcome.error, MetricError),
         "short": isinstance(outcome.error, Stopped) and not limiter.stopped,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import re
 import types
 from typing import Any
 
@@ -18,6 +19,8 @@ MUTATORS = frozenset(
 )
 GETS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+BY_TEXT = frozenset({"globals", "vars", "eval", "exec"})
+WORD = re.compile(r"[A-Za-z_]\w*")
 INNER = frozenset({"get", "setdefault"})  # what these give belongs to the container they are called on
 JUMPS = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 LEAVES = ("RETURN", "RAISE", "RERAISE", "JUMP_FORWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD")
@@ -129,8 +132,11 @@ class _Scan:
         return frozenset(found)
 
     def variables(self) -> frozenset[str]:
-        """Global variables that are loaded."""
-        return frozenset(str(step.argval) for step in self.steps if step.opname in GLOBALS)
+        """Global variables that are loaded, by name or by a text that is looked up or evaluated."""
+        found = {str(step.argval) for step in self.steps if step.opname in GLOBALS}
+        if found & BY_TEXT:
+            found.update(*(WORD.findall(each) for each in self.code.co_consts if isinstance(each, str)))
+        return frozenset(found)
 
     def stored(self) -> frozenset[str]:
         """Attributes that are assigned to."""

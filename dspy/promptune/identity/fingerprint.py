@@ -20,7 +20,7 @@ from dspy.promptune.identity.bytecode import facts
 from dspy.promptune.identity.changing import Changing
 from dspy.promptune.identity.encoding import encode, type_name
 from dspy.promptune.identity.graph import Graph, short
-from dspy.promptune.identity.models import lm_settings, schema_of
+from dspy.promptune.identity.models import attributes_of, lm_settings, schema_of
 from dspy.promptune.identity.objects import COPIED, is_opaque, reduced_of, seen_from, state_of, told_of
 from dspy.promptune.limits.views import OWN, without_gateway
 from dspy.promptune.secrets import is_credential
@@ -53,19 +53,25 @@ class Fingerprint:
     Attributes:
         unknown: Names of what has no value that could be compared.
         parts: Digests of all that was reached, by name.
+        attributes: Of language models of the user's, by name: they are shown where they change, and not compared.
     """
 
     def __init__(self, value: Any, name: str, within: frozenset[int] = frozenset()) -> None:
         self.unknown: list[str] = []
         self.parts: dict[str, str] = {}
+        self.attributes: dict[str, Any] = {}
+        self._models: dict[int, Any] = {}  # by the id of their nodes
         self._graph = Graph()
         self._changing = Changing()
         self._within = within  # ids of the sets that this is described for
         self._of = self._graph.of
         self._graph.add(value)
         self._graph.walk(self._describe)
-        for each, node, leads in self._graph.named(name, self._changing.places()):
+        places = self._changing.places()
+        for each, node, leads in self._graph.named(name, places):
             self.parts[each] = short([node.content, leads])
+            if (lm := self._models.get(id(node))) is not None:
+                self.attributes |= {f"{each}.{part}": known for part, known in attributes_of(lm, places).items()}
             if node.unknown:
                 self.unknown.append(f"{each} ({type_name(type(node.value)).replace(':', '.')})")
 
@@ -279,6 +285,8 @@ class Fingerprint:
         if isinstance(value, dspy.BaseLM):
             state = {}
             found.append(lm_settings(value))
+            if users:
+                self._models[id(self._graph.nodes[self._graph.here])] = value
         else:
             state = state_of(value)
         if isinstance(value, dspy.Module):
@@ -356,9 +364,10 @@ def fingerprint(value: Any, name: str) -> dict[str, Any]:
 
     Returns:
         ``code``: version of Python, number of the rule, and digest. ``parts``: digests of what it reaches, by name.
-        ``unknown``: names of what cannot be compared, if there is such.
+        ``unknown``: names of what cannot be compared, if there is such. ``attributes``: of the user's language models.
     """
     made = Fingerprint(value, name)
     python = f"{sys.version_info[0]}.{sys.version_info[1]}{'O' * sys.flags.optimize}"
     found = {"code": f"{python}-{RULE}:{made.code}", "parts": dict(list(made.parts.items())[:MOST])}
+    found |= {"attributes": made.attributes} if made.attributes else {}
     return {**found, **({"unknown": sorted(set(made.unknown))} if made.unknown else {})}

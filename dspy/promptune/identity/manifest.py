@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.promptune.identity.belonging import user_classes
 from dspy.promptune.identity.encoding import as_json, digest, encode, know_types, restorable, type_name
-from dspy.promptune.identity.fingerprint import RULE, fingerprint, lm_settings
+from dspy.promptune.identity.fingerprint import RULE, Fingerprint, fingerprint, lm_settings
 from dspy.promptune.limits.views import without_gateway
 from dspy.promptune.options import embedder_of
 
@@ -33,6 +33,7 @@ __all__ = [
     "embedder_name",
     "lm_of",
     "name_of",
+    "noticed",
     "options_of",
     "program_of",
     "search_manifest",
@@ -99,14 +100,17 @@ def lm_of(lm: Any) -> dict[str, Any] | None:
 def more_of(lm: Any, name: str) -> dict[str, Any] | None:
     """The other settings of a language model that may change its answers, and the code of a user's class.
 
-    Its attributes are left out: those of a class of the user's say how it is served as often as what it answers. Code
-    is compared with that of the same class, not with another's.
+    Its attributes are noted, not compared: those of a class of the user's say how it is served as often as what it
+    answers. Code is compared with that of the same class, not with another's.
     """
     if lm is None:
         return None
     found = {setting: value for setting, value in lm_settings(lm).items() if setting not in LM_SETTINGS}
     kind = type(without_gateway(lm))
-    return {**found, **({"own_class": type_name(kind), **fingerprint(kind, name)} if user_classes(kind) else {})}
+    if not user_classes(kind):
+        return found
+    held = {"own_class": type_name(kind), "attributes": Fingerprint(lm, name).attributes}
+    return {**found, **held, **fingerprint(kind, name)}
 
 
 def adapter_of(adapter: Any) -> dict[str, Any]:
@@ -229,6 +233,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def noticed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What of the user's own language models has changed that is no setting of DSPy's, in words, or nothing."""
+    before, after = _attributes(old), _attributes(new)
+    pairs = [(name, as_json(before[name]), as_json(value)) for name, value in after.items() if name in before]
+    found = [_changed(name, was, now) for name, was, now in pairs if was != now]
+    if not found:
+        return ""
+    return f"{'; '.join(found)}. Use another study_name if that changes the answers."
+
+
+def _attributes(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    parts = [*(manifest.get("code") or {}).values(), *(manifest.get("model_settings") or {}).values()]
+    return {name: value for part in parts for name, value in ((part or {}).get("attributes") or {}).items()}
+
+
 def _compare(name: str, old: Any, new: Any, found: list[str], same_rule: bool) -> None:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
@@ -252,7 +271,7 @@ def _left_out(key: str, old: Mapping[str, Any], new: Mapping[str, Any], same_rul
         return True  # their numbers differ, which says it
     if key in ("digest", "demos") and not same_rule:
         return old.get(key) is None or new.get(key) is None  # of objects, which had no value of their own
-    return key in ("code", "parts", "own_class") or (key == "unknown" and not same_rule)
+    return key in ("code", "parts", "own_class", "attributes") or (key == "unknown" and not same_rule)
 
 
 def _comparable(old: Mapping[str, Any], new: Mapping[str, Any], key: str, same_rule: bool) -> bool:

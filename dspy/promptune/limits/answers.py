@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from dspy.promptune.secrets import readable
 from dspy.utils.exceptions import (
     AdapterParseError,
     LMError,
@@ -22,6 +23,7 @@ NOT_AN_ANSWER = {"reasoning_content", "logprobs", "citations"}  # parts of an ou
 MARK = "_promptune_call"  # attribute of an error that a call to a language model ended with
 BLANK_REPLY = "The LM returned an empty or null response."  # how DSPy's adapters begin to say so
 ELSEWHERE = (404, 409)  # statuses that say nothing of the prompt: no such model or address, or not now
+SHAPES = (bytes, int, float, list, tuple)  # none of which is a text, or says that it holds one
 UNSEEN = dict.fromkeys(map(ord, "\0\u200b\u200c\u200d\u2060\ufeff"))  # characters that leave a text as empty as it was
 NO_TEXT = "not valid Unicode"  # how DSPy says that a prompt holds half a character, before it calls anything
 
@@ -36,17 +38,21 @@ def blank(outputs: Any) -> bool:
 
 
 def _blank(output: Any) -> bool:
-    if output is None or isinstance(output, str):
-        return not (output or "").translate(UNSEEN).strip()
+    if output is None or isinstance(output, SHAPES):
+        return True
+    if isinstance(output, str):
+        return not output.translate(UNSEEN).strip()
     if not isinstance(output, dict):
         return False
-    beside = {name for name, value in output.items() if value} - NOT_AN_ANSWER - {"text"}
-    return not beside and _blank(output.get("text"))
+    if "text" not in output and "tool_calls" not in output:
+        return True
+    text, beside = output.get("text"), {name for name, value in output.items() if value} - NOT_AN_ANSWER - {"text"}
+    return not beside and (not isinstance(text, str) or _blank(text))
 
 
 def of_call(error: BaseException) -> None:
     """Remember that it was a call to a language model that ended with this error."""
-    if isinstance(error, Exception) and NO_TEXT not in str(error):
+    if isinstance(error, Exception) and NO_TEXT not in str(readable(error)):
         with contextlib.suppress(AttributeError, TypeError):
             setattr(error, MARK, True)
 

@@ -57,8 +57,8 @@ class BudgetLimits:
     def __post_init__(self) -> None:
         for name, value in self.given().items():
             whole = name in ("max_lm_calls", "max_tokens_spent")
-            kind = "an integer" if whole else "a number"
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value > 0:
+            kind, types = ("an integer", int) if whole else ("a number", (int, float))
+            if isinstance(value, bool) or not isinstance(value, types) or not 0 < value < math.inf:
                 raise OptionError(f"{name}={value!r}: it must be {kind} above 0, or None for no limit.")
 
     def given(self) -> dict[str, float]:
@@ -340,7 +340,9 @@ class BudgetMeter:
     def seconds_left(self) -> float:
         """Until the time limit; infinite where there is none."""
         limit = self.caps.timeout
-        return math.inf if limit is None else max(0.0, limit - (time.monotonic() - self._began))
+        if limit is None:
+            return math.inf
+        return min(threading.TIMEOUT_MAX, max(0.0, limit - (time.monotonic() - self._began)))
 
     def _left(self, name: str, limit: float, calls_per_example: float) -> float:
         settled = self.examples >= SETTLED

@@ -18,6 +18,7 @@ from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.answers import unanswered
 from dspy.promptune.reflection.feedback import feedback_of
 from dspy.promptune.run.writing import WriteRequest, Written
+from dspy.promptune.secrets import readable
 from dspy.promptune.space import Key
 from dspy.utils.exceptions import AdapterParseError
 
@@ -256,7 +257,9 @@ class Reflector:
                 if unanswered(error):
                     raise
                 steps = _steps(dspy.settings.trace or (), numbers)
-                return Attempt(i, self._failure_score, dspy.Prediction(), steps, None, f"The program raised: {error}")
+                return Attempt(
+                    i, self._failure_score, dspy.Prediction(), steps, None, f"The program raised: {readable(error)}"
+                )
         return Attempt(i, score, prediction, _steps(trace, numbers), trace)
 
     def _revised(self, request: WriteRequest, program: Module, shown: Sequence[Attempt]) -> str:

@@ -11,6 +11,7 @@ from dspy.promptune.allocation.outcome import Outcome, numbers
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.limits.answers import unanswered
 from dspy.promptune.limits.pool import Pool
+from dspy.promptune.secrets import readable
 from dspy.promptune.space import PromptSpace
 
 __all__ = ["Evaluate", "Evaluator", "Inline", "Keep", "Threaded", "keep_nothing"]
@@ -117,6 +118,6 @@ def _outcome(
         outcome.scores = numbers(evaluate(params, examples), examples)
         keep(outcome.scores)
     except Exception as error:
-        outcome.error, outcome.transient = error, isinstance(error, NO_ANSWER) or unanswered(error)
+        outcome.error, outcome.transient = readable(error), isinstance(error, NO_ANSWER) or unanswered(error)
     outcome.seconds = time.monotonic() - start
     return outcome

@@ -107,18 +107,19 @@ class RunJobs:
             self.trials.tell(job, scores)
         self.told(job, scores)
 
-    def fail(self, job: Job, error: BaseException, *, blamed: bool, lost: int = 0) -> None:
+    def fail(self, job: Job, error: BaseException, *, blamed: bool, suspected: bool = False, lost: int = 0) -> None:
         """A job of this driver could not be scored.
 
         Args:
             job: It has ended.
             error: Why.
             blamed: Whether that is the fault of its prompt, which is out of the running after two of these.
+            suspected: The same as far as is known now; another start finds out by itself.
             lost: Calls that it took for nothing; they count as spent.
         """
         with self._unless_broken():
             self.trials.fail(job, error, blamed=blamed, lost=lost)
-        if blamed:
+        if blamed or suspected:
             self.failed(job, error, lost)
         else:
             self.dropped(job, lost)

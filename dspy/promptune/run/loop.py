@@ -13,12 +13,13 @@ from queue import Empty, SimpleQueue
 from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Assignment, Job
 from dspy.promptune.errors import EvaluationError, MetricError
+from dspy.promptune.interrupts import Interrupt, Interrupted, interrupts
 from dspy.promptune.run.evaluators import Evaluator
-from dspy.promptune.run.interrupts import Interrupted, interrupts
+from dspy.promptune.run.failures import unfinished
 from dspy.promptune.run.jobs import RunJobs
 from dspy.promptune.run.listeners import LoopListener, SearchLog
 from dspy.promptune.run.schedule import Limits, Schedule
-from dspy.promptune.run.streak import FailureStreak
+from dspy.promptune.run.streak import FailureStreak, Silence
 from dspy.promptune.secrets import cause, said
 from dspy.promptune.space import Key
 from dspy.promptune.storage.sharing import Sharing
@@ -66,6 +67,7 @@ class SearchLoop:
         self._flying: dict[tuple[Key, int], int] = {}  # examples being evaluated, and by which job
         self._parts: dict[int, Outcome] = {}  # what jobs that were taken up again had brought before
         self._tries: dict[int, int] = {}
+        self._silence = Silence()
         self._streak = FailureStreak(self._limits.streak, schedule.n_jobs, jobs.ledger.max_calls)
         self._begun: dict[int, set[int]] = {}  # examples that a running job has begun, in any of its attempts
         self._over = False
@@ -96,7 +98,7 @@ class SearchLoop:
             KeyboardInterrupt: Interrupted twice, or before anything was scored.
         """
         try:
-            with interrupts(self._interrupted):
+            with interrupts(Interrupt(self.stop)):
                 self._ready.extend(map(self._jobs.claim, self._first()))
                 self._asked(self._ready)
                 if self._sharing is not None:
@@ -299,6 +301,7 @@ class SearchLoop:
             return False
         if outcome.scores:
             self._streak.scored()
+            self._silence.scored(job.key)
         for listener in self._listeners:
             listener.on_end(job, outcome)
         if outcome.error is None:
@@ -311,11 +314,12 @@ class SearchLoop:
         return True
 
     def _fail(self, job: Job, outcome: Outcome, error: BaseException) -> None:
-        logger.log(logging.INFO if self._stopping else logging.WARNING, "Trial %d failed: %s", job.number, said(error))
-        blamed = not outcome.transient and not self._stopping
-        lost = self._lost(job, outcome)
-        self._jobs.fail(job, error, blamed=blamed, lost=lost)
-        self.log.failed += 1
+        text, blamed, lost = said(error), not outcome.transient and not self._stopping, self._lost(job, outcome)
+        what = "did not finish" if (cut := unfinished(text)) else "failed"
+        logger.log(logging.INFO if self._stopping else logging.WARNING, "Trial %d %s: %s", job.number, what, text)
+        silent = outcome.transient and not (self._stopping or outcome.scores) and self._silence.blames(job.key)
+        self._jobs.fail(job, error, blamed=blamed, suspected=silent, lost=lost)
+        self.log.failed += not cut
         if self._stopping:
             return
         self._last_error = error
@@ -324,7 +328,7 @@ class SearchLoop:
             self.stop("the metric is broken")
         self._streak.failed(lost, blamed=blamed)
         if why := self._streak.too_long():
-            self.stop(f"{why}, the last with {said(error)}")
+            self.stop(f"{why}, the last with {text}")
 
     def _lost(self, job: Job, outcome: Outcome) -> int:
         """Calls that a failed job took for nothing, at least one: else it might fail forever and cost nothing."""
@@ -346,10 +350,6 @@ class SearchLoop:
             history.append(entry)
 
     # ------------------------------------------------------------------ the end
-
-    def _interrupted(self) -> None:
-        logger.warning("Interrupted: nothing more is started. Interrupt again to stop at once.")
-        self.stop("interrupted")
 
     def _wind_down(self) -> None:
         """Give calls in flight a moment, then leave: what they bring is written down, the rest is FAILED."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.records import AllocationPolicy, Assignment, ScoreTable, frozen
 from dspy.promptune.errors import EvaluationError, OptionError, StorageError
 from dspy.promptune.identity.manifest import embedder_known, search_manifest
+from dspy.promptune.interrupts import Interrupt, interrupts
 from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
 from dspy.promptune.run.events import SearchCallback, SearchEvents, check_callbacks
@@ -278,12 +280,13 @@ def search(
         "minibatch_size": minibatch_size,
         "full_every": full_eval_steps,
     }
-    store = open_study_store(storage, study_name, resume, "search", share=share)
     described = {"sampler": sampler, "seed": seed, "n_jobs": n_jobs, "schedule": schedule, **budget, **options}
-    facts = search_manifest(space, evaluate, n_examples, described)
-    if store is not None:
-        store.begin(facts)
-    try:
+    with interrupts(interrupt := Interrupt()), contextlib.ExitStack() as ending:
+        store = open_study_store(storage, study_name, resume, "search", share=share)
+        facts = search_manifest(space, evaluate, n_examples, described)
+        if store is not None:
+            store.begin(facts)
+            ending.callback(store.close)
         writer = None if propose is None else _writer(propose, plan)
         run = Run(space, sampler, budget, seed=seed, options=options, store=store, writer=writer)
         space = run.space
@@ -292,6 +295,7 @@ def search(
         limits = Limits(retries=retries, retry_all=True)
         events = SearchEvents(check_callbacks(callbacks), space, run.table)
         driver = SearchLoop(run.jobs, work, plan, limits=limits, listeners=[run.notes, *run.listeners, events])
+        interrupt.then(driver.stop)
         if run.writing is not None:
             run.writing.wake = driver.wake
         if store is not None:
@@ -301,9 +305,6 @@ def search(
             store.close(found.ended, **shown(found))
         events.ended(found)
         return found
-    finally:
-        if store is not None:
-            store.close()
 
 
 def _writer(propose: Propose, plan: Schedule) -> Writer:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dspy.promptune.counted import counted
+from collections import Counter
 
-__all__ = ["FailureStreak"]
+from dspy.promptune.counted import counted
+from dspy.promptune.space import Key
+
+__all__ = ["FailureStreak", "Silence"]
 
 MIN_STREAK = 5  # failures one after another, with no example scored between them, before a run gives up
 PATIENCE = 4  # times as many failures of prompts once an example was scored: the program works, these prompts do not
+DOUBTS = 2  # evaluations in a row without an answer that are no fault yet of a prompt that was answered before
 SHARE = 0.2  # of its calls: so many may be lost to prompts that fail, while a good one may be among the others
 
 
@@ -45,3 +49,31 @@ class FailureStreak:
         if self._blamed >= self._limit * self._patience and self._lost > self._most:
             return f"{counted(self._blamed, 'evaluation')} failed in a row, {counted(self._lost, 'call')} lost"
         return None
+
+
+class Silence:
+    """Who is to blame that no answer comes: the model, or the prompt that it has no answer for.
+
+    Some prompts get none, however often they are asked: a filter empties it, or it does not fit beside the reasoning.
+    Where others were answered, the first prompt that is not is the suspect until an answer comes, so that others are
+    tried; those that get none either are not, for then the model is down.
+    """
+
+    def __init__(self) -> None:
+        self._answered: set[Key] = set()
+        self._silent: Counter[Key] = Counter()
+        self._suspect: Key | None = None
+
+    def scored(self, key: Key) -> None:
+        """An example was scored with this prompt."""
+        self._answered.add(key)
+        self._suspect = None
+        del self._silent[key]
+
+    def blames(self, key: Key) -> bool:
+        """Whether it is the prompt's fault that no answer came for any example of an evaluation."""
+        if not self._answered - {key} or self._suspect not in (None, key):
+            return False
+        self._suspect = key
+        self._silent[key] += 1
+        return self._silent[key] > DOUBTS * (key in self._answered)

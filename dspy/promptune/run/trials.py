@@ -53,6 +53,8 @@ class StudyTrials:
         trial = self.study.ask(self._distributions)
         indices = tuple(int(trial.params[name]) for name in self._space.names)
         if (key := self._space.find(indices)) is not None:
+            if key in self._asked:  # proposed twice in one decision
+                self._overrule(*self._asked[key])
             self._asked[key] = trial.number, trial._trial_id
             return key
         trial.set_user_attr(OVERRULED, f"Combination {indices} is not allowed in this space.")
@@ -93,11 +95,14 @@ class StudyTrials:
 
     def overrule(self) -> None:
         """Trials whose proposals were not followed are FAILED."""
-        why = "Another combination took the place of this one, which is out of the running or has all its scores."
         for number, trial_id in self._asked.values():
-            self.study._storage.set_trial_user_attr(trial_id, OVERRULED, why)
-            self.study.tell(number, state=TrialState.FAIL)
+            self._overrule(number, trial_id)
         self._asked.clear()
+
+    def _overrule(self, number: int, trial_id: int) -> None:
+        why = "Another combination took the place of this one, which is out of the running or has all its scores."
+        self.study._storage.set_trial_user_attr(trial_id, OVERRULED, why)
+        self.study.tell(number, state=TrialState.FAIL)
 
     def _create(self, key: Key) -> tuple[int, int]:
         """Number and id of a running trial with this combination: the sampler is not asked."""

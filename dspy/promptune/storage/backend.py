@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dspy.promptune.errors import StorageError
+from dspy.promptune.outputs import storage_file
 from dspy.promptune.storage.messages import explain
+from dspy.promptune.visible import visible
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
@@ -66,15 +68,11 @@ def open_storage(
         return Opened(get_storage(storage), type(storage).__name__)
     if not isinstance(storage, (str, os.PathLike)):
         raise StorageError(f"storage={storage!r}: it must be a path, a URL or an Optuna storage.")
-    text = os.fspath(storage)
-    if "://" in text and not text.startswith("sqlite"):
+    if (path := storage_file(text := os.fspath(storage))) is None:
         return _open_server(text, must_exist)
-    path = Path(os.path.expanduser(text if "://" not in text else text.partition(":///")[2].partition("?")[0]))
-    if "://" in text and str(path) in (".", ":memory:"):
-        raise StorageError(f"storage={text!r} is a database in memory: name a file, such as sqlite:///runs.db.")
     try:
         _check_file(path, must_exist)
-        return _open_file(path, must_exist if read_only is None else read_only)
+        return _open_file(path, must_exist if read_only is None else read_only, journal="://" not in text)
     except StorageError:
         raise
     except Exception as error:
@@ -125,14 +123,15 @@ def _check_file(path: Path, must_exist: bool) -> None:
         raise StorageError(f"The disk of {path} is full ({free >> 10} KiB free): free some space, or choose another.")
 
 
-def _open_file(path: Path, read_only: bool) -> Opened:
-    if path.suffix.lower() in JOURNALS:
+def _open_file(named: Path, read_only: bool, *, journal: bool) -> Opened:
+    path, place = named.absolute(), visible(str(named))  # a program may change the working folder
+    if journal and path.suffix.lower() in JOURNALS:
         from dspy.promptune.storage.journal import open_journal
 
-        return Opened(open_journal(path), str(path), path)
+        return Opened(open_journal(path), place, path)
     from dspy.promptune.storage.sqlite import log_ahead, open_sqlite
 
-    return Opened(open_sqlite(path, read_only=read_only), str(path), path, partial(log_ahead, path))
+    return Opened(open_sqlite(path, read_only=read_only), place, path, partial(log_ahead, path))
 
 
 def _twice(make: Callable[[], RDBStorage]) -> RDBStorage:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.errors import StorageError
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import SecretMasker, said
-from dspy.promptune.storage.backend import Opened, relational
+from dspy.promptune.storage.backend import Opened, quiet_optuna, relational
 from dspy.promptune.storage.claims import swap
 from dspy.promptune.storage.drivers import WATCH_SECONDS, SharedDrivers
 from dspy.promptune.storage.lease import RENEW_SECONDS, Lease, abroad, holder
@@ -84,8 +84,6 @@ class HeldStudy:
         """
         import optuna
 
-        from dspy.promptune.storage.backend import quiet_optuna
-
         with quiet_optuna():
             try:
                 self.study = optuna.load_study(storage=self._storage.inner, study_name=self.name)
@@ -103,8 +101,6 @@ class HeldStudy:
     def _create_study(self) -> bool:
         """Create the study; whether another run has created it at the same moment."""
         import optuna
-
-        from dspy.promptune.storage.backend import quiet_optuna
 
         with quiet_optuna():
             try:

@@ -52,7 +52,7 @@ def check_journal(path: Path) -> None:
                 raise StorageError(f"The storage {path} is not an Optuna journal: names of SQLite files end in .db.")
             raise StorageError(
                 f"The storage {path} is damaged: line {number} is no record of an Optuna journal. Restore it from a "
-                "copy, or name another file."
+                f"copy, name another file, or keep what comes before it: head -n {number - 1} {path.name} > mended.log"
             )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.allocation.records import Job
 from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.identity.encoding import as_json
-from dspy.promptune.identity.manifest import differences
+from dspy.promptune.identity.manifest import differences, noticed
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
@@ -204,7 +204,10 @@ class StudyStore(HeldStudy):
                 f"Study {self.name!r} in {self.place} was not made by promptune: use another study_name, or "
                 'resume="force" to add to it.'
             )
-        self.refuse(differences(self.study.user_attrs, self.clean(dict(manifest))))
+        before, manifest = self.study.user_attrs, self.clean(dict(manifest))
+        self.refuse(differences(before, manifest))
+        if changed := noticed(before, manifest):
+            logger.warning("Study %r goes on, though %s", self.name, changed)
 
     def _foreign(self) -> bool:
         """Whether another program has made the study, or put something into it."""

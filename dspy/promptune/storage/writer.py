@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from dspy.promptune.errors import StorageError
+from dspy.promptune.interrupts import pressed
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key
 from dspy.promptune.storage.backend import relational
@@ -24,6 +25,7 @@ __all__ = ["SafeStorage", "Writer"]
 logger = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 30.0  # that a server may be away during a run; less than it takes other drivers to bury this one
+HURRIED_SECONDS = 2.0  # the same after Ctrl-C
 
 
 class SafeStorage:
@@ -169,8 +171,8 @@ class SafeStorage:
             waited = time.monotonic() - self._away
         if first:
             logger.warning("The connection to %s was lost: waiting up to %g s for it.", self.place, RECONNECT_SECONDS)
-        time.sleep(min(2.0, max(0.1, waited / 2)))
-        return waited < RECONNECT_SECONDS and self.broken is None
+        time.sleep(min(1.0, max(0.1, waited / 2)))
+        return waited < (HURRIED_SECONDS if pressed() else RECONNECT_SECONDS) and self.broken is None
 
     def give_up(self, error: BaseException) -> StorageError:
         """Remember that nothing can be written any more."""
