@@ -53,6 +53,7 @@ def test_the_most_important_parts_are_shown_where_there_is_little_room(width, te
 def test_a_metric_that_does_not_go_to_1_is_told_in_its_own_units():
     """The best score of a metric from 0 to 100 is not multiplied."""
     assert replace(STANDING, best=75.83, percent=False).text(22) == "best 75.83; 3 raised"
+    assert replace(STANDING, best_on=1200).text(30) == "best 81.2 % on 1,200; 3 raised"
 
 
 def test_what_is_not_known_is_not_shown():

@@ -58,6 +58,7 @@ def test_the_package_says_that_it_is_typed():
     assert (PACKAGE / "py.typed").is_file()
 
 
+@pytest.mark.slow
 def test_pyright_finds_every_misspelled_value_and_nothing_else(tmp_path):
     """A user's script: options and values of the door are checked, and the result has its attributes."""
     pytest.importorskip("basedpyright")

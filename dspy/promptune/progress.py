@@ -48,6 +48,7 @@ class Standing:
         in_flight: Language-model calls under way.
         calls: Language-model calls made.
         best: Mean score of the best prompt so far.
+        best_on: Examples that it is the mean of.
         tokens: Tokens spent.
         cost: Dollars spent.
         percent: Whether scores are told in percent.
@@ -62,6 +63,7 @@ class Standing:
     in_flight: int = 0
     calls: int = 0
     best: float | None = None
+    best_on: int = 0
     tokens: int | None = None
     cost: float | None = None
     percent: bool = True
@@ -80,8 +82,9 @@ class Standing:
         """``(rank, words)``: rank 0 is left out last."""
         failures = ((self.raised, "raised"), (self.unreadable, "unreadable"))
         wrong = [f"{count} {what}" for count, what in failures if count]
+        on = f" on {self.best_on:,}" if self.best_on else ""
         found = [
-            (0, f"best {score_text(self.best, self.percent)}" if self.best is not None else ""),
+            (0, f"best {score_text(self.best, self.percent)}{on}" if self.best is not None else ""),
             (1, ", ".join(wrong)),
             (3, f"{self.running} running, {self.done} done" if self.running is not None else ""),
             (2, f"{self.failed} failed" if self.failed else ""),

@@ -53,13 +53,11 @@ CREDENTIAL_NAME = re.compile(  # of a setting, a header, an option of a URL or a
     r"(?:$|[-_.](?:id|value|header|[0-9]+)$)",
     re.IGNORECASE,
 )
-TELLING_NAME = (
-    re.compile(  # of what is told of a credential (its header, its number), or of another sort of key or token
-        r"(?<!secret)[-_.](?:header|id)$"
-        r"|(?:^|[-_.])(?:public|primary|foreign|sort|partition|routing|cache|object|row|answer|lookup)[-_.]?key$"
-        r"|(?:^|[-_.])(?:eos|bos|pad|unk|sep|cls|mask|stop|start|end|special)[-_.]?token$",
-        re.IGNORECASE,
-    )
+TELLING_NAME = re.compile(  # of what is told of a credential (its header, its number), or of another sort of key
+    r"(?<!secret)[-_.](?:header|id)$"
+    r"|(?:^|[-_.])(?:public|primary|foreign|sort|partition|routing|cache|object|row|answer|lookup)[-_.]?key$"
+    r"|(?:^|[-_.])(?:eos|bos|pad|unk|sep|cls|mask|stop|start|end|special)[-_.]?token$",
+    re.IGNORECASE,
 )
 SCHEME = re.compile(r"(?:bearer|basic|token|digest|apikey|key)\s+", re.IGNORECASE)
 RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{16,}")  # as keys are, and words are not

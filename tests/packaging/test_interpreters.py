@@ -41,6 +41,7 @@ def test_the_range_of_the_metadata_is_tested():
     assert ">=3.10" in wanted and "<3.16" in wanted and VERSIONS[0] == (3, 10)
 
 
+@pytest.mark.slow
 def test_no_module_needs_what_only_posix_has():
     """Every module is imported where Python has no ``fcntl``, ``resource`` and the like, as on Windows."""
     code = (

@@ -115,7 +115,7 @@ def test_what_a_first_attempt_tried_counts_where_another_job_tries_the_rest():
     assert len(evaluate.tried) <= 3 * 2
 
 
-@settings(max_examples=45, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(searches())
 def test_a_good_prompt_among_failing_ones_wins(given):
     """With calls for all prompts, twice for those that fail, the one that scores 1 is returned.
@@ -132,7 +132,7 @@ def test_a_good_prompt_among_failing_ones_wins(given):
     assert run.ended == "nothing is left to evaluate"
 
 
-@settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(searches(), st.data())
 def test_one_good_prompt_wins_whatever_else_fails(given, data):
     """All prompts but one fail, and every prompt on up to half of the examples: with calls enough the one is found."""

@@ -103,6 +103,7 @@ class Recorder(LoopListener):
             in_flight=self._engine.gateway.limiter.in_flight,
             calls=self._engine.gateway.calls,
             best=math.fsum(row.values()) / len(row) if row else None,
+            best_on=len(row),
             percent=self.run.table.bounded,
             tokens=int(sum(step["tokens"] for step in spent if "tokens" in step)) or None,
             cost=sum(step["cost"] for step in spent if "cost" in step) or None,
