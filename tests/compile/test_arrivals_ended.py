@@ -47,7 +47,8 @@ class Ending:
         return kind
 
 
-@pytest.mark.parametrize("file", ["runs.db", pytest.param("runs.log", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["runs.db", "runs.log"])
 def test_what_came_before_a_kill_and_an_interrupt_stays(tmp_path, file):
     """Each start has the instructions of the last one, pays for none again, and knows what the others have spent."""
     ending, found = Ending(), []

@@ -53,9 +53,8 @@ def gain(seed, steps):
     return world.true_score(program) - best, {text["predictor"] for text in lineage}
 
 
-@pytest.mark.parametrize(
-    ("steps", "seeds", "least"), [pytest.param(1, (1, 3, 4), 0.06, marks=pytest.mark.slow), (2, (3, 7), 0.04)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "seeds", "least"), [(1, (1, 3, 4), 0.06), (2, (3, 7), 0.04)])
 def test_texts_written_from_failures_win(steps, seeds, least):
     """With 40 calls a trial for 8 trials the result is far better than any closed search could return."""
     gains, written_for = zip(*(gain(seed, steps) for seed in seeds), strict=True)
