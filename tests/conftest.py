@@ -5,6 +5,7 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 
@@ -17,6 +18,14 @@ if interval := os.environ.get("SWITCH_INTERVAL"):
 import pytest
 
 from tests.tables import Table
+
+
+@pytest.fixture
+def python_hears_interrupts():
+    """A background job of a shell ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 @pytest.fixture(autouse=True)

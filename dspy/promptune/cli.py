@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.counted import counted, dollars, score_text
+from dspy.promptune.counted import bounded, counted, dollars, score_text
 from dspy.promptune.errors import PromptuneError, StorageError
 from dspy.promptune.outputs import output
 from dspy.promptune.secrets import MASK, said
@@ -313,7 +313,7 @@ def _summary(study: Study) -> dict[str, Any]:
         "failed": states.count("FAIL") - cut,
         "unfinished": len(states) - states.count("COMPLETE") - states.count("FAIL") + cut,
         "best": attributes.get("best_score", ""),
-        "percent": all(0 <= score <= 1 for trial in trials for score in trial.user_attrs.get("scores", ())),
+        "percent": bounded(score for trial in trials for score in trial.user_attrs.get("scores", ())),
         "examples_scored": sum(int(trial.user_attrs.get("paid", len(trial.intermediate_values))) for trial in trials),
         "lm_calls": sum(amounts.get("calls", 0) for amounts in spent) or "",
         "cost": sum(amounts.get("cost", 0.0) for amounts in spent) or "",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 
-__all__ = ["counted", "dollars", "score_text"]
+__all__ = ["bounded", "counted", "dollars", "score_text"]
 
 
 def counted(number: float, noun: str) -> str:
@@ -16,6 +17,11 @@ def counted(number: float, noun: str) -> str:
 def dollars(amount: float) -> str:
     """An amount in cents, and less than a cent to its first digit: no price looks like none."""
     return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${Decimal(f'{amount:.1g}'):f}"
+
+
+def bounded(scores: Iterable[float]) -> bool:
+    """Whether all scores are from 0 to 1: then they are told in percent."""
+    return all(0.0 <= score <= 1.0 for score in scores)
 
 
 def score_text(score: float, percent: bool = True) -> str:

@@ -12,6 +12,9 @@ from dspy.promptune.errors import OptionError, StorageError
 __all__ = ["JOURNAL", "SQLITE", "output", "storage_file"]
 
 SQLITE, JOURNAL = b"SQLite format 3\x00", b'{"op_code":'  # how a file begins that a run is written to
+ALMOST_URL = re.compile(r"(?:sqlite|file|postgres|postgresql|mysql|mariadb)(?:\+\w+)?:|:memory:$", re.IGNORECASE)
+SQLITE_DRIVERS = ("sqlite", "sqlite+pysqlite")
+HARMLESS = {"timeout", "check_same_thread"}  # options of a SQLite URL that say nothing about the file
 
 
 def output(path: str | os.PathLike[str]) -> Path:
@@ -28,11 +31,6 @@ def output(path: str | os.PathLike[str]) -> Path:
             if file.read(max(len(SQLITE), len(JOURNAL))).startswith((SQLITE, JOURNAL)):
                 raise OptionError(f"{target} is the storage of runs and is not written over: name another file.")
     return target
-
-
-ALMOST_URL = re.compile(r"(?:sqlite|file|postgres|postgresql|mysql|mariadb)(?:\+\w+)?:|:memory:$", re.IGNORECASE)
-SQLITE_DRIVERS = ("sqlite", "sqlite+pysqlite")
-HARMLESS = {"timeout", "check_same_thread"}  # options of a SQLite URL that say nothing about the file
 
 
 def storage_file(text: str) -> Path | None:

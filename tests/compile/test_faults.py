@@ -17,6 +17,7 @@ import dspy
 from dspy.promptune import EvaluationError, OptionError
 from dspy.promptune.errors import MetricError
 from dspy.utils.exceptions import LMAuthError, LMServerError
+from tests.errors import UnreadableError
 from tests.server import LMServer, Quality, RuleLM, TaskRule, max_in_flight
 
 ANSWERS = {f"question {i}": ["yes", "no", "maybe"][i % 3] for i in range(60)}
@@ -178,13 +179,6 @@ class Stubborn(dspy.Module):
         if question.endswith("7"):
             raise self.error(f"no answer to {question}")
         return self.answer(question=question)
-
-
-class UnreadableError(Exception):
-    """Raises where it is to say what happened."""
-
-    def __str__(self):
-        raise RuntimeError("no text")
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, ValueError, UnreadableError])
@@ -423,14 +417,6 @@ def pressing(monkeypatch, phase, times):
 
     monkeypatch.setattr(owner, name, pressed)
     return left
-
-
-@pytest.fixture
-def python_hears_interrupts():
-    """A background job of a shell ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -178,9 +178,9 @@ def test_a_metric_that_returns_nothing_on_a_worker_ends_the_run(compiled, proces
 
 
 @pytest.mark.parametrize("name", ["processes", "cluster"])
-def test_after_an_interrupt_workers_begin_no_call(request, name, compiled, server):
+def test_after_an_interrupt_workers_begin_no_call(request, name, compiled, server, python_hears_interrupts):
     """Ctrl-C ends blocks that workers are evaluating, and those they have not begun: only calls in flight are made."""
-    before, pressed = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    pressed = []
 
     def press():
         while server.requests < 45 and time.monotonic() < began + 60:
@@ -195,10 +195,7 @@ def test_after_an_interrupt_workers_begin_no_call(request, name, compiled, serve
     executor, began = executors(request, name), time.monotonic()
     server.reset()
     threading.Thread(target=press, daemon=True).start()
-    try:
-        found = compiled(executor, metric=slow, num_trials=30, minibatch_size=16)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    found = compiled(executor, metric=slow, num_trials=30, minibatch_size=16)
     assert found.optimization_run.ended == "interrupted"
     asked = server.requests
     assert asked <= pressed[0] + 8  # as many as are in flight at most

@@ -134,7 +134,7 @@ def test_a_reflection_model_that_hangs_or_is_busy_holds_nothing_up():
     assert len(asked) - len(set(asked)) >= len(run.lineage)
 
 
-def test_what_was_being_written_at_an_interrupt_is_not_paid_for_again(tmp_path):
+def test_what_was_being_written_at_an_interrupt_is_not_paid_for_again(tmp_path, python_hears_interrupts):
     """Its text is written down though the run ends, and the next start has it."""
 
     class Interrupting(Recorded):
@@ -144,11 +144,8 @@ def test_what_was_being_written_at_an_interrupt_is_not_paid_for_again(tmp_path):
                 signal.raise_signal(signal.SIGINT)
             return found
 
-    before, file = signal.signal(signal.SIGINT, signal.default_int_handler), str(tmp_path / "runs.db")
-    try:
-        first = small(Interrupting(0), storage=file)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    file = str(tmp_path / "runs.db")
+    first = small(Interrupting(0), storage=file)
     assert first.ended == "interrupted"
     assert len(first.lineage) == 1
     second = small(Recorded(0), storage=file, resume=True)

@@ -14,6 +14,7 @@ from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
 from dspy.promptune.run.streak import Silence
+from tests.errors import UnreadableError
 
 MODES = {"race": {}, "minibatches": {"minibatch_size": 3, "full_eval_steps": 2}, "full": {"full_eval_steps": 0}}
 
@@ -362,13 +363,6 @@ def test_who_is_to_blame_for_silence():
     assert not silence.blames((1,)) and not silence.blames((1,)) and silence.blames((1,))
     silence.scored((1,))
     assert not silence.blames((1,))
-
-
-class UnreadableError(Exception):
-    """Raises where it is to say what happened."""
-
-    def __str__(self):
-        raise RuntimeError("no text")
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])

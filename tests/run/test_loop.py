@@ -165,14 +165,6 @@ def test_the_second_interrupt_raises():
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture
-def python_hears_interrupts():
-    """A background job of a shell ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
-
-
 def test_an_interrupt_is_kept_for_whoever_can_end_the_run(python_hears_interrupts):
     """Ctrl-C that comes while a run is being put together is told to it, and the second raises inside other blocks."""
     told = []

@@ -13,9 +13,24 @@ from dspy.promptune.space import Key, PromptSpace
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-__all__ = ["TEXT", "AllocationPolicy", "Assignment", "Job", "JobKind", "ScoreTable", "frozen", "is_text"]
+__all__ = [
+    "DIED",
+    "NOT_FINISHED",
+    "STOPPED",
+    "TEXT",
+    "AllocationPolicy",
+    "Assignment",
+    "Job",
+    "JobKind",
+    "ScoreTable",
+    "frozen",
+    "is_text",
+]
 
 JobKind = Literal["block", "minibatch", "full"]
+NOT_FINISHED = "Not finished"  # how the error of a job begins that was under way when its run ended,
+STOPPED = "The run was stopped before this evaluation ended."  # or was told so,
+DIED = "The process ended before this evaluation did."  # or was found by a later start
 TEXT = "write"  # user attribute ``kind`` of a trial that stands for no job, but for a text
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 import dspy.utils.callback_context as callback_context
-from dspy.promptune.allocation.records import Job, JobKind
+from dspy.promptune.allocation.records import STOPPED, Job, JobKind
 from dspy.promptune.distributed.metrics import score_of
 from dspy.promptune.distributed.states import Abandoned, Head, Lost, State
 from dspy.promptune.errors import EvaluationError, MetricError
@@ -209,7 +209,7 @@ class ProgramEvaluator:
         """Start nothing more, and let go of what is running: jobs end with the scores they have."""
         self._pool.stop()
         for state in list(self._states.values()):
-            self._fail(state, EvaluationError("The run was stopped before this evaluation ended."))
+            self._fail(state, EvaluationError(STOPPED))
 
     # ------------------------------------------------------------------ one job
 

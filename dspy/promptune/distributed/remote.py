@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from dspy.promptune.allocation.outcome import Outcome, added
-from dspy.promptune.allocation.records import Job
+from dspy.promptune.allocation.records import STOPPED, Job
 from dspy.promptune.distributed.payload import JobPayload, PayloadBuilder, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache
 from dspy.promptune.distributed.stopping import StopMark
@@ -153,7 +153,7 @@ class RemoteEvaluator:
 
     def stop(self) -> None:
         """Send nothing more, and have blocks that are out begin no call. They may come back until :meth:`cancel`."""
-        self._end(EvaluationError("The run was stopped before this evaluation ended."))
+        self._end(EvaluationError(STOPPED))
 
     def _end(self, why: EvaluationError | MetricError) -> None:
         with self._lock:

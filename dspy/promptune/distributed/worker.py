@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.clients.base_lm import BaseLM
 from dspy.promptune.allocation.outcome import Outcome
-from dspy.promptune.allocation.records import Job
+from dspy.promptune.allocation.records import STOPPED, Job
 from dspy.promptune.distributed.payload import Frame, JobPayload, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.stopping import StoppableMeter
@@ -34,7 +34,6 @@ __all__ = ["evaluate_block"]
 
 FRAMES = 4  # runs whose settings a worker remembers, so that their language models keep their connections
 POLL_SECONDS = 0.02
-STOPPED = "The run was stopped before this evaluation ended."
 
 
 def evaluate_block(payload: JobPayload) -> Record:
@@ -67,7 +66,7 @@ def _evaluated(
     """The fields of a record."""
     kept: dict[int, float] = {}
     ended: list[Outcome] = []
-    meter, over = StoppableMeter(payload.allowance, getattr(payload, "stop", "")), threading.Event()
+    meter, over = StoppableMeter(payload.allowance, payload.stop), threading.Event()
     gateway = LMGateway(payload.threads, meter, view=through_gateway)
     meter.on_stop = gateway.stop
     pool = Pool(payload.threads, name="promptune-block")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_effects", "draw_estimates"]
 
 BAR = {"thickness": 12, "outlinewidth": 0, "len": 0.9}
+ROWS = {"autorange": "reversed", "showgrid": False, "zeroline": False, "automargin": True}  # of a list, from the top
 LEAST = 0.05  # of the span of scores to either side of the middle that the colors span at least: less is noise
 SHOWN = 30  # prompts of a list
 LABEL, NARROW = 60, 17  # characters of a text on an axis, and on that of a phone
@@ -83,8 +84,7 @@ def _list(record: RunRecord, beliefs: Beliefs) -> Figure:
         )
     )  # fmt: skip
     ticks = [as_text(record.codes(key)) + (" ★" if key == record.best else "") for key in shown]
-    looks = {"autorange": "reversed", "showgrid": False, "zeroline": False, "automargin": True}
-    return found.update_yaxes(tickvals=list(range(len(shown))), ticktext=ticks, **looks)
+    return found.update_yaxes(tickvals=list(range(len(shown))), ticktext=ticks, **ROWS)
 
 
 def _combined(record: RunRecord, parts: tuple[int, int], pair: tuple[int, int]) -> Key:
@@ -185,7 +185,4 @@ def _add_effect(found: Figure, record: RunRecord, effect: Effect, row: int) -> N
         ),
         row=row, col=1,
     )  # fmt: skip
-    found.update_yaxes(
-        tickvals=list(range(len(shown))), ticktext=ticks,
-        autorange="reversed", showgrid=False, zeroline=False, automargin=True, row=row, col=1,
-    )  # fmt: skip
+    found.update_yaxes(tickvals=list(range(len(shown))), ticktext=ticks, **ROWS, row=row, col=1)

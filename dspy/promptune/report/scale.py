@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dspy.promptune.counted import bounded
 from dspy.promptune.report.statistics import Difference
 
 __all__ = ["Scale", "scale_of"]
@@ -74,6 +75,6 @@ class Scale:
 def scale_of(scores: Iterable[float]) -> Scale:
     """The scale of a run with these scores."""
     found = [score for score in scores if math.isfinite(score)]
-    if all(0.0 <= score <= 1.0 for score in found):
+    if bounded(found):
         return Scale()
     return Scale(percent=False, span=(max(found) - min(found)) or abs(found[0]))

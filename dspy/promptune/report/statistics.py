@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
+
+from dspy.promptune.counted import bounded
 
 __all__ = ["Difference", "difference", "interval"]
 
@@ -32,7 +34,7 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
     if n and all(score in (0.0, 1.0) for score in scores):
         found = stats.binomtest(round(math.fsum(scores)), n).proportion_ci(LEVEL, method="wilson")
         return float(found.low), float(found.high)
-    return _student(scores, 0.0 if _bounded(scores) else None)
+    return _student(scores, 0.0 if bounded(scores) else None)
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
@@ -44,12 +46,8 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     gaps = [second[example] - first[example] for example in first if example in second]
     if len(gaps) < 2:
         return None
-    low, high = _student(gaps, -1.0 if all(_bounded(row.values()) for row in (first, second)) else None)
+    low, high = _student(gaps, -1.0 if all(bounded(row.values()) for row in (first, second)) else None)
     return Difference(math.fsum(gaps) / len(gaps), low, high, len(gaps))
-
-
-def _bounded(scores: Iterable[float]) -> bool:
-    return all(0.0 <= score <= 1.0 for score in scores)
 
 
 def _student(values: Sequence[float], least: float | None) -> tuple[float, float]:

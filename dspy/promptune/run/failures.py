@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.outcome import Outcome
+from dspy.promptune.allocation.records import DIED, NOT_FINISHED, STOPPED
 from dspy.promptune.counted import counted
 from dspy.promptune.secrets import said, traced
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 MANY = 0.2  # of the scored examples, from which on their failures are what a reader must know first
 KINDS = 8  # different errors that are logged one by one
 SHOWN = 300  # characters of an error
-CUT = ("Not finished", "The run was stopped before", "The process ended before")
+CUT = (NOT_FINISHED, STOPPED, DIED)
 UNFINISHED = ("TakenError", *CUT, *(f"EvaluationError: {words}" for words in CUT))
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from queue import Empty, SimpleQueue
 
 from dspy.promptune.allocation.outcome import Outcome
-from dspy.promptune.allocation.records import Assignment, Job
+from dspy.promptune.allocation.records import NOT_FINISHED, Assignment, Job
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.interrupts import Interrupt, Interrupted, interrupts
 from dspy.promptune.run.evaluators import Evaluator
@@ -362,7 +362,7 @@ class SearchLoop:
                 for one in self._arrived(*event) if event else ():
                     self._settled(*one)
         for job in [*self._running.values(), *self._ready]:
-            self._jobs.fail(job, EvaluationError(f"Not finished: {why}."), blamed=False)
+            self._jobs.fail(job, EvaluationError(f"{NOT_FINISHED}: {why}."), blamed=False)
         self._running.clear()
         self._note_best()
 

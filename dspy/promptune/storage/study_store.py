@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.allocation.records import Job
+from dspy.promptune.allocation.records import DIED, Job
 from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.identity.encoding import as_json
 from dspy.promptune.identity.manifest import differences, noticed
@@ -211,15 +211,15 @@ class StudyStore(HeldStudy):
 
     def _foreign(self) -> bool:
         """Whether another program has made the study, or put something into it."""
+        if "format" in self.study.user_attrs:
+            return False
         noted = self._storage.inner.get_study_system_attrs(self.study._study_id)
         trials = self.study.get_trials(deepcopy=False)
-        attributes = self.study.user_attrs  # read last: what another driver writes meanwhile begins with the format
-        if "format" in attributes:
-            return False
+        attributes = self.study.user_attrs  # again: what another driver has written meanwhile begins with the format
         ours = all(name.startswith(PREFIX) for name in noted)
         single = [direction.name for direction in self.study.directions] == ["MAXIMIZE"]
         begun = bool(noted) and ours  # a run of ours that ended before it had said what it is
-        return not (ours and single) or bool(trials or (attributes and not begun))
+        return "format" not in attributes and (not (ours and single) or bool(trials or (attributes and not begun)))
 
     def refuse(self, changed: list[str]) -> None:
         """Refuse to continue a run that has changed, unless that is forced.
@@ -282,7 +282,7 @@ def _close(storage: Any, trial_id: int) -> None:
     from optuna.trial import TrialState
 
     with contextlib.suppress(UpdateFinishedTrialError):  # by its own driver or another, at the same moment
-        storage.set_trial_user_attr(trial_id, "error", "The process ended before this evaluation did.")
+        storage.set_trial_user_attr(trial_id, "error", DIED)
         storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
 
