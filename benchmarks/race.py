@@ -87,7 +87,7 @@ def _believed(sampler: Any, scores: ScoreTable, best: Any, table: Table) -> dict
     assert expected is not None
     low, high = expected.interval
     mean = math.fsum(row.values()) / len(row)
-    said = {"score": mean, "expected": expected.score, "low": low, "high": high}
+    said = {"score": mean, "expected": expected.expected_score, "low": low, "high": high}
     return {**{name: value / table.unit for name, value in said.items()}, "end": table.truth[best]}
 
 

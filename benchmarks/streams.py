@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import mean_and_error
-from dspy.promptune import PromptSpace, search
-from dspy.promptune.run.writing import Written
+from dspy.promptune import PromptSpace, Written, search
 
 VALIDATED, TRAINED = 100, 50
 EVIDENCE = 3  # training examples of a proposal

@@ -217,6 +217,15 @@ def test_an_open_space_grows_and_keeps_its_keys():
     assert space.params((2, 1)) == {"0_predictor_instruction": 2, "0_predictor_demos": 1}
 
 
+def test_a_part_knows_which_text_was_written_from_which():
+    """A copy of a text has the first one's children; one that was there keeps what it had."""
+    space = PromptSpace({0: ["same", "same"]}).open()
+    name = space.names[0]
+    assert space.append(name, "child", 1) == 2 and space.append(name, "grandchild", 2) == 3
+    assert space.append(name, "child", 3) == 2 and space.append(name, "stranger") == 4
+    assert space.parts[0].parents == {2: 0, 3: 2}
+
+
 def test_a_study_takes_trials_of_a_space_that_has_grown():
     """Trials from before and after an addition lie in one study, as integers."""
     space = grid(2).open()
@@ -236,5 +245,7 @@ def test_appending_is_refused_by_name():
         grid(2).open().append("2_predictor_demos", [])
     with pytest.raises(SpaceError, match="must be text"):
         grid(2).open().append("0_predictor_instruction", 3)
+    with pytest.raises(SpaceError, match="Parent 2 of 0_predictor_instruction: there are 2 candidates, so 0 to 1"):
+        grid(2).open().append("0_predictor_instruction", "text", 2)
     with pytest.raises(SpaceError, match="allowed="):
         PromptSpace({0: ["a", "b"]}, allowed=[(0,)]).open()

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dspy.promptune.allocation.requests import WriteRequest, Written
     from dspy.promptune.compile.result import OptimizedModule
     from dspy.promptune.errors import (
         BudgetError,
@@ -42,6 +43,8 @@ _HOMES = {
     "SearchRun": "run.search",
     "SpaceError": "errors",
     "StorageError": "errors",
+    "WriteRequest": "allocation.requests",
+    "Written": "allocation.requests",
     "make_sampler": "samplers",
     "search": "run.search",
 }
@@ -62,6 +65,8 @@ __all__ = [
     "SearchRun",
     "SpaceError",
     "StorageError",
+    "WriteRequest",
+    "Written",
     "make_sampler",
     "search",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
 
 from dspy.promptune.errors import OptionError
@@ -22,7 +23,9 @@ __all__ = [
     "check_integer",
     "check_jobs",
     "check_sampler",
+    "check_search",
     "check_seed",
+    "check_steps",
     "embedder_of",
     "with_batch_size",
 ]
@@ -58,9 +61,13 @@ def check_jobs(n_jobs: Any, batch_size: Any = None, schedule: Any = None) -> Non
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
-    """Refuse what is not an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """Refuse what is not an integer of at least ``least``, Python's or numpy's."""
+    if not _integer(value) or value < least:
         raise OptionError(f"{name}={value!r}: it must be an integer of at least {least}.")
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_sampler(sampler: Any, options: Mapping[str, Any]) -> None:
@@ -82,6 +89,35 @@ def check_sampler(sampler: Any, options: Mapping[str, Any]) -> None:
         if name in options:
             check_integer(name, options[name], least)
     _check_acquisition(sampler, options.get("acquisition"), options.get("n_batches", 0))
+
+
+def check_search(n_examples: Any, max_calls: Any, minibatch_size: Any, *, retries: Any, propose: Any) -> None:
+    """Refuse what is no number of examples, calls or retries, and a ``propose`` that cannot be called.
+
+    Raises:
+        OptionError: One of these, by name. An integer that allows nothing is left to the budget.
+    """
+    size = {} if minibatch_size is None else {"minibatch_size": minibatch_size}
+    for name, value in {"n_examples": n_examples, "max_calls": max_calls, **size}.items():
+        if not _integer(value):
+            check_integer(name, value, 1)
+    check_integer("retries", retries, 0)
+    if propose is not None and not callable(propose):
+        raise OptionError(
+            f"propose={propose!r}: it must be a function, (request) -> texts; leave it out to search what there is."
+        )
+
+
+def check_steps(full_eval_steps: Any, minibatch_size: Any, sampler: Any, options: Mapping[str, Any]) -> None:
+    """Refuse steps between full evaluations that are no number, or where prompts are raced and there are no steps."""
+    if full_eval_steps is None:
+        return
+    check_integer("full_eval_steps", full_eval_steps, 0)
+    if minibatch_size is None and embedder_of(sampler, options) is not None:
+        raise OptionError(
+            f"full_eval_steps={full_eval_steps!r}: prompts are raced on small blocks, without full evaluations between "
+            "them; leave it out, or give minibatch_size."
+        )
 
 
 def check_seed(seed: Any) -> None:

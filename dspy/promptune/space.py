@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,14 @@ class Part:
         predictor: Number of the predictor.
         kind: ``"instruction"`` or ``"demos"``.
         candidates: The choices, in the order of their indices; the same one may occur several times.
+        parents: For each candidate that was written from another one of the part, the index of that one.
     """
 
     name: str
     predictor: int
     kind: str
     candidates: tuple[Any, ...]
+    parents: Mapping[int, int] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -171,18 +173,19 @@ class PromptSpace:
         opened.is_open = True
         return opened
 
-    def append(self, name: str, candidate: Any) -> int:
+    def append(self, name: str, candidate: Any, parent: int | None = None) -> int:
         """Add a candidate to an open space; keys and indices of the others stay.
 
         Args:
             name: The part, such as ``"0_predictor_instruction"``.
             candidate: A text, or a demo set.
+            parent: Index of the candidate that it was written from, if any: it is believed to be about as good.
 
         Returns:
             The candidate's index, or that of the candidate which it equals.
 
         Raises:
-            SpaceError: The space is not open, there is no such part, or an instruction is not text.
+            SpaceError: The space is not open, there is no such part or parent, or an instruction is not text.
         """
         if not self.is_open:
             raise SpaceError("Candidates cannot be appended to this space: open() gives one that grows.")
@@ -192,7 +195,10 @@ class PromptSpace:
         part = self.parts[i]
         if part.kind == "instruction" and not isinstance(candidate, str):
             raise SpaceError(f"Instruction {candidate!r} is {type(candidate).__name__}: it must be text.")
-        grown = replace(part, candidates=(*part.candidates, candidate))
+        if parent is not None and not 0 <= parent < len(part):
+            raise SpaceError(f"Parent {parent} of {name}: there are {len(part)} candidates, so 0 to {len(part) - 1}.")
+        parents = part.parents if parent is None else {**part.parents, len(part): part.first[parent]}
+        grown = replace(part, candidates=(*part.candidates, candidate), parents=parents)
         if grown.first[-1] < len(part):
             return grown.first[-1]
         self.parts = (*self.parts[:i], grown, *self.parts[i + 1 :])

@@ -193,7 +193,7 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         """
         given, began = dict(locals()), time.monotonic()
         upstream = {name: given[name] for name in _UPSTREAM_OPTIONS}
-        added = {name: given[name] for name in _ADDED_OPTIONS if given[name] != _DEFAULTS[name]}
+        added = {name: given[name] for name in _ADDED_OPTIONS if _is_given(given[name], _DEFAULTS[name])}
         upstream["minibatch_size"] = int(minibatch_size)
         best: OptimizedModule
         if not added or added == {"sampler": "tpe"}:
@@ -207,6 +207,11 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
 
             best = compile_program(self, student, upstream, added, began=began, interrupt=interrupt)
         return best
+
+
+def _is_given(value: Any, default: Any) -> bool:
+    """Whether an option is not its default. Arrays, which compare element by element, are none."""
+    return value is not None if default is None else bool(value != default)
 
 
 _UPSTREAM_OPTIONS = tuple(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dspy.promptune import search
+from dspy.promptune import PromptSpace, search
 from tests.tables import Table
 
 
@@ -48,9 +48,22 @@ def test_percentages_are_expected_in_percent():
     )  # fmt: skip
     assert hundred.best_params == one.best_params
     assert hundred.expected_score == pytest.approx(100 * one.expected_score)
+    assert hundred.posterior_mean == pytest.approx(100 * one.posterior_mean)
+    assert hundred.interval == pytest.approx([100 * end for end in one.interval])
+
+
+@pytest.mark.parametrize("times", [1.0, 100.0])
+def test_the_interval_ends_where_the_metric_does(times):
+    """A prompt that is always right is expected to be right at most always, in percent as well."""
+    space = PromptSpace({0: ["never", "always"]})
+    run = search(
+        space, lambda params, examples: [times * params[space.names[0]] for _ in examples],
+        n_examples=12, max_calls=24, sampler="onehot", seed=0,
+    )  # fmt: skip
+    assert run.interval[0] < run.expected_score < run.interval[1] == times
 
 
 def test_samplers_without_a_model_expect_nothing(table):
     """TPE has no posterior."""
     run = search(table.space, table, n_examples=40, max_calls=80, sampler="tpe", seed=0)
-    assert run.expected_score is None and run.interval is None
+    assert (run.expected_score, run.interval, run.posterior_mean) == (None, None, None)

@@ -11,14 +11,15 @@ from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.surrogate import Surrogate
 
 
-def told(scores):
-    """An open space of so many texts, unlike each other, the pool, and beliefs after these scores of each."""
+def told(scores, unit=1.0):
+    """An open space of so many texts, unlike each other, the pool, and beliefs after these scores of each, in units."""
     space = PromptSpace({0: [f"text {i}" for i in range(2)]}).open()
     policy = WritingPolicy(space, random.Random(0))
     for i in range(2, len(scores)):
         index = space.append("0_predictor_instruction", f"text {i}")
         policy.wrote(Text("0_predictor_instruction", index, (0,), calls=4, at=40 + 10 * i))
-    seen = [Observation((i,), float(np.mean(row)), tuple(row), tuple(range(len(row)))) for i, row in enumerate(scores)]
+    rows = [[unit * score for score in row] for row in scores]
+    seen = [Observation((i,), float(np.mean(row)), tuple(row), tuple(range(len(row)))) for i, row in enumerate(rows)]
     pool = [(i,) for i in range(len(scores))]
     return policy, pool, Surrogate([np.eye(len(scores))]).posterior(seen, pool)
 
@@ -61,6 +62,15 @@ def test_the_record_says_what_the_next_text_may_bring():
     runs = [told(scores) for scores in ([HALF, HALF], [HALF, HALF, ALL], [HALF, HALF, NONE])]
     means = [policy.record(*beliefs)[0] for policy, *beliefs in runs]
     assert means[2] < 0 == means[0] < means[1]
+
+
+@pytest.mark.parametrize("scores", [[HALF, HALF], [HALF, HALF, ALL], [HALF, HALF, NONE]])
+def test_percentages_are_no_reason_to_write_less(scores):
+    """What the next text may bring, and whether it is worth it, is the same in percent."""
+    (policy, *beliefs), (other, *percent) = told(scores), told(scores, 100.0)
+    assert np.array(other.record(*percent)) == pytest.approx(100 * np.array(policy.record(*beliefs)))
+    for left in (200, 300, 400):
+        assert other._worth_it(state(left=left), *percent) == policy._worth_it(state(left=left), *beliefs)
 
 
 def test_parents_are_drawn_by_what_they_may_be_worth():

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def rule_lm(quality=0.5, **options):
 def compiled(lm=None, program=None, *, metric=exact, init=None, trainset=TRAINSET, valset=VALSET, **options):
     """A small compile by this package."""
     options = {"sampler": "random", "n_jobs": 4, "num_trials": 4, "minibatch_size": 8, **options}
+    options = {name: value for name, value in options.items() if value is not None}
     init = {"auto": None, "num_candidates": 3, "num_threads": 4, "max_bootstrapped_demos": 2, "seed": 1, **(init or {})}
     with dspy.context(lm=lm or rule_lm()):
         optimizer = dspy.MIPROv2(metric=metric, **init)
@@ -300,6 +302,16 @@ def test_generators_are_data_sets():
 # ---------------------------------------------------------------------- steps 1 and 2
 
 
+class OwnCall(RuleLM):
+    """A model class with a ``__call__`` of its own, as users write them: no callbacks, a history by hand."""
+
+    def __call__(self, prompt=None, messages=None, **kwargs):
+        reply = self.forward(prompt=prompt, messages=messages, **kwargs)
+        usage, text = {"total_tokens": 5}, reply.choices[0].message.content
+        self.history.append({"messages": messages, "outputs": [text], "usage": usage, "cost": 0.01, "model": "own"})
+        return [text]
+
+
 def failing(label, error, times=10**6):
     """A fault of calls that ask for one thing."""
     left = [times]
@@ -319,6 +331,46 @@ def test_a_run_without_one_proposal_stops_before_it_searches():
         compiled(lm)
     assert isinstance(caught.value.__cause__, LMAuthError)
     assert len([call for call in lm.calls if call.label == "answer"]) < 24 + 12 + 10
+
+
+def refused(call):
+    """A fault of a prompt model whose key is wrong, while the task model answers."""
+    if call.label != "answer":
+        raise LMAuthError("no such key")
+
+
+def scored(calls):
+    """Calls that a validation example has taken."""
+    asked = [re.findall(r"question (\d+)", call.messages[-1]["content"]) for call in calls if call.label == "answer"]
+    return sum(int(numbers[-1]) >= len(TRAINSET) for numbers in asked)
+
+
+@pytest.mark.parametrize("kind", [RuleLM, OwnCall])
+@pytest.mark.parametrize("options", [{}, {"max_bootstrapped_demos": 0, "max_labeled_demos": 0}, {"n_jobs": 8}])
+@pytest.mark.parametrize("reflect", [{}, {"reflect": True}, {"reflect": True, "schedule": "batch"}])
+def test_a_prompt_model_that_never_answers_costs_no_evaluation(kind, options, reflect):
+    """Nothing of step 3 begins before step 2 has had an answer: no validation example is paid for."""
+    lm = kind(TaskRule(ANSWERS, quality=Quality(0.5)), fault=refused)
+    with pytest.raises(EvaluationError, match=r"Not one of \d instructions could be proposed.*no such key"):
+        compiled(lm, sampler="qei", embedder="ngram", minibatch_size=None, **options, **reflect)
+    assert scored(lm.calls) == 0
+
+
+def test_a_teacher_that_never_answers_costs_no_evaluation():
+    """Nothing of step 3 begins before step 1 has had an answer either."""
+    lm, teacher = rule_lm(), rule_lm(fault=failing("answer", LMAuthError("no such key")))
+    with pytest.raises(EvaluationError, match=r"of the trainset failed.*no such key"):
+        compiled(lm, init={"teacher_settings": {"lm": teacher}}, n_jobs=8)
+    assert scored(lm.calls) == 0
+
+
+@pytest.mark.parametrize("kind", [RuleLM, OwnCall])
+def test_step_3_begins_while_step_2_is_at_work(kind):
+    """Where the models answer, validation examples are evaluated before the first instruction is proposed."""
+    lm = kind(TaskRule(ANSWERS, quality=Quality(0.5)), seconds=0.01)
+    compiled(lm)
+    labels = [call.label for call in lm.calls]
+    assert scored(lm.calls[: labels.index("proposed_instruction")]) > 0
 
 
 def test_a_run_with_one_proposal_goes_on():
@@ -438,16 +490,6 @@ def test_a_second_interrupt_stops_in_every_phase(monkeypatch, python_hears_inter
 
 
 # ---------------------------------------------------------------------- every model counts
-
-
-class OwnCall(RuleLM):
-    """A model class with a ``__call__`` of its own, as users write them: no callbacks, a history by hand."""
-
-    def __call__(self, prompt=None, messages=None, **kwargs):
-        reply = self.forward(prompt=prompt, messages=messages, **kwargs)
-        usage, text = {"total_tokens": 5}, reply.choices[0].message.content
-        self.history.append({"messages": messages, "outputs": [text], "usage": usage, "cost": 0.01, "model": "own"})
-        return [text]
 
 
 def spent(found, kind):

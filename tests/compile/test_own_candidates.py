@@ -1,11 +1,12 @@
 """Users' own instructions and demo sets, and metrics that say more than a number."""
 
+import numpy as np
 import pytest
 
 import dspy
 from dspy.promptune import OptionError
 from dspy.promptune.reflection.feedback import feedback_of
-from tests.compile.test_compile import Chain, compiled, exact
+from tests.compile.test_compile import Chain, compiled, exact, rule_lm
 
 OWN = ["Answer briefly.", "Answer with care."]
 DEMOS = [[dspy.Example(question="question 0", answer="yes")], [{"question": "question 1", "answer": "no"}]]
@@ -57,6 +58,19 @@ def test_a_zero_shot_compile_takes_demo_sets():
     assert program.optimization_run.space.parts[1].candidates == ([], *DEMOS)
 
 
+def test_a_zero_shot_compile_keeps_the_demos_of_the_program():
+    """What the program has of its own is the first set, with or without the user's; as upstream no call is without."""
+    own, searched = dspy.Example(question="question 9", answer="its own"), []
+    for options in ({}, {"demo_sets": [[*DEMOS[0], own]]}):
+        lm, program = rule_lm(), dspy.Predict("question -> answer")
+        program.demos = [own]
+        found = compiled(lm, program=program, max_bootstrapped_demos=0, max_labeled_demos=0, **options)
+        searched.append(found.optimization_run.space.parts)
+        asked = [str(call.messages) for call in lm.calls if call.label == "answer"]
+        assert asked and all("its own" in text for text in asked)
+    assert len(searched[0]) == 1 and searched[1][1].candidates == ([own], [*DEMOS[0], own])
+
+
 @pytest.mark.parametrize(
     ("options", "program", "message"),
     [
@@ -66,6 +80,12 @@ def test_a_zero_shot_compile_takes_demo_sets():
         ({"instructions": "Answer."}, None, "list of candidates"),
         ({"demo_sets": ["Answer."]}, None, "no demo set"),
         ({"demo_sets": [[3]]}, None, "no demo set"),
+        ({"demo_sets": [[*DEMOS[0], {"foo": "1"}]]}, None, r"'foo': '1'.* has no field .*: give question, answer"),
+        ({"demo_sets": {"plan": DEMOS, "answer": [[{"reason": "so"}]]}}, Chain(), "no field of its predictor"),
+        ({"demo_sets": {0: DEMOS, "plan": DEMOS}}, Chain(), "'plan' is there twice, as 'plan' and as 0"),
+        ({"instructions": {"answer": OWN, 1: OWN}}, Chain(), "1 is there twice, as 'answer' and as 1"),
+        ({"instructions": np.array(OWN)}, None, "give a list of candidates, such as list"),
+        ({"demo_sets": np.array(OWN)}, None, "give a list of candidates, such as list"),
     ],
 )
 def test_what_is_no_candidate_is_refused_before_the_first_call(options, program, message):

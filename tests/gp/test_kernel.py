@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dspy.promptune.gp.kernel import LEVEL, PRIORS, PartsKernel
+from dspy.promptune.gp.parts import lineage
 
 SD = {name: median for name, (median, _) in PRIORS.items()}
 POINTS = [np.array([[0.0], [1.0]]), np.array([[0.0], [0.6], [2.0]])]
@@ -53,12 +54,21 @@ def test_equal_texts_are_likely_but_not_certain_to_score_the_same():
 def test_one_part_has_no_terms_that_would_say_the_same_twice():
     """With a single part, what belongs to the candidate is what belongs to the combination."""
     names = {name for name, _ in PartsKernel(POINTS[:1]).named_parameters()}
-    assert names == {"log_smooth", "log_single", "log_length", "log_scale"}
+    assert names == {"log_smooth", "log_step", "log_single", "log_length", "log_scale"}
+
+
+def test_candidates_share_the_writings_behind_both():
+    """With 1 from 0, and 3 and 4 from 1: siblings share their parent's, a child has its parent's and its own."""
+    kernel = PartsKernel([np.zeros((5, 1))], [lineage({1: 0, 3: 1, 4: 1}, 5)])
+    shared = kernel.forward(torch.arange(5.0)[:, None], torch.arange(5.0)[:, None]).detach().numpy()
+    shared -= LEVEL**2 + SD["smooth"] ** 2 + SD["single"] ** 2 * np.eye(5)
+    count = [[0, 0, 0, 0, 0], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 2, 1], [0, 1, 0, 1, 2]]
+    assert shared == pytest.approx(SD["step"] ** 2 * np.array(count))
 
 
 def test_batches_and_diagonals_agree_with_the_plain_matrix():
     """BoTorch calls with batch dimensions and gpytorch with diag=True; all are the same numbers."""
-    kernel = PartsKernel(POINTS)
+    kernel = PartsKernel(POINTS, [lineage({}, 2), lineage({1: 0, 2: 1}, 3)])
     x = torch.tensor([[0, 0], [1, 2], [0, 1], [1, 1]]).double()
     plain = kernel.forward(x, x)
     assert torch.allclose(kernel.forward(x.reshape(2, 2, 2), x), plain.reshape(2, 2, 4))

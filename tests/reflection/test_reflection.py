@@ -9,8 +9,8 @@ import pytest
 import dspy
 from benchmarks.warehouse import SortAndPlace, Warehouse, metric
 from dspy.promptune import OptionError
+from dspy.promptune.allocation.requests import WriteRequest
 from dspy.promptune.reflection.reflection import Attempts, Reflector, unfenced
-from dspy.promptune.run.writing import WriteRequest
 from tests.server import Faults, LMServer, TaskRule
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:dspy.LM")]

@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dspy.promptune import EvaluationError, PromptSpace, search
+from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.allocation.outcome import Outcome
+from dspy.promptune.allocation.records import ScoreTable
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.schedule import Limits, Schedule
 from dspy.promptune.run.search import Run
-from dspy.promptune.run.streak import Silence
+from dspy.promptune.run.streak import FailureStreak, Silence
 from tests.errors import UnreadableError
 
 MODES = {"race": {}, "minibatches": {"minibatch_size": 3, "full_eval_steps": 2}, "full": {"full_eval_steps": 0}}
@@ -180,9 +182,70 @@ def test_one_good_prompt_of_a_hundred_is_found_in_a_fifth_of_the_budget(mode, sa
         assert len(evaluate.tried) <= 4 * 100 + 60
 
 
+@pytest.mark.parametrize("schedule", ["async", "batch"])
+@pytest.mark.parametrize("sampler", ["onehot", "tpe", "random"])
+@pytest.mark.parametrize(("n", "max_calls", "size"), [(40, 440, None), (40, 440, 40), (10, 220, 10), (10, 220, None)])
+def test_no_run_gives_up_before_it_has_tried_the_prompts_that_it_can_pay_for(n, max_calls, size, sampler, schedule):
+    """Four jobs lose a fifth of the budget at once to three prompts of ten; the one that works wins none the less."""
+    for seed in range(4):
+        space = PromptSpace({0: [f"instruction {i}" for i in range(10)]})
+        good = (random.Random(seed).randrange(10),)
+        evaluate = Failing(space, {good}, {*space.keys()} - {good}, set(), ValueError)
+        given = {"n_examples": n, "max_calls": max_calls, "minibatch_size": size, "sampler": sampler, "seed": seed}
+        run = outcome_of({"evaluate": evaluate, "n_jobs": 4, "schedule": schedule, **given})
+        assert run is not None and space.key(run.best_params) == good
+
+
+def streak(size, max_calls, scored=()):
+    """The failures of a run over so many prompts, some of which have a score, with one job."""
+    ledger = CallLedger(ScoreTable(), max_calls)
+    for i in scored:
+        ledger.table.add((i,), 0, 1.0)
+    found = FailureStreak(None, 1, ledger, PromptSpace({0: [f"instruction {i}" for i in range(size)]}))
+    for i in scored:
+        found.scored((i,))
+    return found, ledger
+
+
+def failures(found, ledger, keys, lost):
+    """Let prompts fail one after another until that is too many: how often they could, and the words."""
+    for number, i in enumerate(keys, 1):
+        ledger.lost += lost
+        if (words := found.failed((i,), lost, blamed=True)) is not None:
+            return number, words
+    return None
+
+
+def test_a_run_counts_the_different_prompts_that_fail():
+    """Ten failures of two prompts are no reason to give up on the others, be there calls left for these or not."""
+    assert failures(*streak(10, 100), [0, 1] * 5, 3) is None
+    assert failures(*streak(1000, 100), [0, 1] * 5, 3) is None
+    assert failures(*streak(1000, 100), range(1000), 3) == (7, "7 evaluations failed in a row, 21 calls lost")
+    assert failures(*streak(1000, 100), range(1000), 5) == (5, "5 evaluations failed in a row, 25 calls lost")
+
+
+def test_a_run_goes_on_while_the_calls_left_pay_for_the_prompts_that_were_not_tried():
+    """What a failure has cost on average is what another try will cost; with all tried, failures are counted."""
+    assert failures(*streak(10, 100), range(10), 9) == (10, "10 evaluations failed in a row, 90 calls lost")
+    assert failures(*streak(10, 100), range(10), 11) == (5, "5 evaluations failed in a row, 55 calls lost")
+    assert failures(*streak(3, 100), [0, 1, 2] * 5, 5) == (5, "5 evaluations failed in a row, 25 calls lost")
+    assert failures(*streak(10, 100), [0] * 50, 2) is None
+
+
+def test_a_prompt_that_has_a_score_was_tried():
+    """Once something was scored a run puts up with four times as many failures, of prompts that it has not tried."""
+    assert failures(*streak(4, 100, scored=[0]), [1, 2, 3] * 9, 3) == (
+        20,
+        "20 evaluations failed in a row, 60 calls lost",
+    )
+    assert failures(*streak(1000, 500, scored=[0, 1]), range(2, 1000), 10) == (
+        20, "20 evaluations failed in a row, 200 calls lost",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("mode", "sampler"), [("race", "onehot"), ("minibatches", "random"), ("full", "tpe")])
 def test_where_every_prompt_fails_a_fifth_of_the_budget_is_lost(mode, sampler):
-    """A program that is broken does not take all that it may before the run says so."""
+    """A program that is broken does not take all that it may, where that would not pay for all prompts anyway."""
     space = PromptSpace({0: [f"instruction {i}" for i in range(1000)]})
     evaluate = Failing(space, set(), {*space.keys()}, set(), ValueError)
     options = {**MODES[mode], **({} if mode == "race" else {"minibatch_size": 3 if mode == "minibatches" else 20})}

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from dspy.promptune import BudgetError, EvaluationError, OptionError, PromptSpace, search
+from dspy.promptune import BudgetError, EvaluationError, OptionError, PromptSpace, make_sampler, search
 
 
 def run(table, evaluate=None, **options):
@@ -228,6 +228,11 @@ def test_an_evaluation_that_returns_nothing_is_named(table):
         ({"sampler": "tpe", "max_space_size": 10}, "max_space_size"),
         ({"sampler": "tpe", "batch_size": 4, "n_jobs": 2}, "batch_size=4: 'tpe' is asked for one trial at a time"),
         ({"sampler": optuna.samplers.RandomSampler(), "batch_size": 4, "schedule": "async"}, "batch_size=4: a sampler"),
+        ({"propose": 3}, "propose=3: it must be a function"),
+        ({"retries": -1}, "retries=-1: it must be an integer of at least 0"),
+        *(({"max_calls": each}, f"max_calls={each!r}: it must be an integer") for each in (None, "5", 1.5, True)),
+        *(({"minibatch_size": each}, f"minibatch_size={each!r}: it must be an integer") for each in ("5", 1.5, True)),
+        *(({"full_eval_steps": each}, f"full_eval_steps={each!r}: it must be an int") for each in ("a", 1.5, True, -1)),
     ],
 )
 def test_options_are_checked_before_anything_is_evaluated(table, options, message):
@@ -235,6 +240,37 @@ def test_options_are_checked_before_anything_is_evaluated(table, options, messag
     with pytest.raises(OptionError, match=message):
         run(table, **options)
     assert not table.paid
+
+
+@pytest.mark.parametrize("n_examples", [None, "5", 1.5, True])
+def test_a_number_of_examples_that_is_none_is_refused(table, n_examples):
+    """The size of the validation set is checked like the other numbers."""
+    with pytest.raises(OptionError, match=f"n_examples={n_examples!r}: it must be an integer of at least 1"):
+        search(table.space, table, n_examples=n_examples, max_calls=10, sampler="random")
+
+
+def sampler_of(space):
+    """What a user's callable builds."""
+    return make_sampler("onehot", space=space, seed=0)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize("sampler", ["onehot", "botorch", sampler_of])
+def test_a_race_has_no_steps_between_full_evaluations(table, sampler, steps):
+    """There ``full_eval_steps`` is refused by its name and value; with ``minibatch_size`` it acts."""
+    with pytest.raises(OptionError, match=f"full_eval_steps={steps}: prompts are raced .* or give minibatch_size"):
+        run(table, sampler=sampler, full_eval_steps=steps)
+    assert not table.paid
+    found = run(table, sampler="onehot", full_eval_steps=steps, minibatch_size=5)
+    assert ("full" in {trial.user_attrs["kind"] for trial in found.trials}) == (steps > 0)
+
+
+def test_full_evaluations_are_five_minibatches_apart_by_default(table):
+    """``full_eval_steps=None`` is 5, and numpy's integers are integers."""
+    given = [{}, {"full_eval_steps": None}, {"full_eval_steps": 5}, {"full_eval_steps": np.int64(5)}]
+    found = [run(table, minibatch_size=np.int64(5), **options).trials for options in given]
+    kinds = [[trial.user_attrs["kind"] for trial in trials] for trials in found]
+    assert "full" in kinds[0] and kinds == kinds[:1] * 4
 
 
 @pytest.mark.parametrize("budget", [{"max_calls": 0}, {"minibatch_size": 41}, {"minibatch_size": 0}])

@@ -2,16 +2,17 @@
 
 import html
 import itertools
+import math
 import re
 import threading
 
 import pytest
 
-from dspy.promptune import OptionError, PromptSpace, search
+from dspy.promptune import OptionError, PromptSpace, Written, search
 from dspy.promptune.allocation.writing import FAILURES
 from dspy.promptune.errors import StorageError
 from dspy.promptune.report.record import record_of
-from dspy.promptune.run.writing import Written
+from dspy.promptune.run.texts import refusals
 
 N = 40
 
@@ -53,6 +54,12 @@ def hash_of(text, example):
     import zlib
 
     return zlib.crc32(f"{text}|{example}".encode())
+
+
+def row_of(found, index):
+    """Validation examples on which a candidate was scored."""
+    trials = [trial for trial in found.trials if trial.params.get("0_predictor_instruction") == index]
+    return {example for trial in trials for example in trial.user_attrs.get("examples", ())}
 
 
 def run(task, propose, **options):
@@ -184,6 +191,50 @@ def test_open_and_closed_runs_are_not_mixed(tmp_path):
         run(task, begun, max_calls=60, storage=str(tmp_path / name))
         with pytest.raises(StorageError, match="another study_name"):
             run(task, now, max_calls=90, storage=str(tmp_path / name), resume="force")
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 3, {"text": "say it +"}, ["say it +", None], [b"say it +"], b"say it +"], ids=repr
+)
+def test_what_is_no_list_of_texts_is_a_failed_request(answer):
+    """It costs its call, brings no candidate, and the refusal names it."""
+    task = Task()
+    found = run(task, lambda request: answer, n_jobs=2)
+    refused = refusals(found.trials)
+    assert refused and all("propose returned" in why for why in refused)
+    assert found.space.sizes == (3,) and not found.lineage
+
+
+@pytest.mark.parametrize("calls", [-5, math.nan, math.inf, None, "2"])
+def test_calls_that_are_no_number_of_calls_are_refused(calls):
+    """A proposer cannot enlarge the budget by what it says that writing took."""
+    task = Task()
+    found = run(task, lambda request: Written(task.better(request), calls=calls))
+    assert found.calls <= 400 and not found.lineage
+    assert {why for why in refusals(found.trials) if "it must be a number of calls, 0 or more" in why}
+
+
+def test_one_text_need_not_be_in_a_list():
+    """A proposer that returns a text has written one text, not one for each letter."""
+    task = Task()
+    found = run(task, lambda request: task.better(request)[0])
+    assert found.lineage and {text.count("+") >= 1 for text in found.space.parts[0].candidates[3:]} == {True}
+
+
+def test_of_several_texts_one_is_looked_at_at_once():
+    """Eight texts in each answer cost one look, not eight: the others are scored where that is worth it."""
+    task = Task()
+
+    def eight(request):
+        new = [text for i in range(8) for text in (f"{request.text} {'abcdefgh'[i] * 9} +{request.number}",)]
+        task.written = [*task.written, *(text for text in new if text not in task.texts)]
+        return new
+
+    found = run(task, eight)
+    written = range(3, found.space.sizes[0])
+    examples = [len(row_of(found, i)) for i in written]
+    assert len(written) >= 16 and sum(count > 0 for count in examples) < len(written)
+    assert found.best_params["0_predictor_instruction"] in written
 
 
 @pytest.mark.parametrize("options", [{"sampler": "tpe", "embedder": None}, {"minibatch_size": 5}])

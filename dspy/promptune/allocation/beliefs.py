@@ -131,6 +131,13 @@ class Beliefs:
             chosen = self._greedy(joint, out, block, count)
         return [self.pool[places[j]] for j in chosen]
 
+    def first_of(self, keys: Sequence[Key], closed: Collection[Key], block: int) -> Key:
+        """Of these prompts the one that would get the next block; the first where nothing is believed of any."""
+        among = [key for key in keys if key in self._place and key not in closed]
+        if not among:
+            return keys[0]
+        return self.choose((), set(self.pool).difference(among), block)[0]
+
     def decide(self, running: Sequence[Job], closed: Iterable[Key]) -> Key | None:
         """Of the prompts that may win, the one whose next scores decide most; ``None`` where all are closed."""
         joint, places, out = self._as_if_told(running, closed)

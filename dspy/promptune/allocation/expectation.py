@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from dspy.promptune.allocation.mixture import expected_score
 from dspy.promptune.allocation.records import ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
+from dspy.promptune.gp.model import evidence
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.space import Key
 
@@ -16,14 +17,16 @@ __all__ = ["Expectation", "expectation"]
 
 logger = logging.getLogger(__name__)
 
+TOPS = (1.0, 100.0)  # highest scores of metrics that say what they range over
 NINETY = 1.6449  # standard deviations on each side of the mean that hold 90 % of a Gaussian
 
 
 class Expectation(NamedTuple):
-    """Expected score of a prompt on new examples, and its 90 % interval, in the metric's units."""
+    """Expected score of a prompt on new examples, its 90 % interval, and the model's mean, in the metric's units."""
 
-    score: float
+    expected_score: float
     interval: tuple[float, float]
+    posterior_mean: float
 
 
 def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None:
@@ -31,7 +34,7 @@ def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None
 
     Of many prompts, the one with the highest mean was lucky. It is drawn back by what all prompts say of how good
     prompts are (:func:`dspy.promptune.allocation.mixture.expected_score`), which does not depend on why a prompt was
-    measured. The interval is as wide as that of the sampler's model.
+    measured. The interval is as wide as that of the sampler's model, and ends where the metric's range does.
 
     Returns:
         ``None`` for samplers without such a model, without a score, or where the model fails.
@@ -41,10 +44,12 @@ def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None
     rows = ((other, table.row(other)) for other in table.keys())
     found = [Observation(k, math.fsum(row.values()) / len(row), tuple(row.values()), tuple(row)) for k, row in rows]
     try:
-        _, sd = sampler.belief(condensed(found), key)
+        belief, sd = sampler.belief(condensed(found), key)
         mean = expected_score(found, key)
     except (ArithmeticError, RuntimeError) as error:
         logger.warning("No expected score of the winner (%s).", error)
         return None
     low, high = mean - NINETY * sd, mean + NINETY * sd
-    return Expectation(mean, (max(low, 0.0), min(high, 1.0)) if table.bounded else (low, high))
+    if (top := evidence(found).unit) in TOPS and all(0 <= score <= top for one in found for score in one.scores or ()):
+        low, high = max(low, 0.0), min(high, top)
+    return Expectation(mean, (low, high), belief)

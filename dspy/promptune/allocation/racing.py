@@ -64,7 +64,7 @@ class RacingPolicy:
         self._order = rng.sample(range(budget.n_examples), budget.n_examples)
         self._faults = Faults(table)
         self._planned: list[Key] = []
-        self._children: list[Key] = []  # prompts with new texts, which are looked at before others
+        self._children: list[list[Key]] = []  # prompts with the new texts of one answer, looked at before others
         self._known = dict.fromkeys(table.keys())  # prompts with scores, but those that are no longer looked at
         self._closed: set[Key] = set()  # prompts that cannot be measured now; brought up to date with each job
         for key in self._known:
@@ -124,12 +124,20 @@ class RacingPolicy:
         keys = [key for key in measured if key not in out] or measured
         return max(keys, key=self._average) if keys else next(iter(self._space.keys()))
 
-    def grown(self, child: Key | None = None) -> None:
-        """Candidates were appended to the space; ``child`` is a prompt with one of them, to be looked at first."""
+    def grown(self, child: Key | None = None, *, sibling: bool = False) -> None:
+        """A candidate was appended to the space; ``child`` is a prompt with it, to be looked at first.
+
+        Of siblings, whose texts came with one answer, it is the one that the acquisition would measure; the others are
+        prompts like any.
+        """
         self._beliefs.forget()
         self._planned.clear()
-        if child is not None:
-            self._children.append(child)
+        if child is None:
+            return
+        if sibling and self._children:
+            self._children[-1].append(child)
+        else:
+            self._children.append([child])
 
     def beliefs(self) -> tuple[list[Key], PoolPosterior] | None:
         """The prompts about which something is believed, and what; ``None`` where nothing is yet."""
@@ -182,7 +190,9 @@ class RacingPolicy:
     def _child(self) -> Key | None:
         """The first prompt with a new text that has had no look yet."""
         while self._children:
-            child = self._children[0]
+            if len(self._children[0]) > 1:
+                self._children[0] = [self._beliefs.first_of(self._children[0], self._closed, self._block)]
+            child = self._children[0][0]
             if self._table.count(child) + len(self._busy(child)) < LOOK and self._may(child):
                 return child
             self._children.pop(0)

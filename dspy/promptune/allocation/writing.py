@@ -198,11 +198,11 @@ class WritingPolicy:
             size = blocks * self._block
             worth = log_worth(posterior, posterior.noise(size))
             best = max(best, float(np.max(worth)) - math.log(size))
-        return math.log(max(gain, 1e-12)) - math.log(cost) > best
+        return math.log(max(gain, 1e-12 * posterior.unit)) - math.log(cost) > best
 
     def record(self, pool: Sequence[Key], posterior: PoolPosterior) -> tuple[float, float]:
         """Mean and standard deviation of the next child less its parent, by the children so far and the prior."""
-        spread, weight = PRIOR
+        spread, weight = PRIOR[0] * posterior.unit, PRIOR[1]
         place = {key: j for j, key in enumerate(pool)}
         pairs, n = [], weight
         for text in self.asked:
@@ -219,4 +219,4 @@ class WritingPolicy:
         known = np.maximum(0.0, variances[children] + variances[parents] - 2 * covariance[children, parents])
         mean = float(differences.sum()) / n
         second = (weight * spread**2 + float(np.sum(differences**2 + known))) / n
-        return mean, math.sqrt(max(second - mean**2, 1e-8))
+        return mean, math.sqrt(max(second - mean**2, 1e-8 * posterior.unit**2))

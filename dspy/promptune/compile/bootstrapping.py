@@ -56,6 +56,7 @@ class BootstrapOptions:
     teacher_settings: Mapping[str, Any] = field(default_factory=dict)
     max_errors: int | None = None
     found: Callable[..., None] | None = None  # called with every attempt: example, prediction, trace, score, numbers
+    sound: Callable[[], None] | None = None  # called when an example has ended without an error, and again
     ready: Callable[[dict[int, list[list[Any]]]], None] | None = None  # called with the first sets, as more are there
 
 
@@ -88,7 +89,10 @@ def bootstrap_demo_sets(
     offered: list[Module] = []
 
     def ready() -> None:
-        """Offer the sets up to the first that runs, or that may be another one when the run is taken up again."""
+        """Say that an example went well. Offer the sets up to the first that runs, or that may be another one when the
+        run is taken up again."""
+        if options.sound is not None and any(isinstance(each, DemoSet) and each.sound for each in sets):
+            options.sound()
         sure = list(itertools.takewhile(lambda each: not isinstance(each, DemoSet) or each.sure, sets))
         if options.ready is not None and len(offered) < len(sure) < len(sets):
             offered.extend(map(_finished, sure[len(offered) :]))

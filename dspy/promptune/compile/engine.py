@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.compile.arrivals import Arrivals
 from dspy.promptune.compile.attributes import Ledger, attach
 from dspy.promptune.compile.callbacks import EvaluationCallbacks
+from dspy.promptune.compile.go_ahead import GoAhead
 from dspy.promptune.compile.loading import load
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.compile.recorder import Recorder
@@ -21,12 +21,13 @@ from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, P
 from dspy.promptune.distributed.remote import RemoteEvaluator
 from dspy.promptune.errors import MetricError
 from dspy.promptune.interrupts import Interrupted
-from dspy.promptune.limits.budgets import LOAD, REFLECT
+from dspy.promptune.limits.budgets import BOOTSTRAP, LOAD, PROPOSE, REFLECT
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Limited, Pool
 from dspy.promptune.limits.search_allowance import SearchAllowance
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.progress import Progress, Standing
+from dspy.promptune.reflection.arrivals import Arrivals
 from dspy.promptune.run.events import SearchEvents, check_callbacks
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.schedule import Limits
@@ -75,6 +76,7 @@ class Engine:
         self._builder: PayloadBuilder | None = None
         self.threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
+        self.go_ahead = GoAhead(BOOTSTRAP, PROPOSE)
         self.over: str | None = None
         self.broken: MetricError | None = None
         self._begun = False
@@ -131,6 +133,8 @@ class Engine:
             self._timer.start()
         self.work = self._work(ProgramCache(program, default), rules)
         self.rules, self.callbacks = rules, EvaluationCallbacks(rules, self.threads)
+        if self.tight:
+            self.go_ahead.give(BOOTSTRAP, PROPOSE)
         self._head_start(default, range(len(rules.valset)) if examples is None else examples)
         if self.tight:
             self.work.await_heads()
@@ -158,7 +162,7 @@ class Engine:
             return
         self.heads.append((key, tuple(examples)))
         if unknown := self.books.unknown(key, examples):
-            self.work.head_start(key, unknown)
+            self.go_ahead.then(functools.partial(self.work.head_start, key, unknown))
 
     def show_calls(self, name: str, step: str, expected: int) -> None:
         """Show how many calls step 1 or 2 has made, of about how many."""
@@ -214,6 +218,7 @@ class Engine:
     def search_begins(self) -> str | None:
         """From now on the search looks after its time by itself; why its end has come already, if it has."""
         self._begun = True
+        self.go_ahead.drop()
         if self._timer is not None:
             self._timer.cancel()
         return self.over
@@ -230,6 +235,7 @@ class Engine:
 
     def stop(self) -> None:
         """Nothing more is started."""
+        self.go_ahead.drop()
         self.progress.close()
         if self._timer is not None:
             self._timer.cancel()

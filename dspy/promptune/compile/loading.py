@@ -1,19 +1,21 @@
-"""The sampler's parts: what is tried before a language model is called, and loaded while it answers."""
+"""What depends on the sampler: its parts, tried before a language model is called, and loaded while it answers."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.options import embedder_of
-from dspy.promptune.space import PromptSpace
+from dspy.promptune.space import PromptSpace, instruction_name
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
+    from dspy.promptune.storage.run_store import RunStore
 
-__all__ = ["by_blocks", "check_embedder", "load", "ours"]
+__all__ = ["by_blocks", "check_embedder", "load", "ours", "searches_early"]
 
 
 def by_blocks(options: CompileOptions) -> bool:
@@ -24,6 +26,18 @@ def by_blocks(options: CompileOptions) -> bool:
 def ours(options: CompileOptions) -> bool:
     """Whether the sampler is one of this package's, which knows what the parts of a prompt mean."""
     return embedder_of(options.sampler, options.sampler_options) is not None
+
+
+def searches_early(options: CompileOptions, books: RunStore, instructions: Mapping[int, Sequence[str]]) -> bool:
+    """Whether the search begins with these instructions, while others are proposed.
+
+    It does where instructions come during the search anyway, and the same seed need not give the same trials. A
+    search that is taken up again begins as it did.
+    """
+    begun = None if books.store is None else books.store.study.user_attrs.get("candidates")
+    if not options.reflect or begun is None:
+        return options.reflect and options.schedule != "batch" and not options.share
+    return all(len(begun[instruction_name(i)]) == len(each) for i, each in instructions.items())
 
 
 def check_embedder(options: CompileOptions, program: Module) -> None:

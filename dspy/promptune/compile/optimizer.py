@@ -15,12 +15,11 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
     LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT,
     logger,
 )
-from dspy.promptune.compile.arrivals import Arrivals, searches_early
 from dspy.promptune.compile.attributes import attach_unsearched
 from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets
 from dspy.promptune.compile.door import check_lms, check_program, checked_options, lms_of, split_size
 from dspy.promptune.compile.engine import FIRST_BLOCK, FIRST_SHARE, OPEN_BLOCK, Engine, Task, optimize
-from dspy.promptune.compile.loading import by_blocks, check_embedder, ours
+from dspy.promptune.compile.loading import by_blocks, check_embedder, ours, searches_early
 from dspy.promptune.compile.options import CompileOptions, upstream_budget
 from dspy.promptune.compile.own import extended, own_candidates
 from dspy.promptune.compile.proposing import ProposeOptions, propose_instructions, start_summary
@@ -37,6 +36,7 @@ from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import own_calls_held, through_gateway
 from dspy.promptune.options import check_integer, check_seed
+from dspy.promptune.reflection.arrivals import Arrivals
 from dspy.promptune.reflection.reflection import Attempts, Reflector
 from dspy.promptune.storage.run_store import open_run_store
 
@@ -183,7 +183,6 @@ class CompileRun(_upstream.MIPROv2):
     def _bootstrap_fewshot_examples(  # type: ignore[override]
         self, program: Module, trainset: list[Example], seed: int, teacher: Any, **options: Any
     ) -> dict[int, list[list[Any]]]:
-
         bootstrapped, labeled = options["max_bootstrapped_demos"], options["max_labeled_demos"]
         zero_shot = bootstrapped == 0 and labeled == 0
         self._zero_shot = zero_shot
@@ -204,6 +203,7 @@ class CompileRun(_upstream.MIPROv2):
             metric=self.metric, metric_threshold=options["metric_threshold"], max_errors=options["max_errors"],
             teacher=teacher, teacher_settings=self.teacher_settings,
             found=None if self._attempts is None else self._attempts.found,
+            sound=lambda: self._engine.go_ahead.give(BOOTSTRAP),
             ready=None if zero_shot else lambda demos: self._begin_demos(program, demos, chosen.num_sets),
         )  # fmt: skip
         logger.info("Step 1: bootstrapping %s.", counted(chosen.num_sets, "demo set"))
@@ -217,6 +217,7 @@ class CompileRun(_upstream.MIPROv2):
     def _candidates(self, name: str, step: str, produce: Callable[[], Mapping[int, list[Any]]]) -> dict[int, list[Any]]:
         """The candidates of a step, from the study or made now, and a note of those that could not be made."""
         found = self._engine.books.candidates(name, step, self.rng, produce)
+        self._engine.go_ahead.give(step)
         if self._engine.books.leads:
             self._report.finished(step)
         return found
@@ -288,17 +289,21 @@ class CompileRun(_upstream.MIPROv2):
 
     def _begin(self, program: Module, trainset: list[Example], rules: EvaluationRules, parts: int) -> None:
         """Start what waits for neither step: the default program's evaluation, and the summary of the trainset."""
-        if self._given["data_aware_proposer"] and not self._engine.books.has("instructions"):
-            with self._engine.books.meter.step(PROPOSE):
+        engine = self._engine
+        if engine.books.has("instructions"):
+            engine.go_ahead.give(PROPOSE)
+        elif self._given["data_aware_proposer"]:
+            with engine.books.meter.step(PROPOSE), engine.go_ahead.awaited(self.init_temperature):
                 self._summary = start_summary(
                     trainset,
-                    pool=self._engine.patient(per_call=True),
+                    pool=engine.patient(per_call=True),
                     prompt_model=self.prompt_model,
                     view_data_batch_size=self._given["view_data_batch_size"],
                     report=self._report,
                 )
+            self._summary.add_done_callback(engine.go_ahead.made)
         first = self._order()[: 3 * OPEN_BLOCK] if self._options.reflect else None
-        self._engine.begin(program, rules, (0,) * parts * len(program.predictors()), first)
+        engine.begin(program, rules, (0,) * parts * len(program.predictors()), first)
 
     def _order(self) -> list[int]:
         """The order in which the race goes through the validation examples."""
@@ -333,6 +338,7 @@ class CompileRun(_upstream.MIPROv2):
             view_data_batch_size=view_data_batch_size, program_aware=program_aware_proposer,
             data_aware=data_aware_proposer, tip_aware=tip_aware_proposer, fewshot_aware=fewshot_aware_proposer,
             init_temperature=self.init_temperature, num_demos_in_context=BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT,
+            whole=self._options.reflect,
         )  # fmt: skip
         if demo_candidates and self._zero_shot is False:
             self._begin_demos(program, demo_candidates, max(map(len, demo_candidates.values())))
@@ -347,10 +353,13 @@ class CompileRun(_upstream.MIPROv2):
 
         own = {i: [predictor.signature.instructions] for i, predictor in enumerate(program.predictors())}
         if searches_early(self._options, self._engine.books, extended(own, self._own["instructions"])):
-            self._arrivals = Arrivals(proposed)
+            with self._engine.go_ahead.awaited(self.init_temperature):
+                self._arrivals = Arrivals(proposed)
+            self._arrivals.hold(self._engine.go_ahead.given)
             return own
         self._engine.show_calls("Step 2 of 3, instructions", PROPOSE, self._expected.propose)
-        return proposed()
+        with self._engine.go_ahead.awaited(self.init_temperature):
+            return proposed()
 
     def _optimize_prompt_parameters(  # type: ignore[override]
         self,
@@ -365,9 +374,8 @@ class CompileRun(_upstream.MIPROv2):
         minibatch_full_eval_steps: int,
         seed: int,
     ) -> Any:
-
         if demo_candidates is None and self._own["demo_sets"]:
-            demo_candidates = {i: [[]] for i in instruction_candidates}
+            demo_candidates = {i: [list(each.demos)] for i, each in enumerate(program.predictors())}
         task = Task(
             program=program,
             instructions=extended(instruction_candidates, self._own["instructions"]),

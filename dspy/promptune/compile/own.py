@@ -23,10 +23,11 @@ def own_candidates(name: str, given: Any, program: Module) -> dict[int, list[Any
         program: Whose predictors they are for.
 
     Raises:
-        OptionError: A list for several predictors, an unknown predictor, an instruction that is not text or is
-            empty, or a demo set that is not a list of examples.
+        OptionError: A list for several predictors, a predictor that is unknown or there twice, an instruction that
+            is not text or is empty, or a demo set that is not a list of examples of the predictor's fields.
     """
-    names = [each for each, _ in program.named_predictors()]
+    named = program.named_predictors()
+    names = [each for each, _ in named]
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -38,7 +39,12 @@ def own_candidates(name: str, given: Any, program: Module) -> dict[int, list[Any
         given = {0: given}
     found: dict[int, list[Any]] = {}
     for predictor, candidates in given.items():
-        found[_number(name, predictor, names)] = _checked(name, candidates)
+        if (number := _number(name, predictor, names)) in found:
+            raise OptionError(
+                f"{name}: predictor {predictor!r} is there twice, as {names[number]!r} and as {number}: "
+                "give all of its candidates in one list."
+            )
+        found[number] = _checked(name, candidates, list(named[number][1].signature.fields))
     return found
 
 
@@ -58,15 +64,19 @@ def _number(name: str, predictor: Any, names: list[str]) -> int:
     raise OptionError(f"{name}: predictor {predictor!r} is unknown; there are {known}.")
 
 
-def _checked(name: str, candidates: Any) -> list[Any]:
+def _checked(name: str, candidates: Any, fields: list[str]) -> list[Any]:
     if isinstance(candidates, str) or not isinstance(candidates, Sequence):
-        raise OptionError(f"{name}={candidates!r}: give a list of candidates.")
+        raise OptionError(f"{name}={candidates!r}: give a list of candidates, such as list(...) makes.")
     for one in candidates:
         if name == "instructions":
             if not isinstance(one, str) or not one.strip():
                 raise OptionError(f"{name}: {one!r} is no instruction: give texts that are not empty.")
         elif isinstance(one, (str, Mapping)) or not isinstance(one, Sequence) or not all(map(_is_example, one)):
             raise OptionError(f"{name}: {one!r} is no demo set: give lists of dspy.Example or of mappings.")
+        else:
+            for demo in one:
+                if not any(field in fields for field, _ in demo.items()):
+                    raise OptionError(f"{name}: {demo!r} has no field of its predictor: give {', '.join(fields)}.")
     return list(candidates)
 
 

@@ -13,6 +13,8 @@ import dspy
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.gateway import Stopped
+from dspy.promptune.reflection.replies import asking
+from dspy.promptune.run.writing import LONGEST
 from dspy.promptune.secrets import cause, said
 from dspy.propose.dataset_summary_generator import create_dataset_summary
 from dspy.propose.grounded_proposer import TIPS, GenerateModuleInstruction, generate_instruction_class
@@ -44,6 +46,7 @@ class ProposeOptions:
     fewshot_aware: bool = True
     init_temperature: float = 1.0
     num_demos_in_context: int = 3
+    whole: bool = False  # instructions that are cut off or endless are not used
     found: Callable[[int, str], None] | None = None  # called with each instruction as it comes, and its predictor
 
 
@@ -237,11 +240,15 @@ class _Step:
         rollouts = [proposal.rollout, *_fresh(proposal.rollout)]
         for last, rollout in enumerate(rollouts, start=1):
             try:
-                with dspy.context(lm=self._rollout(rollout)):
+                with asking(self._rollout(rollout)) as cut_off:
                     text = str(strip_prefix(strip_prefix(predictor(**fields).proposed_instruction or "")))
-                if text.strip():
-                    return text
-                raise EvaluationError("the model gave an empty instruction")
+                if not text.strip():
+                    raise EvaluationError("the model gave an empty instruction")
+                if self.options.whole and (cut_off() or len(text) > LONGEST):
+                    raise EvaluationError(
+                        f"the instruction was cut off (max_tokens allows more), or has over {LONGEST:,} characters"
+                    )
+                return text
             except Exception:
                 if last == len(rollouts):
                     raise
@@ -270,8 +277,8 @@ def _nothing(proposals: int, options: ProposeOptions, report: StepReport) -> Eva
     first = next(each.error for each in report.failures if each.step == "proposal")
     error = EvaluationError(
         f"Not one of {proposals} instructions could be proposed, the first for this reason: {said(first).rstrip('.')}. "
-        f"Check prompt_model={getattr(options.prompt_model, 'model', options.prompt_model)!r}, its key and "
-        f"init_temperature={options.init_temperature:g}."
+        f"Check prompt_model={getattr(options.prompt_model, 'model', options.prompt_model)!r}, its key, its "
+        f"max_tokens and init_temperature={options.init_temperature:g}."
     )
     error.__cause__ = cause(first)
     return error

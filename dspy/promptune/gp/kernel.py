@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from gpytorch.constraints import Interval
 from gpytorch.kernels import Kernel
@@ -21,6 +22,7 @@ PRIORS = {
     "own": (0.05, 0.50),  # sd of what belongs to a candidate and not to its meaning
     "joint": (0.07, 0.60),  # sd of what only the combination of meanings decides
     "single": (0.05, 0.50),  # sd of what belongs to one combination alone
+    "step": (0.06, 0.50),  # sd of what writing a candidate from another one changes
     "length": (0.60, 0.50),  # lengthscale of a part
     "scale": (1.0, 0.50),  # of all standard deviations together: on some tasks prompts hardly matter, on some much
 }
@@ -35,8 +37,12 @@ class PartsKernel(Kernel):  # type: ignore[misc]
     candidate::
 
         k = level^2 + scale^2 (
-            sum_i (smooth_i^2 m_i + own_i^2 e_i) + joint^2 prod_i m_i + single^2 [same prompt]
+            sum_i (smooth_i^2 m_i + own_i^2 e_i + step^2 s_i) + joint^2 prod_i m_i + single^2 [same prompt]
         )
+
+    ``s_i`` is the number of writings that both candidates have behind them (:func:`dspy.promptune.gp.parts.lineage`): a
+    candidate written from another one is as good as that one, give or take a step. It is the covariance of a random
+    walk along a tree (Felsenstein 1985, "Phylogenies and the comparative method").
 
     The scale makes nothing possible that the others do not; its prior lets all of them be small, or large, at once.
 
@@ -46,22 +52,28 @@ class PartsKernel(Kernel):  # type: ignore[misc]
 
     Args:
         points: For each part, ``(n_candidates, r)`` from :func:`dspy.promptune.gp.parts.project`.
+        lineages: For each part, ``(n_candidates, n_written)`` from :func:`dspy.promptune.gp.parts.lineage`; none where
+            no candidate was written from another.
     """
 
-    def __init__(self, points: Sequence[Array]) -> None:
+    def __init__(self, points: Sequence[Array], lineages: Sequence[Array] = ()) -> None:
         super().__init__()
         self.n_parts = len(points)
         for i, part in enumerate(points):
-            self.set_points(i, part)
+            self.set_points(i, part, lineages[i] if lineages else np.zeros((len(part), 0)))
         for name, (median, spread) in PRIORS.items():
             if name in ("own", "joint") and self.n_parts == 1:
                 continue
-            count = 1 if name in ("joint", "single", "scale") else self.n_parts
+            count = 1 if name in ("step", "joint", "single", "scale") else self.n_parts
             self._add(f"log_{name}", math.log(median), spread, count)
 
-    def set_points(self, part: int, points: Array) -> None:
-        """The candidates of a part, ``(n_candidates, r)``; they may be more than before."""
+    def set_points(self, part: int, points: Array, lineage: Array) -> None:
+        """The candidates of a part, ``(n_candidates, r)``, and the writings behind them, ``(n_candidates, n_written)``.
+
+        They may be more than before.
+        """
         self.register_buffer(f"points_{part}", torch.as_tensor(points, dtype=torch.float64))
+        self.register_buffer(f"lineage_{part}", torch.as_tensor(lineage, dtype=torch.float64))
 
     @property
     def points(self) -> list[Array]:
@@ -92,6 +104,8 @@ class PartsKernel(Kernel):  # type: ignore[misc]
             total = total + torch.exp(2 * self.log_smooth[i]) * smooth
             if self.n_parts > 1:
                 total = total + torch.exp(2 * self.log_own[i]) * same
+            if getattr(self, f"lineage_{i}").shape[1]:
+                total = total + torch.exp(2 * self.log_step) * self._written(i, first[..., i], second[..., i], diag)
             product, together = product * smooth, together * same
         if self.n_parts > 1:
             total = total + torch.exp(2 * self.log_joint) * product
@@ -110,3 +124,10 @@ class PartsKernel(Kernel):  # type: ignore[misc]
         distance = math.sqrt(5) * torch.sqrt(squared.clamp_min(1e-12)) * torch.exp(-self.log_length[i])
         smooth = (1 + distance + distance.square() / 3) * torch.exp(-distance)
         return smooth, (first == second).to(smooth.dtype)
+
+    def _written(self, i: int, first: Tensor, second: Tensor, diag: bool) -> Tensor:
+        """Writings that both of two broadcastable sets of candidates of part ``i`` have behind them."""
+        lineage = getattr(self, f"lineage_{i}")
+        if diag:
+            return torch.as_tensor((lineage[first] * lineage[second]).sum(-1))
+        return torch.as_tensor(lineage[first.squeeze(-1)] @ lineage[second.squeeze(-2)].transpose(-1, -2))

@@ -141,11 +141,12 @@ class PromptGP(Module):  # type: ignore[misc]
 
     Args:
         points: For each part, ``(n_candidates, r)`` from :func:`dspy.promptune.gp.parts.project`.
+        lineages: For each part, which writings are behind each candidate, see :class:`PartsKernel`.
     """
 
-    def __init__(self, points: Sequence[Array]) -> None:
+    def __init__(self, points: Sequence[Array], lineages: Sequence[Array] = ()) -> None:
         super().__init__()
-        self.kernel = PartsKernel(points)
+        self.kernel = PartsKernel(points, lineages)
         self._add("log_noise", math.log(0.08), 0.7)  # sd of an observed mean that came without its scores
 
     def _add(self, name: str, mean: float, spread: float) -> None:

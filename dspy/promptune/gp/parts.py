@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,3 +42,20 @@ def project(vectors: Array, max_dims: int = MAX_DIMS) -> Array:
     mean_squared_distance = 2 * n / (n - 1) * float((points**2).sum(axis=1).mean())
     scaled: Array = points / np.sqrt(mean_squared_distance)
     return scaled
+
+
+def lineage(parents: Mapping[int, int], n_candidates: int) -> Array:
+    """Which writings are behind each candidate of a part: its own, its parent's, that one's parent's, and so on.
+
+    Args:
+        parents: For each candidate that was written from another one, that one's index; it came before.
+        n_candidates: Candidates of the part.
+
+    Returns:
+        ``(n_candidates, n_written)`` of 0 and 1, so that the product of two rows counts what both have behind them.
+    """
+    behind = np.zeros((n_candidates, len(parents)))
+    for column, child in enumerate(sorted(parents)):
+        behind[child] = behind[parents[child]]
+        behind[child, column] = 1.0
+    return behind

@@ -73,6 +73,11 @@ class PoolPosterior:
         return len(self.pool)
 
     @property
+    def unit(self) -> float:
+        """Length of the metric's range: 1 for scores from 0 to 1, 100 for percentages."""
+        return self._unit
+
+    @property
     def mean(self) -> Array:
         """Posterior means ``(P,)``."""
         means: Array = self._centre + self._unit * self._mean

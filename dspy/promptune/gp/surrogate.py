@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.model import Evidence, PromptGP, evidence
-from dspy.promptune.gp.parts import MAX_DIMS, Array, project
+from dspy.promptune.gp.parts import MAX_DIMS, Array, lineage, project
 from dspy.promptune.gp.posterior import PoolPosterior
 from dspy.promptune.gp.threads import one_thread
 from dspy.promptune.space import Key
@@ -31,15 +31,21 @@ class Surrogate:
     Args:
         vectors: For each part, ``(n_candidates, d)`` embeddings.
         max_dims: Directions kept of each part's vectors.
+        parents: For each part, which of its candidates were written from which, see
+            :class:`dspy.promptune.space.Part`; none where none was.
 
     Attributes:
         version: How often candidates were added; a posterior is valid for the version it was computed at.
     """
 
-    def __init__(self, vectors: Sequence[Array], max_dims: int = MAX_DIMS) -> None:
+    def __init__(
+        self, vectors: Sequence[Array], max_dims: int = MAX_DIMS, parents: Sequence[Mapping[int, int]] = ()
+    ) -> None:
         self._vectors = [np.asarray(part, dtype=np.float64) for part in vectors]
         self._max_dims = max_dims
-        self.gp = PromptGP([project(part, max_dims) for part in self._vectors])
+        self._parents = [dict(part) for part in parents] or [{} for _ in vectors]
+        lineages = [lineage(known, len(part)) for known, part in zip(self._parents, self._vectors, strict=True)]
+        self.gp = PromptGP([project(part, max_dims) for part in self._vectors], lineages)
         self._prior = self.gp.hyperparameters()
         self._fitted = 0
         self.version = 0
@@ -49,7 +55,7 @@ class Surrogate:
         """Candidates known of each part."""
         return tuple(len(part) for part in self._vectors)
 
-    def extend(self, part: int, vectors: Array) -> None:
+    def extend(self, part: int, vectors: Array, parents: Mapping[int, int] | None = None) -> None:
         """Add candidates to a part, after those it has; fitted hyper-parameters stay.
 
         The part is projected again, so that points of earlier candidates move too: a posterior computed before does
@@ -59,12 +65,15 @@ class Surrogate:
             part: Position of the part.
             vectors: ``(n_new, d)`` embeddings; where ``d`` grew, as it does for one-hot vectors, the candidates before
                 have zeros there.
+            parents: Which candidates of the part, the new ones included, were written from which.
         """
         old, new = self._vectors[part], np.asarray(vectors, dtype=np.float64)
         width = max(old.shape[1], new.shape[1])
         padded = [np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in (old, new)]
         self._vectors[part] = np.concatenate(padded)
-        self.gp.kernel.set_points(part, project(self._vectors[part], self._max_dims))
+        self._parents[part] = dict(parents or self._parents[part])
+        points = project(self._vectors[part], self._max_dims)
+        self.gp.kernel.set_points(part, points, lineage(self._parents[part], len(points)))
         self.version += 1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,6 +81,7 @@ class Surrogate:
         return {
             "vectors": self._vectors,
             "max_dims": self._max_dims,
+            "parents": self._parents,
             "hyperparameters": self.gp.hyperparameters(),
             "prior": self._prior,
             "fitted": self._fitted,
@@ -79,7 +89,7 @@ class Surrogate:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["vectors"], state["max_dims"])  # type: ignore[misc]
+        self.__init__(state["vectors"], state["max_dims"], state["parents"])  # type: ignore[misc]
         self.gp.set_hyperparameters(state["hyperparameters"])
         self._prior, self._fitted, self.version = state["prior"], state["fitted"], state["version"]
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.promptune.allocation.outcome import number
+from dspy.promptune.allocation.requests import WriteRequest, Written
 from dspy.promptune.distributed.metrics import score_of
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.answers import unanswered
 from dspy.promptune.reflection.feedback import feedback_of
-from dspy.promptune.run.writing import WriteRequest, Written
+from dspy.promptune.reflection.replies import asking
 from dspy.promptune.secrets import readable
 from dspy.promptune.space import Key
 from dspy.utils.exceptions import AdapterParseError
@@ -271,14 +272,14 @@ class Reflector:
             "current_instruction": request.text,
             "attempts": "\n\n".join(f"Attempt {i}\n{text}" for i, text in enumerate(texts, start=1)),
         }
-        with dspy.context(lm=lm, trace=[]):
+        with asking(lm) as cut_off, dspy.context(trace=[]):
             try:
                 text = str(dspy.Predict(ReviseInstruction)(**fields).new_instruction)
             except AdapterParseError as error:
                 if (found := FENCE.search(str(error.lm_response))) is None:
                     raise
                 text = found[1]
-        return "" if _cut_off(lm) else unfenced(text)
+        return "" if cut_off() else unfenced(text)
 
     def _told(self, attempt: Attempt, name: str, predictor: int) -> str:
         """One attempt in words; the metric is asked for its feedback once."""
@@ -314,13 +315,6 @@ def unfenced(text: str) -> str:
     """A text without the fence around it, if it is nothing but a fenced block."""
     whole = FENCE.fullmatch(text.strip())
     return (whole[1] if whole else text).strip()
-
-
-def _cut_off(lm: Any) -> bool:
-    """Whether the latest answer ended for want of room."""
-    history = getattr(lm, "history", None) or [{}]
-    choices = getattr(history[-1].get("response"), "choices", None) or [None]
-    return getattr(choices[0], "finish_reason", None) == "length"
 
 
 def _steps(trace: Any, numbers: Mapping[int, int]) -> dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]:

@@ -76,7 +76,8 @@ def believe(record: RunRecord) -> Beliefs | None:
     vectors, embedder, why = _vectors(record)
     keys = list(dict.fromkeys([*record.rows, *record.space.pool(POOL, random.Random(0), list(record.rows))]))
     try:
-        surrogate = Surrogate(vectors, 10**6 if embedder == "onehot" else MAX_DIMS)
+        dims = 10**6 if embedder == "onehot" else MAX_DIMS
+        surrogate = Surrogate(vectors, dims, [part.parents for part in record.space.parts])
         posterior = surrogate.posterior(record.observations, keys)
     except (ArithmeticError, RuntimeError, ValueError) as error:
         logger.warning("No posterior for the report: %s", error)

@@ -6,6 +6,7 @@ import keyword
 from collections.abc import Mapping
 from typing import Any
 
+from dspy.promptune.allocation.policy import FULL_EVERY
 from dspy.promptune.report.record import RunRecord
 
 __all__ = ["command"]
@@ -39,7 +40,8 @@ def command(record: RunRecord) -> str:
 
 def _search(facts: Mapping[str, Any]) -> list[str]:
     options = {name: value for name, value in (facts.get("options") or {}).items() if value is not None}
-    options["full_eval_steps"] = options.pop("full_every", None)
+    every = options.pop("full_every", None)
+    options["full_eval_steps"] = None if every == FULL_EVERY else every  # a race refuses it
     given, unwritten = _arguments({name: value for name, value in options.items() if value is not None})
     lines = ["from dspy.promptune import search", "", f"# space and evaluate ({facts.get('metric')}) are yours"]
     lines.append(f"run = search(space, evaluate, {_joined({}, given)})")

@@ -68,7 +68,7 @@ class SearchLoop:
         self._parts: dict[int, Outcome] = {}  # what jobs that were taken up again had brought before
         self._tries: dict[int, int] = {}
         self._silence = Silence()
-        self._streak = FailureStreak(self._limits.streak, schedule.n_jobs, jobs.ledger.max_calls)
+        self._streak = FailureStreak(self._limits.streak, schedule.n_jobs, jobs.ledger, jobs.trials.space)
         self._begun: dict[int, set[int]] = {}  # examples that a running job has begun, in any of its attempts
         self._over = False
         self._last_error: BaseException | None = None
@@ -300,7 +300,7 @@ class SearchLoop:
         if self._again(job, outcome):
             return False
         if outcome.scores:
-            self._streak.scored()
+            self._streak.scored(job.key)
             self._silence.scored(job.key)
         for listener in self._listeners:
             listener.on_end(job, outcome)
@@ -326,16 +326,13 @@ class SearchLoop:
         if isinstance(error, MetricError):
             self._broken = error
             self.stop("the metric is broken")
-        self._streak.failed(lost, blamed=blamed)
-        if why := self._streak.too_long():
+        if why := self._streak.failed(job.key, lost, blamed=blamed):
             self.stop(f"{why}, the last with {text}")
 
     def _lost(self, job: Job, outcome: Outcome) -> int:
         """Calls that a failed job took for nothing, at least one: else it might fail forever and cost nothing."""
-        begun = self._begun.pop(job.number, set())
-        unscored = len(self._table.missing(job.key, begun))
-        tried = unscored if outcome.tried is None else min(unscored, outcome.tried)
-        return max(1, tried)
+        unscored = len(self._table.missing(job.key, self._begun.pop(job.number, ())))
+        return max(1, unscored if outcome.tried is None else min(unscored, outcome.tried))
 
     def _note_best(self, *, every: int = 0) -> None:
         """Write down what the run would return now, unless that was done less than ``every`` examples ago."""

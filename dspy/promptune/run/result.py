@@ -44,6 +44,7 @@ class SearchRun:
         expected_score: Expected score of the winner on new examples, in the metric's units: what was lucky in
             ``best_score`` is taken off. ``None`` for samplers without a model.
         interval: 90 % interval of that score, ``(low, high)``, or ``None``.
+        posterior_mean: Mean of the model's belief about the winner, by which it won; ``None`` without a model.
         trials: Frozen trials of the study in the order of their numbers; user attributes hold ``scores``,
             ``examples``, ``kind`` and ``seconds``, or the ``error`` of a failed one.
         order: ``("ask" | "tell" | "fail", trial number)`` as it happened: the same order gives the same run.
@@ -75,6 +76,7 @@ class SearchRun:
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     expected_score: float | None = None
     interval: tuple[float, float] | None = None
+    posterior_mean: float | None = None
     lineage: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     cases: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     programs: Compared | None = field(default=None, repr=False)

@@ -30,8 +30,8 @@ class Limits:
         retries: Times a job for which no answer came is tried again before its trial is FAILED.
         retry_all: Whether a job is that failed for any other reason, too.
         streak: Evaluations without an answer in a row before the run gives up; as many that failed through the fault of
-            their prompts (once one was scored, four times as many) if they took a fifth of its calls. ``None``: 5, or
-            two rounds of ``n_jobs``.
+            their prompts (once one was scored, four times as many) if they took a fifth of its calls and the others
+            cannot all be tried. ``None``: 5, or two rounds of ``n_jobs``.
         max_calls: Scored examples after which the run is over. Where it is known, a run does not wait for the last
             stragglers of its last jobs; never in batches, whose results must not depend on time.
         note_every: Scored examples between two entries of the history; to say what is best takes a moment.

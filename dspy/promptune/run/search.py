@@ -13,7 +13,7 @@ from dspy.promptune.allocation.records import AllocationPolicy, Assignment, Scor
 from dspy.promptune.errors import EvaluationError, OptionError, StorageError
 from dspy.promptune.identity.manifest import embedder_known, search_manifest
 from dspy.promptune.interrupts import Interrupt, interrupts
-from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName, check_jobs, check_seed, with_batch_size
+from dspy.promptune.options import check_jobs, check_search, check_seed, check_steps, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
 from dspy.promptune.run.events import SearchCallback, SearchEvents, check_callbacks
 from dspy.promptune.run.listeners import LoopListener
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from dspy.promptune.allocation.policy import Budget
+    from dspy.promptune.allocation.requests import Propose
     from dspy.promptune.allocation.writing import Text
+    from dspy.promptune.options import ResumeMode, SamplerName, ScheduleName
     from dspy.promptune.run.trials import Proposals, StudyTrials
-    from dspy.promptune.run.writing import Propose, Writer, Writing
+    from dspy.promptune.run.writing import Writer, Writing
     from dspy.promptune.samplers.qei import QEISampler
 
 __all__ = ["Compared", "Run", "SearchRun", "search"]
-
-FULL_EVAL_STEPS = 5
 
 
 class Run:
@@ -91,13 +91,9 @@ class Run:
         if store is not None and store.drivers.share:
             self.sharing = Sharing(store, space, ledger, n_examples=limits.n_examples, past=self.past)
         self.jobs = RunJobs(
-            self.policy,
-            trials,
-            ledger,
-            proposals=proposals,
-            sharing=self.sharing,
+            self.policy, trials, ledger, proposals=proposals, sharing=self.sharing,
             broken=lambda: store is not None and store.broken is not None,
-        )
+        )  # fmt: skip
         for failed, why in self.past.failures:
             self.jobs.failed(failed, EvaluationError(why), 0)
         self.writing: Writing | None = None
@@ -168,8 +164,7 @@ class Run:
             spent=spent or {},
             space=self.space,
             facts={**(facts or {}), **self._named, "embedder": embedder_known(self.sampler, {})},
-            expected_score=expected.score if expected else None,
-            interval=expected.interval if expected else None,
+            **({} if expected is None else expected._asdict()),
             lineage=() if self.writing is None else self.writing.lineage(),
         )
 
@@ -215,7 +210,7 @@ def search(
     minibatch_size: int | None = None,
     seed: int | None = None,
     schedule: ScheduleName | None = None,
-    full_eval_steps: int = FULL_EVAL_STEPS,
+    full_eval_steps: int | None = None,
     retries: int = 0,
     storage: str | Path | BaseStorage | None = None,
     study_name: str | None = None,
@@ -243,7 +238,8 @@ def search(
         schedule: ``"batch"`` evaluates ``batch_size`` combinations and proposes again when all have ended: the same
             seed gives the same trials. ``"async"`` proposes whenever an evaluation ends. Default: ``"async"`` with
             several jobs, otherwise ``"batch"``.
-        full_eval_steps: Minibatches between full evaluations of the best average, where minibatches are used.
+        full_eval_steps: Minibatches between full evaluations of the best average, by default 5; 0 for none. Our
+            sampler takes it with ``minibatch_size`` only.
         retries: Times an evaluation that raised is tried again.
         storage: Where the run is written as it goes, so that it can be resumed: a SQLite file, an Optuna journal
             (``*.log``), a database URL or an Optuna storage. ``None`` keeps it in memory.
@@ -271,15 +267,12 @@ def search(
     check_jobs(n_jobs, batch_size, schedule)
     plan = make_schedule(n_jobs, batch_size, schedule)
     check_seed(seed)
+    check_search(n_examples, max_calls, minibatch_size, retries=retries, propose=propose)
+    check_steps(full_eval_steps, minibatch_size, sampler, sampler_options)
     check_callbacks(callbacks)
-    batched = plan.batch is not None
-    options = with_batch_size(sampler, sampler_options, n_jobs=n_jobs, given=batch_size, batched=batched)
-    budget = {
-        "n_examples": n_examples,
-        "max_calls": max_calls,
-        "minibatch_size": minibatch_size,
-        "full_every": full_eval_steps,
-    }
+    options = with_batch_size(sampler, sampler_options, n_jobs=n_jobs, given=batch_size, batched=plan.batch is not None)
+    size = {"n_examples": n_examples, "max_calls": max_calls, "minibatch_size": minibatch_size}
+    budget = size if full_eval_steps is None else {**size, "full_every": full_eval_steps}
     described = {"sampler": sampler, "seed": seed, "n_jobs": n_jobs, "schedule": schedule, **budget, **options}
     with interrupts(interrupt := Interrupt()), contextlib.ExitStack() as ending:
         store = open_study_store(storage, study_name, resume, "search", share=share)
@@ -289,6 +282,7 @@ def search(
             ending.callback(store.close)
         writer = None if propose is None else _writer(propose, plan)
         run = Run(space, sampler, budget, seed=seed, options=options, store=store, writer=writer)
+        check_steps(full_eval_steps, minibatch_size, run.sampler, {})  # of a callable it is known only now
         space = run.space
         keep = keep_nothing if store is None else store.keep_scores
         work: Evaluator = Inline(space, evaluate, keep) if n_jobs == 1 else Threaded(space, evaluate, n_jobs, keep)

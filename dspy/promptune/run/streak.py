@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from dspy.promptune.allocation.ledger import CallLedger
 from dspy.promptune.counted import counted
-from dspy.promptune.space import Key
+from dspy.promptune.space import Key, PromptSpace
 
 __all__ = ["FailureStreak", "Silence"]
 
@@ -13,42 +14,51 @@ MIN_STREAK = 5  # failures one after another, with no example scored between the
 PATIENCE = 4  # times as many failures of prompts once an example was scored: the program works, these prompts do not
 DOUBTS = 2  # evaluations in a row without an answer that are no fault yet of a prompt that was answered before
 SHARE = 0.2  # of its calls: so many may be lost to prompts that fail, while a good one may be among the others
+FOR_OTHERS = 0.5  # of its calls: more may be lost where trying all the others takes no more than this
 
 
 class FailureStreak:
     """The failures since an example was last scored: those of prompts, and evaluations that got no answer.
 
-    Where no answer comes, none will for another prompt: a few such failures are enough. Where prompts are at fault,
-    the others may be sound: a run looks for one as long as that does not take a fifth of ``max_calls``. A ``limit`` of
-    ``None`` is 5, or two rounds of ``n_jobs``.
+    Where no answer comes, none will for another prompt: a few such failures are enough. Where prompts are at fault, the
+    others may be sound: a run looks for one as long as that does not take a fifth of its calls, and beyond it as long
+    as the calls left, and half of all, pay for every prompt that was not tried yet. Where they do not, so many
+    different prompts must have failed. A ``limit`` of ``None`` is 5, or two rounds of ``n_jobs``.
     """
 
-    def __init__(self, limit: int | None, n_jobs: int, max_calls: int) -> None:
+    def __init__(self, limit: int | None, n_jobs: int, ledger: CallLedger, space: PromptSpace) -> None:
         self._limit = limit or max(MIN_STREAK, 2 * n_jobs)
-        self._most = SHARE * max_calls
-        self._blamed = self._unanswered = self._lost = 0
+        self._ledger, self._space = ledger, space
+        self._failed: set[Key] = set()  # prompts without scores, whose failures are in a row or not
+        self._blamed: Counter[Key] = Counter()
+        self._unanswered = self._lost = 0
         self._patience = 1
 
-    def scored(self) -> None:
-        """An example was scored: nothing failed since."""
-        self._blamed = self._unanswered = self._lost = 0
+    def scored(self, key: Key) -> None:
+        """An example was scored with this prompt: nothing failed since."""
+        self._failed.discard(key)
+        self._blamed.clear()
+        self._unanswered = self._lost = 0
         self._patience = PATIENCE
 
-    def failed(self, lost: int, *, blamed: bool) -> None:
-        """A job has failed, through the fault of its prompt or for want of an answer, and took calls for nothing."""
-        if blamed:
-            self._blamed += 1
-            self._lost += lost
-        else:
+    def failed(self, key: Key, lost: int, *, blamed: bool) -> str | None:
+        """A job has failed, its prompt's fault or not, and took calls for nothing; says of what that is too many."""
+        if not blamed:
             self._unanswered += 1
-
-    def too_long(self) -> str | None:
-        """What there are too many of, in words."""
-        if self._unanswered >= self._limit:
-            return f"{counted(self._unanswered, 'evaluation')} got no answer in a row"
-        if self._blamed >= self._limit * self._patience and self._lost > self._most:
-            return f"{counted(self._blamed, 'evaluation')} failed in a row, {counted(self._lost, 'call')} lost"
-        return None
+            silent = f"{counted(self._unanswered, 'evaluation')} got no answer in a row"
+            return silent if self._unanswered >= self._limit else None
+        self._blamed[key] += 1
+        self._lost += lost
+        table, failed = self._ledger.table, self._blamed.total()
+        if not table.count(key):
+            self._failed.add(key)
+        untried = self._space.size - len(table) - len(self._failed)
+        enough = min(self._ledger.left(), FOR_OTHERS * self._ledger.max_calls)
+        paid = 0 < untried * self._lost <= failed * enough  # each at the mean of these failures
+        many = (len(self._blamed) if untried > 0 else failed) >= self._limit * self._patience
+        if paid or not many or self._lost <= SHARE * self._ledger.max_calls:
+            return None
+        return f"{counted(failed, 'evaluation')} failed in a row, {counted(self._lost, 'call')} lost"
 
 
 class Silence:

@@ -51,11 +51,11 @@ def appended(space: PromptSpace, noted: Mapping[str, Any]) -> Text | None:
         return None
     if "refused" in noted:
         return Text(part, -1, parent, noted["calls"], noted["at"], refused=noted["refused"])
-    known = len(space.parts[space.names.index(part)])
-    index = space.append(part, noted["text"])
+    place = space.names.index(part)
+    known, proposed = len(space.parts[place]), noted.get("origin") == PROPOSED
+    index = space.append(part, noted["text"], None if proposed else parent[place])
     if index < known:
         return None
-    proposed = noted.get("origin") == PROPOSED
     return Text(part, index, parent, noted["calls"], noted["at"], noted["text"], proposed)
 
 

@@ -35,14 +35,14 @@ class StudyTrials:
 
     def __init__(self, study: Study, space: PromptSpace) -> None:
         self.study = study
-        self._space = space
+        self.space = space
         self._closed: dict[str, BaseDistribution] = {**space.distributions()}
         self._ids: dict[int, int] = {}
         self._asked: dict[Key, tuple[int, int]] = {}  # trials that a sampler made for its proposals: number and id
 
     @property
     def _distributions(self) -> dict[str, BaseDistribution]:
-        return {**self._space.distributions()} if self._space.is_open else self._closed
+        return {**self.space.distributions()} if self.space.is_open else self._closed
 
     def ask(self) -> Key:
         """A combination that the study's sampler proposes, whose trial waits for :meth:`open`.
@@ -51,8 +51,8 @@ class StudyTrials:
         not: then its trial is FAILED, and the indices are returned as they are.
         """
         trial = self.study.ask(self._distributions)
-        indices = tuple(int(trial.params[name]) for name in self._space.names)
-        if (key := self._space.find(indices)) is not None:
+        indices = tuple(int(trial.params[name]) for name in self.space.names)
+        if (key := self.space.find(indices)) is not None:
             if key in self._asked:  # proposed twice in one decision
                 self._overrule(*self._asked[key])
             self._asked[key] = trial.number, trial._trial_id
@@ -107,7 +107,7 @@ class StudyTrials:
     def _create(self, key: Key) -> tuple[int, int]:
         """Number and id of a running trial with this combination: the sampler is not asked."""
         template = create_trial(
-            state=TrialState.RUNNING, params=self._space.params(key), distributions=self._distributions
+            state=TrialState.RUNNING, params=self.space.params(key), distributions=self._distributions
         )
         storage = self.study._storage
         trial_id = storage.create_new_trial(self.study._study_id, template_trial=template)

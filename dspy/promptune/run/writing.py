@@ -7,12 +7,13 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dspy.promptune.allocation.requests import Propose, WriteRequest, Written
 from dspy.promptune.allocation.writing import FAILURES, Text, WriteDecision, WritingPolicy, WritingState
 from dspy.promptune.errors import EmbeddingError, StorageError
 from dspy.promptune.run.naming import prompt_name
@@ -27,60 +28,13 @@ if TYPE_CHECKING:
     from dspy.promptune.allocation.racing import RacingPolicy
     from dspy.promptune.samplers.qei import QEISampler
 
-__all__ = ["Propose", "WriteRequest", "Writer", "Writing", "Written"]
+__all__ = ["Writer", "Writing"]
 
 logger = logging.getLogger(__name__)
 
 NEAR = 0.9995  # cosine of two texts' vectors from which on one is a copy of the other
 LONGEST = 20_000  # characters of a text
 
-
-@dataclass(frozen=True)
-class WriteRequest:
-    """What a new text is asked for.
-
-    Attributes:
-        part: Name of the part it is for, such as ``"0_predictor_instruction"``.
-        predictor: Number of the predictor.
-        parent: The prompt to improve, as study parameters.
-        candidates: Its candidates, by the name of the part.
-        scores: Its scores so far, by validation example; there may be none.
-        belief: Posterior mean and standard deviation of its true score.
-        known: All texts of the part; one that is there already is not used.
-        number: How many texts were asked for before: another number should give another text.
-    """
-
-    part: str
-    predictor: int
-    parent: Mapping[str, int]
-    candidates: Mapping[str, Any] = field(repr=False)
-    scores: Mapping[int, float] = field(repr=False)
-    belief: tuple[float, float]
-    known: tuple[str, ...] = field(repr=False)
-    number: int
-
-    @property
-    def text(self) -> str:
-        """The text to improve."""
-        return str(self.candidates[self.part])
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a proposer returns that knows what it took: texts, and calls (examples run for evidence included).
-
-    ``evidence`` is written down with the first text, as JSON: what it was written from. With an ``error`` there is no
-    text, and the calls count all the same.
-    """
-
-    texts: Sequence[str]
-    calls: float = 1.0
-    evidence: Sequence[Mapping[str, Any]] = ()
-    error: BaseException | None = None
-
-
-Propose = Callable[[WriteRequest], "Sequence[str] | Written"]
-"""Writes: any number of texts for the part that is asked for, or a :class:`Written`."""
 
 Submit = Callable[..., "Future[Any]"]
 
@@ -213,7 +167,7 @@ class Writing:
         began = time.monotonic()
         try:
             answer = self._writer.propose(request)
-            written = answer if isinstance(answer, Written) else Written(list(answer))
+            written = answer if isinstance(answer, Written) else Written(answer)
         except Exception as error:
             written = Written((), error=error)
         self._arrived.put(_Arrived(request.number, decision, written, time.monotonic() - began))
@@ -278,14 +232,14 @@ class Writing:
             logger.warning("Writing an instruction failed: %s.", why)
         brought = [{"text": text} for text in good] or [{"refused": why}]
         for i, each in enumerate(brought):
-            evidence = {} if i or not written.evidence else {"evidence": list(written.evidence)}
-            self._store(part, parent, written.calls / len(brought), **each, **evidence, seconds=seconds)
+            more = {"sibling": True} if i else {"evidence": list(written.evidence)} if written.evidence else {}
+            self._store(part, parent, written.calls / len(brought), **each, **more, seconds=seconds)
 
     def _sifted(self, part: str, texts: Sequence[str]) -> tuple[list[str], str]:
         """The texts that can be used, and why the last of the others cannot: empty, endless, or copies."""
         good: list[str] = []
         why = "nothing was written"
-        for text in dict.fromkeys(str(text).strip() for text in texts):
+        for text in dict.fromkeys(text.strip() for text in texts):
             if unfit := self._unfit(part, text):
                 why = unfit
             elif self._near(text, [*self._known(part), *good]):
@@ -343,7 +297,8 @@ class Writing:
                 logger.warning("%d requests for a text in a row brought nothing: no more are made.", FAILURES)
             return
         self._sampler.grow()
-        self._racing.grown(None if text.proposed else self.policy.child(text))
+        child = None if text.proposed else self.policy.child(text)
+        self._racing.grown(child, sibling=noted.get("sibling", False))
         if text.proposed:
             logger.info("Candidate %d of %s was proposed.", text.index, text.part)
         else:

@@ -96,7 +96,7 @@ class QEISampler(BaseSampler):
         self.space = space
         self._own = space.distributions()
         dims = 10**6 if embedder == "onehot" else MAX_DIMS
-        self.surrogate = Surrogate(embed_parts(space, embedder), dims)
+        self.surrogate = Surrogate(embed_parts(space, embedder), dims, [part.parents for part in space.parts])
         self._proposer = Proposer(space, self.surrogate, self.options)
         self._lock = threading.RLock()
         self._random = random.Random(seed)
@@ -133,7 +133,7 @@ class QEISampler(BaseSampler):
             vectors = embed_parts(self.space, self.embedder)
             for part, (rows, count) in enumerate(zip(vectors, known, strict=True)):
                 if len(rows) > count:
-                    self.surrogate.extend(part, rows[count:])
+                    self.surrogate.extend(part, rows[count:], self.space.parts[part].parents)
             self._own = self.space.distributions()
             self._planned.clear()
             return True

@@ -16,28 +16,16 @@ from dspy.promptune.limits.pool import PoolStoppedError
 from dspy.promptune.space import instruction_name
 
 if TYPE_CHECKING:
-    from dspy.promptune.compile.options import CompileOptions
     from dspy.promptune.run.loop import SearchLoop
-    from dspy.promptune.storage.run_store import RunStore
 
-__all__ = ["Arrivals", "searches_early"]
+__all__ = ["Arrivals"]
 
 ENDS = (Stopped, CancelledError, StorageError, PoolStoppedError)  # what ends a run ends its proposals
 
+POLL_SECONDS = 0.05  # how often a wait looks again
+
 Found = Callable[[int, str], None]
 """``(predictor, instruction)``: here is one."""
-
-
-def searches_early(options: CompileOptions, books: RunStore, instructions: Mapping[int, Sequence[str]]) -> bool:
-    """Whether the search begins with these instructions, while others are proposed.
-
-    It does where instructions come during the search anyway, and the same seed need not give the same trials. A
-    search that is taken up again begins as it did.
-    """
-    begun = None if books.store is None else books.store.study.user_attrs.get("candidates")
-    if not options.reflect or begun is None:
-        return options.reflect and options.schedule != "batch" and not options.share
-    return all(len(begun[instruction_name(i)]) == len(each) for i, each in instructions.items())
 
 
 class Arrivals:
@@ -70,6 +58,16 @@ class Arrivals:
                 found.append(self._offered.get_nowait())
             except Empty:
                 return found, over, late
+
+    def hold(self, answered: threading.Event) -> None:
+        """Wait until the language model that proposes has ``answered``, one has come, or none will.
+
+        Raises:
+            EvaluationError: Not one could be made.
+        """
+        while not (self._over.is_set() or self._came is not None or answered.wait(POLL_SECONDS)):
+            pass
+        self.check()
 
     def listen(self, loop: SearchLoop) -> None:
         """From now on this search is woken by what comes, and stopped if nothing can."""
