@@ -20,7 +20,8 @@ EXAMPLES = len(QUESTIONS) - 20
 BUDGET = 120
 
 
-@pytest.mark.parametrize("file", ["runs.log", pytest.param("runs.db", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["runs.log", "runs.db"])
 def test_the_calls_served_over_all_kills_are_within_the_limit(tmp_path, file):
     """A compile that is killed and then finished has every score it ever had, and made no call more than allowed."""
     options = {"max_lm_calls": BUDGET, "num_trials": 30, "resume": True}
