@@ -27,11 +27,14 @@ def pack(table: Table) -> dict[str, Any]:
     """The arrays of a table's file.
 
     ``instruction`` and, where there are any, ``demos``: ``candidates x 48``, float16. ``prompts``: the index of each
-    part, ``prompts x parts``. ``scores``: mean accuracies. ``matrix``: 0/1 scores as bits, where they were recorded.
+    part, ``prompts x parts``. ``bare``: the index of the demo set without a demo, if there is one. ``scores``: mean
+    accuracies. ``matrix``: 0/1 scores as bits, where they were recorded.
     """
     keys = list(table.truth)
     parts = dict(zip(("instruction", "demos"), embed_parts(table.space), strict=False))
     arrays: dict[str, Any] = {name: rotated(vectors) for name, vectors in parts.items()}
+    bare = [i for i, text in enumerate(table.space.texts(1)) if not text.strip()] if len(parts) > 1 else []
+    arrays["bare"] = np.array(bare, dtype=np.int16)
     arrays["prompts"] = np.array(keys, dtype=np.int16)
     arrays["scores"] = np.array([table.truth[key] for key in keys])
     arrays["n_examples"] = np.array(table.n_examples)

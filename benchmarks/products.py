@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.tables import Evaluate, Table
+from benchmarks.tables import EMPTY, Evaluate, Table
 from dspy.promptune.space import Key, PromptSpace
 
 __all__ = ["Product", "product"]
@@ -45,10 +45,13 @@ class Product(Table):
 def product(first: Table, second: Table, unit: float = 1.0) -> Product:
     """All pairs of the prompts of two tables, for validation examples that both have.
 
-    Both tables have demos, and no recorded columns: their truth does not depend on how many examples there are.
+    Both tables have demos, and no recorded columns: their truth does not depend on how many examples there are. Which
+    demo set is empty is not told here: each table has a vector of its own for it.
     """
     truth = {a + b: (x + y) / 2 for a, x in first.truth.items() for b, y in second.truth.items()}
-    texts = [[half.space.texts(i) for i in range(2)] for half in (first, second)]
+    texts = [
+        [[text or f"{half.name} {EMPTY}" for text in half.space.texts(i)] for i in range(2)] for half in (first, second)
+    ]
     return Product(
         name=f"{first.name.split('_')[2]} x {second.name.split('_')[2]}, {'0 to 100' if unit > 1 else 'graded'}",
         space=PromptSpace(
@@ -57,7 +60,11 @@ def product(first: Table, second: Table, unit: float = 1.0) -> Product:
         truth=truth,
         columns={},
         n_examples=min(first.n_examples, second.n_examples),
-        vectors={**first.vectors, **second.vectors},
+        vectors={
+            f"{half.name} {EMPTY}" if text == EMPTY else text: vector
+            for half in (first, second)
+            for text, vector in half.vectors.items()
+        },
         halves=(first, second),
         unit=unit,
     )

@@ -10,6 +10,7 @@ A table comes in one of two forms:
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = ["Evaluate", "Table", "data_folder", "load_table", "load_tables"]
 
 Evaluate = Callable[[dict[str, int], Sequence[int]], list[float]]
 VARIABLE = "PROMPTUNE_TABLES"
+EMPTY = "(empty)"  # what an embedder is given in place of a text without a visible character
 SHIPPED = Path(__file__).resolve().parent / "data"
 
 
@@ -52,7 +54,7 @@ class Table:
         Raises:
             KeyError: A label that is not the table's, or a table that has texts.
         """
-        return np.stack([self.vectors[text] for text in texts])
+        return np.stack([self.vectors[text or EMPTY] for text in texts])
 
     @property
     def best(self) -> float:
@@ -142,12 +144,19 @@ def load_table(path: Path) -> Table:
 
 
 def _load_numbers(path: Path) -> Table:
-    """A table without texts; candidates are called ``<table> instruction 0``, ``<table> demos 0`` and so on."""
+    """A table without texts; candidates are called ``<table> instruction 0``, ``<table> demos 0`` and so on.
+
+    The demo set without a demo, if there is one, is empty here, too.
+    """
     with np.load(path) as file:
         content = {name: file[name] for name in file.files}
     kinds = [kind for kind in ("instruction", "demos") if kind in content]
     parts = [content[kind].astype(float) for kind in kinds]
     labels = [[f"{path.stem} {kind} {j}" for j in range(len(part))] for kind, part in zip(kinds, parts, strict=True)]
+    vectors = dict(zip(itertools.chain(*labels), itertools.chain(*parts), strict=True))
+    for j in content["bare"]:
+        vectors[EMPTY] = vectors[labels[1][j]]
+        labels[1][j] = ""
     keys = [tuple(int(index) for index in row) for row in content["prompts"]]
     n = int(content["n_examples"])
     rows = np.unpackbits(content["matrix"], axis=1, count=n).astype(float) if "matrix" in content else None
@@ -157,11 +166,7 @@ def _load_numbers(path: Path) -> Table:
         truth=dict(zip(keys, content["scores"].tolist(), strict=True)),
         columns={} if rows is None else dict(zip(keys, rows, strict=True)),
         n_examples=n,
-        vectors={
-            label: vector
-            for names, part in zip(labels, parts, strict=True)
-            for label, vector in zip(names, part, strict=True)
-        },
+        vectors=vectors,
     )
 
 

@@ -54,6 +54,13 @@ class Part:
         return _first_equal(self.candidates)
 
     @cached_property
+    def bare(self) -> tuple[bool, ...]:
+        """Whether each candidate is a demo set without a demo; no instruction is."""
+        if self.kind != "demos":
+            return (False,) * len(self)
+        return tuple(not (each.strip() if isinstance(each, str) else len(each)) for each in self.candidates)
+
+    @cached_property
     def distinct(self) -> tuple[int, ...]:
         """The indices of candidates that no earlier one equals, in order."""
         return tuple(i for i, j in enumerate(self.first) if i == j)

@@ -8,6 +8,7 @@ import pytest
 
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.errors import ALONE, CLOSE, DIFFICULTY, MOST, closeness, common_errors
+from dspy.promptune.gp.kernel import PartsKernel
 from dspy.promptune.gp.model import PromptGP, evidence
 from dspy.promptune.gp.parts import project
 from dspy.promptune.gp.posterior import PoolPosterior
@@ -61,7 +62,7 @@ def test_shares_of_which_scores_say_nothing_are_assumed():
 def test_prompts_with_equal_scores_still_have_noise_of_their_own():
     """Differences are never believed to be free of noise, and a covariance stays positive."""
     row = np.tile([0.0, 1.0, 1.0, 0.0], 25)
-    data = evidence([observed(tuple(key), row) for key in KEYS[:8].tolist()], POINTS)
+    data = evidence([observed(tuple(key), row) for key in KEYS[:8].tolist()], PartsKernel(POINTS))
     assert data.errors.total == pytest.approx(MOST)
     assert np.linalg.eigvalsh(PromptGP(POINTS).noise(data).detach().numpy()).min() > 0
 
@@ -69,7 +70,7 @@ def test_prompts_with_equal_scores_still_have_noise_of_their_own():
 def test_one_observation_more_is_as_if_it_had_been_there():
     """A posterior that grows by a block has the means and variances of one that is computed from all blocks."""
     model, blocks = PromptGP(POINTS), scored(0.2, 0.3, 0.2, examples=8)[:9]
-    data = evidence(blocks, POINTS)
+    data = evidence(blocks, PartsKernel(POINTS))
     names = ("rows", "values", "variances", "weights")
     before = dataclasses.replace(data, **{name: getattr(data, name)[:-1] for name in names})
     whole, grown = PoolPosterior(model, KEYS, data), PoolPosterior(model, KEYS, before)

@@ -131,6 +131,11 @@ class Beliefs:
             chosen = self._greedy(joint, out, block, count)
         return [self.pool[places[j]] for j in chosen]
 
+    def promising(self, keys: Sequence[Key]) -> list[Key]:
+        """Of prompts that were not measured, those with the highest prior mean."""
+        self._sampler.grow()
+        return self._surrogate.promising(keys)
+
     def first_of(self, keys: Sequence[Key], closed: Collection[Key], block: int) -> Key:
         """Of these prompts the one that would get the next block; the first where nothing is believed of any."""
         among = [key for key in keys if key in self._place and key not in closed]

@@ -239,7 +239,7 @@ class RacingPolicy:
         return math.fsum(row.values()) / len(row)
 
     def _unseen(self) -> Key | None:
-        """A random combination that is new, or else one that is not finished.
+        """A random combination that is new, with demos where there are any, or else one that is not finished.
 
         While nothing is scored, what explains the failures there are is found before other prompts fail.
         """
@@ -251,7 +251,7 @@ class RacingPolicy:
         for size in dict.fromkeys((min(touched, FEW) + 64, touched + 64)):
             ready = [key for key in self._space.pool(size, self._random) if self._may(key)]
             if new := [key for key in ready if not self._table.count(key) and not self._running.of(key)]:
-                return self._random.choice(new)
+                return self._random.choice(self._beliefs.promising(new))
         if not ready and not self._running.jobs and self._faults.relent(len(self._order)):
             return self._unseen()
         return self._random.choice(ready) if ready else None

@@ -61,7 +61,8 @@ class PromptModel(OneOutput):
             prior = self._gp.kernel.forward(X, X)
             cross = self._gp.kernel.forward(self._rows, X)
         solved = torch.linalg.solve_triangular(self._factor, cross, upper=False)
-        mean = self._data.centre + self._data.unit * (solved.transpose(-1, -2) @ self._white).squeeze(-1)
+        about = self._gp.kernel.expected(X) + (solved.transpose(-1, -2) @ self._white).squeeze(-1)
+        mean = self._data.centre + self._data.unit * about
         covariance = prior - solved.transpose(-1, -2) @ solved
         covariance = covariance + 1e-9 * torch.eye(X.shape[-2], dtype=covariance.dtype)
         return GPyTorchPosterior(MultivariateNormal(mean, self._data.unit**2 * covariance))

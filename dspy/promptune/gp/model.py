@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Evidence:
 
     Attributes:
         rows: ``(n, parts)`` candidate indices.
-        values: ``(n,)`` observed means, less ``centre``, over ``unit``.
+        values: ``(n,)`` observed means, less ``centre``, over ``unit``, less what the prior expects of each prompt.
         variances: ``(n,)`` their noise variances over ``unit`` squared; NaN where unknown.
         weights: ``(n, examples seen)`` share of each example in each mean; rows of zeros where unknown.
         columns: The column of each example in ``weights``.
@@ -38,7 +39,7 @@ class Evidence:
         binary: Whether every score is 0 or ``unit``, so that a prompt's level gives its noise.
         errors: Shares of that variance that the errors of prompts have in common on an example.
         common: That variance as it is where errors are common, over ``unit`` squared.
-        centre: Mean of the observed values, in the metric's own units.
+        centre: Mean of the observed values less what the prior expects, in the metric's own units.
         unit: Length of the metric's range, in its own units.
     """
 
@@ -66,12 +67,12 @@ class Evidence:
         return common + torch.diag(own.clamp_min(FLOOR).nan_to_num(0.0))
 
 
-def evidence(observations: Sequence[Observation], points: Sequence[Array] = ()) -> Evidence:
+def evidence(observations: Sequence[Observation], kernel: PartsKernel | None = None) -> Evidence:
     """Bring observations (at least one) into the units of the priors.
 
     Args:
         observations: What was measured.
-        points: For each part, the points of its candidates; without, errors have only difficulty in common.
+        kernel: Knows the candidates; without it, errors have only difficulty in common, and all prompts one prior mean.
     """
     raw = np.array([one.value for one in observations], dtype=np.float64)
     scores = np.array([score for one in observations for score in one.scores or ()], dtype=np.float64)
@@ -82,18 +83,21 @@ def evidence(observations: Sequence[Observation], points: Sequence[Array] = ()) 
     known = np.isfinite(noise)
     per_score = float((noise * sizes)[known].mean()) if known.any() else 0.25
     values = np.array([one.value for one in scaled], dtype=np.float64)
+    rows: Any = np.array([one.key for one in observations], dtype=np.int64)
+    if kernel is not None:
+        values -= kernel.expected(torch.as_tensor(rows)).numpy()
     centre = float(values.mean())
     table, columns = weights(observations)
     binary = bool(np.isin(scores, (0.0, unit)).all())
     return Evidence(
-        rows=np.array([one.key for one in observations], dtype=np.int64),
+        rows=rows,
         values=values - centre,
         variances=noise,
         weights=table,
         columns=columns,
         per_score=per_score,
         binary=binary,
-        errors=common_errors(scaled, points),
+        errors=common_errors(scaled, () if kernel is None else kernel.points),
         common=_shrunk(per_score, len(columns)) if binary else per_score,
         centre=unit * centre,
         unit=unit,
@@ -142,11 +146,14 @@ class PromptGP(Module):  # type: ignore[misc]
     Args:
         points: For each part, ``(n_candidates, r)`` from :func:`dspy.promptune.gp.parts.project`.
         lineages: For each part, which writings are behind each candidate, see :class:`PartsKernel`.
+        bare: For each part, whether each candidate is a demo set without a demo, see there.
     """
 
-    def __init__(self, points: Sequence[Array], lineages: Sequence[Array] = ()) -> None:
+    def __init__(
+        self, points: Sequence[Array], lineages: Sequence[Array] = (), bare: Sequence[Sequence[bool]] = ()
+    ) -> None:
         super().__init__()
-        self.kernel = PartsKernel(points, lineages)
+        self.kernel = PartsKernel(points, lineages, bare)
         self._add("log_noise", math.log(0.08), 0.7)  # sd of an observed mean that came without its scores
 
     def _add(self, name: str, mean: float, spread: float) -> None:

@@ -66,7 +66,8 @@ class PoolPosterior:
         self._factor[: self._n, : self._n] = factor
         self._cross, self._prior = _grown(cross, 16), _grown(prior, 16)
         self._rows_of: dict[int, Array] = {}
-        self._mean = cross.T @ self._white[: self._n]
+        self._expected: Array = gp.kernel.expected(torch.as_tensor(pool)).numpy()
+        self._mean = self._expected + cross.T @ self._white[: self._n]
         self._variance = self._diagonal() - np.einsum("ij,ij->j", cross, cross)
 
     def __len__(self) -> int:
@@ -133,7 +134,10 @@ class PoolPosterior:
         row = solve_triangular(self._factor[:n, :n], cross, lower=True, check_finite=False) if n else cross
         pivot = np.sqrt(max(float(prior[j]) + own - float(row @ row), 1e-10))
         new = (prior - row @ self._cross[:n]) / pivot
-        white = 0.0 if value is None else ((value - self._centre) / self._unit - float(row @ self._white[:n])) / pivot
+        white = 0.0
+        if value is not None:
+            residual = (value - self._centre) / self._unit - self._expected[j]
+            white = (residual - float(row @ self._white[:n])) / pivot
         self._factor[n, :n], self._factor[n, n] = row, pivot
         self._cross[n], self._prior[n], self._white[n], self._weights[n] = new, prior, white, share
         self._keys[n] = self.pool[j]

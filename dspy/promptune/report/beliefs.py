@@ -77,7 +77,7 @@ def believe(record: RunRecord) -> Beliefs | None:
     keys = list(dict.fromkeys([*record.rows, *record.space.pool(POOL, random.Random(0), list(record.rows))]))
     try:
         dims = 10**6 if embedder == "onehot" else MAX_DIMS
-        surrogate = Surrogate(vectors, dims, [part.parents for part in record.space.parts])
+        surrogate = Surrogate(vectors, dims, record.space.parts)
         posterior = surrogate.posterior(record.observations, keys)
     except (ArithmeticError, RuntimeError, ValueError) as error:
         logger.warning("No posterior for the report: %s", error)

@@ -96,7 +96,7 @@ class QEISampler(BaseSampler):
         self.space = space
         self._own = space.distributions()
         dims = 10**6 if embedder == "onehot" else MAX_DIMS
-        self.surrogate = Surrogate(embed_parts(space, embedder), dims, [part.parents for part in space.parts])
+        self.surrogate = Surrogate(embed_parts(space, embedder), dims, space.parts)
         self._proposer = Proposer(space, self.surrogate, self.options)
         self._lock = threading.RLock()
         self._random = random.Random(seed)
@@ -133,7 +133,7 @@ class QEISampler(BaseSampler):
             vectors = embed_parts(self.space, self.embedder)
             for part, (rows, count) in enumerate(zip(vectors, known, strict=True)):
                 if len(rows) > count:
-                    self.surrogate.extend(part, rows[count:], self.space.parts[part].parents)
+                    self.surrogate.extend(part, rows[count:], self.space.parts[part])
             self._own = self.space.distributions()
             self._planned.clear()
             return True
@@ -244,7 +244,9 @@ class QEISampler(BaseSampler):
         seen = {one.key for one in observations} | set(waiting) | set(out)
         pool = self.space.pool(len(seen) + 8 * q, self._random)
         new = [key for key in pool if key not in seen] or [key for key in pool if key not in out] or pool
-        return self._random.sample(new, min(q, len(new)))
+        first = self.surrogate.promising(new)
+        rest = [key for key in new if key not in first]
+        return [*self._random.sample(first, min(q, len(first))), *self._random.sample(rest, len(rest))][:q]
 
 
 def _same(given: BaseDistribution | None, own: BaseDistribution) -> bool:
