@@ -6,10 +6,12 @@ import logging
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dspy.promptune.allocation.mixture import expected_score
 from dspy.promptune.allocation.records import ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
-from dspy.promptune.gp.model import evidence
+from dspy.promptune.gp.model import range_of
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.space import Key
 
@@ -50,6 +52,7 @@ def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None
         logger.warning("No expected score of the winner (%s).", error)
         return None
     low, high = mean - NINETY * sd, mean + NINETY * sd
-    if (top := evidence(found).unit) in TOPS and all(0 <= score <= top for one in found for score in one.scores or ()):
+    means, scores = np.array([one.value for one in found]), np.concatenate([one.scores for one in found])
+    if (top := range_of(means, scores)) in TOPS and scores.min() >= 0 and scores.max() <= top:
         low, high = max(low, 0.0), min(high, top)
     return Expectation(mean, (low, high), belief)

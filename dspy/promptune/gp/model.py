@@ -76,7 +76,7 @@ def evidence(observations: Sequence[Observation], kernel: PartsKernel | None = N
     """
     raw = np.array([one.value for one in observations], dtype=np.float64)
     scores = np.array([score for one in observations for score in one.scores or ()], dtype=np.float64)
-    unit = _unit(raw, scores)
+    unit = range_of(raw, scores)
     scaled = observations if unit == 1.0 else [_over(one, unit) for one in observations]
     noise = variances(scaled)
     sizes = np.array([one.size for one in observations])
@@ -116,7 +116,7 @@ def _shrunk(per_score: float, examples: int) -> float:
     return (per_score * examples + SPREAD[0] * SPREAD[1]) / (examples + SPREAD[1])
 
 
-def _unit(values: Array, scores: Array) -> float:
+def range_of(values: Array, scores: Array) -> float:
     """Length of the metric's range: 1 for scores from 0 to 1, 100 for percentages, otherwise as far as scores went.
 
     Args:

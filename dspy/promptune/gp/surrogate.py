@@ -78,8 +78,9 @@ class Surrogate:
         padded = [np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in (old, new)]
         self._vectors[part] = np.concatenate(padded)
         parents, bare = self._known[part]
-        self._known[part] = (parents, (*bare, *[False] * len(new))) if grown is None else _known(grown)
-        points, (parents, bare) = project(self._vectors[part], self._max_dims), self._known[part]
+        parents, bare = (parents, (*bare, *[False] * len(new))) if grown is None else _known(grown)
+        self._known[part] = parents, bare
+        points = project(self._vectors[part], self._max_dims)
         self.gp.kernel.set_points(part, points, lineage(parents, len(points)), bare)
         self.version += 1
 

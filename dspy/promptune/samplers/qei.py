@@ -245,7 +245,8 @@ class QEISampler(BaseSampler):
         pool = self.space.pool(len(seen) + 8 * q, self._random)
         new = [key for key in pool if key not in seen] or [key for key in pool if key not in out] or pool
         first = self.surrogate.promising(new)
-        rest = [key for key in new if key not in first]
+        known = set(first)
+        rest = [key for key in new if key not in known]
         return [*self._random.sample(first, min(q, len(first))), *self._random.sample(rest, len(rest))][:q]
 
 
