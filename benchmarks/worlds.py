@@ -22,7 +22,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,6 +171,18 @@ def summary(runs: list[dict[str, float]]) -> str:
     return f"{statistics.fmean(scores):.3f} | {error:.3f} | {means[0]:.0f} | {means[1]:.0f} | {means[2]:.1f}"
 
 
+def share(curve: Sequence[tuple[int, float]], target: float) -> float:
+    """Rollouts after which a method has the score ``target``, by lines between ``(rollouts, score)``; inf if never."""
+    before: tuple[int, float] | None = None
+    for rollouts, score in sorted(curve):
+        if score >= target:
+            if before is None:
+                return rollouts
+            return before[0] + (rollouts - before[0]) * (target - before[1]) / (score - before[1])
+        before = rollouts, score
+    return math.inf
+
+
 def main() -> None:
     """Run what was asked for and print a table for each world."""
     parser = argparse.ArgumentParser(description="Optimizers on worlds where instructions can be improved.")
@@ -190,11 +202,17 @@ def main() -> None:
         print(
             "| method | asked | score | se | rollouts | written | seconds |\n|---|--:|--:|--:|--:|--:|--:|", flush=True
         )
+        curves: dict[str, list[tuple[int, float]]] = {method: [] for method in options.methods}
         for method in options.methods:
             for rollouts in options.rollouts[:1] if method in FREE else options.rollouts:
                 seeds = range(options.first_seed, options.first_seed + options.seeds)
                 runs = [run(settings[name], method, rollouts, seed) for seed in seeds]
+                curves[method].append((rollouts, statistics.fmean(one["score"] for one in runs)))
                 print(f"| {method} | {0 if method in FREE else rollouts} | {summary(runs)} |", flush=True)
+        if {"gepa", "open"} <= set(curves):
+            for rollouts, score in curves["gepa"]:
+                needed = share(curves["open"], score) / rollouts
+                print(f"\nopen has GEPA's score of {rollouts} rollouts after {needed:.2f} of them", flush=True)
 
 
 if __name__ == "__main__":

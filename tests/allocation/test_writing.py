@@ -50,8 +50,9 @@ def test_nothing_is_asked_for_when_it_must_not_be(values):
 
 
 def test_a_text_that_has_proved_better_frees_the_share():
-    """Beyond 5 % of the calls, only a run whose texts are better than all else goes on to write."""
-    for scores, proven in ((ALL, True), (NONE, False)):
+    """Beyond 5 % of the calls, only a run whose texts are better than all else goes on to write; likely is enough."""
+    likely, level = ([1.0] * right + [0.0] * (40 - right) for right in (23, 21))
+    for scores, proven in ((ALL, True), (likely, True), (level, False), (NONE, False)):
         policy, pool, posterior = told([HALF, HALF, scores])
         assert policy.proven(pool, posterior) is proven
         assert (policy.next(state(written=60), pool, posterior) is not None) is proven

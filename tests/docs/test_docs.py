@@ -22,9 +22,9 @@ LEGS = {
 }
 COSTS = (DOCS / "cost-and-resume.md").read_text(encoding="utf-8")
 FEW = 20  # validation examples of pages that go on from the quick start, which itself runs with all
-LONG = ("live", "parallel")  # compiles that take some ten seconds and show what others show too
+FIRST = ("README", "quickstart")  # what a newcomer runs; the other pages' code runs with the slow tests
 WITH_PYTHON = [
-    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else [])
+    pytest.param(page, id=page.stem, marks=[] if page.stem in FIRST else [pytest.mark.slow])
     for page in pages()
     if (page.parent == DOCS or page.name == "README.md") and python_blocks(page)
 ]

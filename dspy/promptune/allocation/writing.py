@@ -19,7 +19,7 @@ __all__ = ["Text", "WriteDecision", "WritingPolicy", "WritingState"]
 
 CONSIDERED = 200  # prompts among which the parent is drawn
 UNPROVEN = 0.05  # share of all calls that writing may take before a text has proved better than what was there
-PROOF = 1.0  # standard deviations of the difference, from which on it has
+PROOF = 0.5  # standard deviations of the difference, from which on it has: few scores can tell more apart
 LAST = 0.25  # of the calls: what is left at the end belongs to measuring what there is
 SPACING = 8.0  # calls of measuring between two texts at least, so that each is looked at
 FAILURES = 6  # requests in a row that brought nothing, after which no more are made; each doubles the spacing
