@@ -9,6 +9,7 @@ import pytest
 import dspy.promptune.gp as wing
 from dspy.promptune.gp.data import Observation
 from dspy.promptune.gp.model import PromptGP, evidence
+from dspy.promptune.gp.surrogate import Surrogate
 
 
 def grid(effect, noise=0.02, seed=0):
@@ -101,6 +102,21 @@ def test_other_scores_have_the_range_they_were_seen_in():
     """A metric from -2 to 3 has five units."""
     data = evidence([Observation((0, 0), 0.5, (-2.0, 3.0)), Observation((1, 0), 1.0, (1.0, 1.0))])
     assert data.unit == pytest.approx(5.0)
+
+
+def test_small_scores_are_told_apart_like_others():
+    """A metric of a hundredth of another leads to the same beliefs in a hundredth; zeros alone have the unit 1."""
+    rng = np.random.default_rng(1)
+    rows = [0.3 + 0.1 * i + 0.2 * rng.random(20) for i in range(6)]
+    means = []
+    for times in (1.0, 0.01):
+        seen = [
+            Observation((i,), times * row.mean(), tuple(times * row), tuple(range(20))) for i, row in enumerate(rows)
+        ]
+        means.append(Surrogate([np.eye(6)]).posterior(seen, [(i,) for i in range(6)]).mean)
+    assert means[1] == pytest.approx(means[0] / 100, rel=0.1)
+    assert np.argmax(means[1]) == 5
+    assert evidence([Observation((0,), 0.0, (0.0, 0.0))]).unit == 1.0
 
 
 def test_what_pytorch_says_of_gpytorch_is_not_shown():

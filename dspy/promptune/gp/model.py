@@ -22,6 +22,7 @@ from dspy.promptune.gp.parts import Array
 
 MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
 PERCENT = 100.0  # scores from 0 to this, the larger half included, are percentages
+SMALL = 0.05  # where none of the scores is above this, 1 is not what the metric runs to
 MANY, FEW_ITERATIONS = 200, 8  # beyond so many observations an iteration is slow, and hyper-parameters hardly move
 
 
@@ -119,6 +120,8 @@ def _shrunk(per_score: float, examples: int) -> float:
 def range_of(values: Array, scores: Array) -> float:
     """Length of the metric's range: 1 for scores from 0 to 1, 100 for percentages, otherwise as far as scores went.
 
+    So it is for scores that are all small: what tells prompts apart would pass for noise in a range of 1.
+
     Args:
         values: ``(n,)`` observed means.
         scores: Per-example scores behind them; empty where only means are known, which then are taken to span a range
@@ -126,7 +129,7 @@ def range_of(values: Array, scores: Array) -> float:
     """
     seen = np.concatenate([values, scores])
     low, high = float(seen.min()), float(seen.max())
-    if low >= 0 and high <= 1:
+    if low >= 0 and high <= 1 and (high > SMALL or high == low or not len(scores)):
         return 1.0
     if low >= 0 and PERCENT / 2 <= high <= PERCENT:
         return PERCENT
