@@ -35,6 +35,13 @@ def test_importing_dspy_loads_nothing_heavy():
     assert out.stdout.strip() == "[]"
 
 
+def test_a_compile_does_not_wait_for_torch_before_its_first_call():
+    """What a compile imports before step 1 leaves out PyTorch, which is loaded while the first answers are awaited."""
+    code = "import sys, dspy.promptune.compile.optimizer; print([n for n in ('torch', 'gpytorch') if n in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def test_a_search_loads_no_package_that_it_does_not_need():
     """What every search imports leaves out statistics, transformers and figures, which take seconds."""
     spared = "scipy.stats transformers sentence_transformers sklearn botorch pandas plotly matplotlib".split()

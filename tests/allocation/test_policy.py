@@ -265,7 +265,7 @@ def graded_by_place(key, example):
     return sum(key) / 40 + random.Random(f"{key}{example}").gauss(0, 0.05)
 
 
-@pytest.mark.parametrize("size", [4, None])
+@pytest.mark.parametrize("size", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_crowd_of_jobs_finds_what_few_find(size):
     """With 80 jobs at once, 600 calls end among the best of 400 combinations, and none is paid for twice."""
     space = by_length(20, {0: [[{"x": "d" * i}] for i in range(20)]})

@@ -131,7 +131,7 @@ class Once(SearchCallback):
             self.world.gate.set()
 
 
-@pytest.mark.parametrize(("scored", "proposed"), [(100, 3), (10_000, 2)])
+@pytest.mark.parametrize(("scored", "proposed"), [pytest.param(100, 3, marks=pytest.mark.slow), (10_000, 2)])
 def test_a_proposal_that_hangs_does_not_hold_the_search(scored, proposed):
     """The search goes on beyond its first tenth with the others, and ends whether the last one comes or not."""
     world = Hanging(0)

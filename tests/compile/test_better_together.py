@@ -23,6 +23,7 @@ def scored(example, prediction, trace=None):
     return float(metric(example, prediction))
 
 
+@pytest.mark.slow
 def test_a_strategy_of_mipro_and_gepa_takes_our_options():
     """Each MIPROv2 step is this fork's search, and the last one starts from what GEPA has written."""
     world = Served(0)

@@ -29,7 +29,7 @@ def executors(request, name):
     return fixture.get_executor() if hasattr(fixture, "get_executor") else fixture
 
 
-@pytest.mark.parametrize("name", ["processes", "cluster"])
+@pytest.mark.parametrize("name", ["processes", pytest.param("cluster", marks=pytest.mark.slow)])
 def test_a_compile_on_workers_is_the_compile(request, name, compiled, server):
     """On processes and on Dask a compile gives the trials, scores and usage of one in threads, within its limits."""
     found = compiled(executors(request, name), schedule="batch", max_concurrency=5)
@@ -177,7 +177,7 @@ def test_a_metric_that_returns_nothing_on_a_worker_ends_the_run(compiled, proces
         compiled(processes, metric=sometimes)
 
 
-@pytest.mark.parametrize("name", ["processes", "cluster"])
+@pytest.mark.parametrize("name", ["processes", pytest.param("cluster", marks=pytest.mark.slow)])
 def test_after_an_interrupt_workers_begin_no_call(request, name, compiled, server, python_hears_interrupts):
     """Ctrl-C ends blocks that workers are evaluating, and those they have not begun: only calls in flight are made."""
     pressed = []

@@ -10,7 +10,9 @@ from typing import Any
 
 from dspy.promptune.errors import OptionError
 
-__all__ = ["Propose", "WriteRequest", "Written"]
+__all__ = ["LONGEST", "Propose", "WriteRequest", "Written"]
+
+LONGEST = 20_000  # characters of a text that is used
 
 
 @dataclass(frozen=True)

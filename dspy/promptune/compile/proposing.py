@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.promptune.allocation.requests import LONGEST
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.reflection.replies import asking
-from dspy.promptune.run.writing import LONGEST
 from dspy.promptune.secrets import cause, said
 from dspy.propose.dataset_summary_generator import create_dataset_summary
 from dspy.propose.grounded_proposer import TIPS, GenerateModuleInstruction, generate_instruction_class

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dspy.promptune.allocation.requests import Propose, WriteRequest, Written
+from dspy.promptune.allocation.requests import LONGEST, Propose, WriteRequest, Written
 from dspy.promptune.allocation.writing import FAILURES, Text, WriteDecision, WritingPolicy, WritingState
 from dspy.promptune.errors import EmbeddingError, StorageError
 from dspy.promptune.run.naming import prompt_name
@@ -33,7 +33,6 @@ __all__ = ["Writer", "Writing"]
 logger = logging.getLogger(__name__)
 
 NEAR = 0.9995  # cosine of two texts' vectors from which on one is a copy of the other
-LONGEST = 20_000  # characters of a text
 
 
 Submit = Callable[..., "Future[Any]"]
