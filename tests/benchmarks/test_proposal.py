@@ -15,6 +15,7 @@ def test_a_problem_is_the_same_for_every_method():
     assert set(one.observed) <= set(one.pool)
 
 
+@pytest.mark.slow
 def test_the_referee_has_our_posterior_and_no_better_batch():
     """BoTorch's model agrees with ours to 1e-6, and its batch is worth no more than 1 % above ours."""
     ours, referee = (measure(Case(method, 200, 20, 16)) for method in ("ours", "botorch"))

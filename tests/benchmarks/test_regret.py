@@ -29,6 +29,7 @@ def test_a_trace_ends_within_its_budget_and_is_reproducible(data):
     assert {accuracy for _, accuracy in first} <= {0.2, 0.9}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(data, tmp_path, capsys):
     """What is in the store is not run again, and more seeds extend it."""
     common = ["--data", str(data), "--methods", "tpe-35", "random-35", "--calls", "70", "--all-calls"]

@@ -72,6 +72,7 @@ def test_the_search_goes_on_while_instructions_are_proposed():
     assert not {noted["text"] for noted in late} & {instructions(run)[text["index"]] for text in run.lineage}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_again_has_the_same_candidates(tmp_path):
     """What came during the search stands at the same indices, and nothing is proposed again."""
     file = str(tmp_path / "runs.db")
@@ -167,6 +168,7 @@ class Held(Warehouse):
             return self.held.passed == 1
 
 
+@pytest.mark.slow
 def test_demo_sets_are_tried_while_others_are_bootstrapped():
     """The set of labels is evaluated before the second training example is answered."""
     world = Held(0)

@@ -148,6 +148,7 @@ def test_d_an_interrupt_ends_the_run_and_keeps_the_best():
     assert returned and calls < 120
 
 
+@pytest.mark.slow
 def test_d_an_interrupt_while_candidates_are_made_gives_the_program_back():
     """D: interrupted in step 1, a compile makes no more calls and returns the program as it was."""
     returned, calls, _ = interrupt("compiled(lm, metric=bootstrapping, num_threads=1)")

@@ -54,6 +54,7 @@ def test_results_do_not_depend_on_who_evaluates_them(compiled):
     assert found.optimization_run.calls > 0 and 0 <= found.score <= 100
 
 
+@pytest.mark.slow
 def test_workers_evaluate_what_was_written_meanwhile(processes, compiled):
     """Workers have no list of candidates of their own: a text of the search is scored by them as any other."""
     run = compiled(processes, sampler="qei", embedder="ngram", minibatch_size=None, reflect=True).optimization_run
@@ -129,6 +130,7 @@ def test_what_is_no_executor_is_refused(given, compiled):
         compiled(given.pop("executor", None), **given)
 
 
+@pytest.mark.slow
 def test_keys_travel_and_are_not_shown(cluster, compiled, caplog, capfd, tmp_path):
     """The key is in no log line, no output and no study, though the workers use it; parcels print no content."""
     caplog.set_level(logging.DEBUG)

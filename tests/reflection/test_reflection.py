@@ -62,6 +62,7 @@ def test_texts_written_from_failures_win(steps, seeds, least):
     assert all(found == set(range(steps)) for found in written_for)
 
 
+@pytest.mark.slow
 def test_no_validation_example_is_shown_to_the_writer():
     """What is written from are training examples, with their expected fields, and nothing else."""
     world = Recorded(0)
@@ -90,6 +91,7 @@ def test_a_writer_that_is_broken_costs_nothing_but_its_calls(caplog):
     assert "Writing an instruction failed" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_again_pays_for_no_text_twice(tmp_path):
     """The second start has the first's texts, at the same indices."""
     file = str(tmp_path / "runs.db")
@@ -156,6 +158,7 @@ def test_what_was_being_written_at_an_interrupt_is_not_paid_for_again(tmp_path, 
     assert len(second.lineage) > 1
 
 
+@pytest.mark.slow
 def test_each_predictor_is_shown_what_it_read_and_wrote():
     """Of a program of two steps, the second step's request has the kind as its input."""
     world = Recorded(0)
