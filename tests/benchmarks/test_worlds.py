@@ -1,9 +1,12 @@
 """The made-up world of the benchmark is what it says."""
 
+import math
+
 import pytest
 
 import dspy
 from benchmarks.warehouse import Lineage, SortAndPlace, Warehouse, metric
+from benchmarks.worlds import share
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -35,3 +38,10 @@ def test_gains_add_up_over_generations():
         scores.append(world.true_score(program))
         text = world(prompt=f"Improve this instruction: {text}")[0]
     assert scores == pytest.approx([0.45, 0.55, 0.65])
+
+
+def test_the_share_of_rollouts_lies_between_those_that_were_run():
+    """What a method needs for a score is read on lines between its budgets, and is endless for what it never has."""
+    curve = [(400, 0.6), (200, 0.5)]
+    needed = [share(curve, score) for score in (0.45, 0.5, 0.55, 0.6, 0.61)]
+    assert needed == pytest.approx([200, 200, 300, 400, math.inf])
