@@ -165,6 +165,13 @@ def test_trials_carry_their_scores():
         assert trial.value == pytest.approx(sum(trial.user_attrs["scores"]) / len(job.examples))
 
 
+@pytest.mark.parametrize(("n_examples", "block"), [(20, 3), (50, 3), (51, 5)])
+def test_blocks_are_small_where_there_are_few_examples(n_examples, block):
+    """Of at most 50 validation examples a block has three, of more five."""
+    play = Play(by_length(30), n_examples=n_examples, max_calls=300).run()
+    assert max(len(job.examples) for job in play.jobs if job.kind == "block") == block
+
+
 def test_blocks_are_the_same_examples_in_the_same_order_for_every_prompt():
     """So that any two prompts were compared on common examples as far as both went."""
     play = Play(by_length(20), max_calls=300).run(n_jobs=1)

@@ -18,6 +18,7 @@ from dspy.promptune.samplers.qei import STRIDE, QEISampler
 from dspy.promptune.space import Key, PromptSpace
 
 BLOCK = 5  # examples in one job
+FEW_EXAMPLES, SMALL_BLOCK = 50, 3  # the same where there are no more than so many examples: a block is much of them
 FIRST_BLOCK = 2  # at the very beginning, when every result still changes who is asked next
 IN_FLIGHT = 4  # running jobs hold at most one in so many of the calls spent, until blocks have their full size
 LOOK = 5  # examples that a prompt with a new text is scored on before others are again
@@ -44,7 +45,7 @@ class RacingPolicy:
         table: Scores already paid for; they count as observations.
         budget: Limits.
         rng: Draws the order of the examples, and prompts while little is known.
-        block: Examples in one job, once there are some results.
+        block: Examples in one job, once there are some results; by default 5, or 3 of at most 50 validation examples.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class RacingPolicy:
         budget: Budget,
         *,
         rng: random.Random,
-        block: int = BLOCK,
+        block: int | None = None,
     ) -> None:
         self._options = sampler.options
         self._beliefs = Beliefs(sampler, space, budget.n_examples, rng)
         self._running = RunningJobs(table)
-        self._space, self._table, self._budget, self._random, self._block = space, table, budget, rng, block
+        self._space, self._table, self._budget, self._random = space, table, budget, rng
+        self._block = block or _block_of(budget)
         self._order = rng.sample(range(budget.n_examples), budget.n_examples)
         self._faults = Faults(table)
         self._planned: list[Key] = []
@@ -273,6 +275,11 @@ class RacingPolicy:
         if len(kept) < len(found):
             self._known = dict.fromkeys(one.key for one in kept)
         return kept
+
+
+def _block_of(budget: Budget) -> int:
+    """Examples in one job by default."""
+    return SMALL_BLOCK if budget.n_examples <= FEW_EXAMPLES else BLOCK
 
 
 def _segments(n: int, block: int) -> list[slice]:
