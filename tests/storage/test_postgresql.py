@@ -242,9 +242,9 @@ def test_the_driver_that_makes_the_candidates_is_killed(database):
 
 def test_all_drivers_are_killed(database):
     """A study whose drivers were all killed is continued by the same call."""
-    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.05), process=True) as model:
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.2), process=True) as model:
         both = [drive(model.url, database, sampler="tpe", num_trials=40) for _ in range(2)]
-        while len(calls_of(model.records())) < 150:
+        while len(calls_of(model.records())) < 60:  # hundreds are left, and some are always in flight
             time.sleep(0.05)
         for each in both:
             each.kill()
