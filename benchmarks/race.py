@@ -188,10 +188,10 @@ def _line(method: str, tables: Sequence[Table], rows: Mapping[tuple[str, str], n
     shares = [min(1.0, reach(own[t.name], float(tpe[t.name][:, -1].mean()))) for t in tables]
     gains = {t.name: float(own[t.name][:, -1].mean() - tpe[t.name][:, -1].mean()) for t in tables}
     early = [
-        geometric_mean([
+        [
             max(1e-3, float((t.best - at(own[t.name], calls)).mean() / (t.best - at(tpe[t.name], calls)).mean()))
             for t in tables if budget_of(t) >= calls
-        ])
+        ]
         for calls in MILESTONES
     ]  # fmt: skip
     worst = min(gains, key=lambda name: gains[name])
@@ -200,7 +200,7 @@ def _line(method: str, tables: Sequence[Table], rows: Mapping[tuple[str, str], n
         *(f"{geometric_mean(side):.2f}" if side else "" for side in split),
         f"{geometric_mean(shares):.2f}",
         f"{np.mean(list(gains.values())):+.3f}",
-        " / ".join(f"{value:.2f}" for value in early),
+        " / ".join(f"{geometric_mean(some):.2f}" for some in early if some),
         f"{gains[worst]:+.3f} ({worst.removeprefix('capo_').removeprefix('mizrahi_')[:14]})",
         str(min(len(one) for one in own.values())),
     ]
@@ -235,13 +235,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing after so many minutes")
     options = parser.parse_args(argv)
     tables = load_tables(data_folder(options.data), options.tables)
-    warm(tables, RESULTS.parent / "minilm.npz")
     if options.products:
         tables = [
             product(*(next(t for t in tables if name in t.name) for name in names), unit) for *names, unit in PAIRS
         ]
-    runs = complete(tables, options.methods, options.seeds, options.minutes)
-    print(report(tables, options.methods, runs, options.seeds))
+    warm(tables, RESULTS.parent / "minilm.npz")
+    methods = list(dict.fromkeys([*options.methods, "tpe-35"]))  # what others are a share of
+    runs = complete(tables, methods, options.seeds, options.minutes)
+    print(report(tables, methods, runs, options.seeds))
 
 
 if __name__ == "__main__":
