@@ -318,7 +318,7 @@ class CompileRun(_upstream.MIPROv2):
         sure = books.store is None or all(map(restorable, demos.values()))
         if sure and self._minibatch and by_blocks(self._options) and not engine.tight:
             share, block = int(FIRST_SHARE * self._budget / of), OPEN_BLOCK if self._options.reflect else FIRST_BLOCK
-            with books.meter.step(SEARCH):
+            with dspy.context(lm=self.task_model), books.meter.step(SEARCH):  # step 2 runs without this context
                 engine.begin_demos(program, demos, of, self._order()[: min(block, share)])
 
     def _propose_instructions(  # type: ignore[override]
