@@ -20,7 +20,7 @@ WAYS = [
 @pytest.mark.parametrize("options", WAYS, ids=str)
 @pytest.mark.parametrize("default", [True, False])
 def test_the_task_model_alone_runs_the_program(options, default):
-    """Every answer is of ``task_model``, the prompt model writes, and the model of the settings, if any, is not asked."""
+    """Every answer is of ``task_model``; the prompt model writes; the model of the settings, if any, is not asked."""
     task, writer, other = rule_lm(), rule_lm(), rule_lm()
     with dspy.context(lm=other if default else None):
         optimizer = dspy.MIPROv2(
