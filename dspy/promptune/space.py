@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from dspy.primitives.module import Module
 
-__all__ = ["Key", "Part", "PromptSpace"]
+__all__ = ["Key", "Part", "PromptSpace", "demo_set_text", "equal_candidates", "same_fields"]
 
 Key = tuple[int, ...]
 """A combination: one index a part, in the order instruction, demos of predictor 0, then of predictor 1, ..."""
@@ -330,19 +331,35 @@ def _first_equal(candidates: Sequence[Any]) -> tuple[int, ...]:
     alike: dict[str, list[int]] = {}
     for i, candidate in enumerate(candidates):
         known = alike.setdefault(demo_set_text(candidate), [])
-        first.append(next((j for j in known if _equal(candidates[j], candidate)), i))
+        first.append(next((j for j in known if equal_candidates(candidates[j], candidate)), i))
         if first[i] == i:
             known.append(i)
     return tuple(first)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two candidates with the same text are the same; values that cannot be compared are not."""
+def same_fields(one: Any, other: Any) -> bool:
+    """Whether two examples (or mappings) show the same; values that cannot be compared, as arrays, are pickled."""
+    first, second = _fields(one), _fields(other)
+    return first.keys() == second.keys() and all(_same(value, second[name]) for name, value in first.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # whatever an array, or a class of the user's, raises
+        try:
+            return pickle.dumps(one) == pickle.dumps(other)
+        except Exception:
+            return one is other
+
+
+def equal_candidates(one: Any, other: Any) -> bool:
+    """Whether two candidates with the same text are the same."""
     if isinstance(one, str) or isinstance(other, str):
         return bool(one is other or one == other)
     try:
-        return len(one) == len(other) and all(_fields(a) == _fields(b) for a, b in zip(one, other, strict=True))
-    except Exception:
+        return len(one) == len(other) and all(itertools.starmap(same_fields, zip(one, other, strict=True)))
+    except Exception:  # no examples: values of a user's own in place of demos
         return False
 
 

@@ -52,6 +52,20 @@ def test_own_candidates_of_two_predictors_at_once():
     assert parts["1_predictor_demos"][-2:] == tuple(DEMOS)
 
 
+@pytest.mark.parametrize("again", ["Answer briefly. ", " Answer briefly.", "\nAnswer briefly.\r\n"])
+def test_an_instruction_that_makes_the_same_prompt_is_not_repeated(again):
+    """Spaces and line ends that DSPy takes off, or that end a text, make no other candidate."""
+    program = compiled(instructions=[OWN[0], again, OWN[1]], max_bootstrapped_demos=0, max_labeled_demos=0)
+    assert program.optimization_run.space.parts[0].candidates[-2:] == tuple(OWN)
+
+
+def test_demo_sets_may_hold_arrays():
+    """Arrays in the user's demos are compared by what they hold: of two equal sets one is a candidate."""
+    sets = [[dspy.Example(question=np.arange(3), answer=str(i))] for i in (0, 1, 0)]
+    found = compiled(demo_sets=sets).optimization_run.space.parts[1].candidates
+    assert [each[0].answer for each in found[-2:]] == ["0", "1"] and found[-3] != sets[0]
+
+
 def test_a_zero_shot_compile_takes_demo_sets():
     """Without demos of its own the search has the empty set and the user's."""
     program = compiled(demo_sets=DEMOS, max_bootstrapped_demos=0, max_labeled_demos=0)
@@ -77,7 +91,9 @@ def test_a_zero_shot_compile_keeps_the_demos_of_the_program():
         ({"instructions": OWN}, Chain(), "2 predictors"),
         ({"instructions": {"plain": OWN}}, Chain(), "'plain' is unknown; there are plan, answer"),
         ({"instructions": [" "]}, None, "no instruction"),
-        ({"instructions": "Answer."}, None, "list of candidates"),
+        ({"instructions": "Answer."}, None, r"list of candidates, such as \['Answer.'\]"),
+        ({"instructions": ["Answer \ud800"]}, None, "half a character"),
+        ({"demo_sets": [[{"question": "\ud800", "answer": "yes"}]]}, None, "half a character"),
         ({"demo_sets": ["Answer."]}, None, "no demo set"),
         ({"demo_sets": [[3]]}, None, "no demo set"),
         ({"demo_sets": [[*DEMOS[0], {"foo": "1"}]]}, None, r"'foo': '1'.* has no field .*: give question, answer"),

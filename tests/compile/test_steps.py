@@ -5,6 +5,7 @@ import io
 import random
 import threading
 
+import numpy as np
 import pytest
 
 import dspy
@@ -118,6 +119,17 @@ def test_both_steps_give_upstreams_candidates(predictors, shots, seed):
     assert our_instructions(program, ours, own, found, n) == wanted
     assert own.getstate() == rng.getstate()
     assert len(ours.calls) == len(theirs.calls) - 3 * predictors
+
+
+def test_examples_may_hold_arrays():
+    """A teacher is shown the other examples of its set and not the one it answers, also where these hold arrays."""
+    examples = [dspy.Example(question=np.arange(i, i + 3), answer="yes").with_inputs("question") for i in range(6)]
+    lm = RuleLM(lambda messages: "[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]")
+    found = our_sets(Chain(1), lm, random.Random(0), True, trainset=examples)
+    assert [len(each) for each in found[0][:3]] == [0, 4, 4] and any(demo.get("augmented") for demo in found[0][2])
+    for call in lm.calls:
+        asked = [m["content"].partition("Respond")[0].strip() for m in call.messages if m["role"] == "user"]
+        assert len(asked) > 1 and asked[-1] not in asked[:-1]
 
 
 def test_the_calls_are_upstreams():

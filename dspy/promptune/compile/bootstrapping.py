@@ -26,6 +26,7 @@ from dspy.promptune.limits.answers import may_repeat
 from dspy.promptune.limits.budgets import BOOTSTRAP
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import cause, said
+from dspy.promptune.space import same_fields
 from dspy.teleprompt.bootstrap import BootstrapFewShot
 from dspy.teleprompt.vanilla import LabeledFewShot
 
@@ -191,6 +192,11 @@ class DemoSet(BootstrapFewShot):
         """A view of this set with a teacher and traces of its own: a run of the teacher changes its demos."""
         lane = copy.copy(self)
         lane.teacher = self.teacher.deepcopy()
+        for predictor in lane.teacher.predictors():
+            predictor.demos = [
+                _Demo(dict(one.items(include_dspy=True))) if type(one) is dspy.Example else one
+                for one in predictor.demos
+            ]
         lane.max_errors = 1
         lane.error_count = 0
         lane._prepare_predictor_mappings()
@@ -198,6 +204,15 @@ class DemoSet(BootstrapFewShot):
         if self.found is not None and self.metric is not None:
             lane.metric = _Telling(self.metric, self.found, lane.teacher)
         return lane
+
+
+class _Demo(dspy.Example):
+    """A demo of the teacher, which is not shown the example that it answers: that may hold arrays, too."""
+
+    __hash__ = dspy.Example.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dspy.Example) and same_fields(self, other)
 
 
 class _Telling:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import OptionError
+from dspy.promptune.limits.answers import whole
+from dspy.promptune.space import demo_set_text, equal_candidates
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -50,9 +53,23 @@ def own_candidates(name: str, given: Any, program: Module) -> dict[int, list[Any
 
 def extended(candidates: Mapping[int, Sequence[Any]], own: Mapping[int, Sequence[Any]]) -> dict[int, list[Any]]:
     """The candidates of each predictor, with the user's behind them; what is there already is not repeated."""
-    return {
-        i: [*each, *(one for one in own.get(i, ()) if one not in list(each))] for i, each in candidates.items()
-    }  # fmt: skip
+    found = {i: list(each) for i, each in candidates.items()}
+    for i, each in found.items():
+        for one in own.get(i, ()):
+            if not any(_alike(one, known) for known in each):
+                each.append(one)
+    return found
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two candidates make the same prompt: DSPy takes off the spaces around an instruction, and indentation."""
+    if isinstance(one, str) and isinstance(other, str):
+        return _shown(one) == _shown(other)
+    return demo_set_text(one) == demo_set_text(other) and equal_candidates(one, other)
+
+
+def _shown(instruction: str) -> list[str]:
+    return inspect.cleandoc("\n".join(instruction.strip().splitlines())).splitlines()
 
 
 def _number(name: str, predictor: Any, names: list[str]) -> int:
@@ -65,7 +82,9 @@ def _number(name: str, predictor: Any, names: list[str]) -> int:
 
 
 def _checked(name: str, candidates: Any, fields: list[str]) -> list[Any]:
-    if isinstance(candidates, str) or not isinstance(candidates, Sequence):
+    if isinstance(candidates, (str, bytes)):
+        raise OptionError(f"{name}={candidates!r}: give a list of candidates, such as [{candidates!r}].")
+    if not isinstance(candidates, Sequence):
         raise OptionError(f"{name}={candidates!r}: give a list of candidates, such as list(...) makes.")
     for one in candidates:
         if name == "instructions":
@@ -77,6 +96,8 @@ def _checked(name: str, candidates: Any, fields: list[str]) -> list[Any]:
             for demo in one:
                 if not any(field in fields for field, _ in demo.items()):
                     raise OptionError(f"{name}: {demo!r} has no field of its predictor: give {', '.join(fields)}.")
+        if (text := demo_set_text(one)) != whole(text):
+            raise OptionError(f"{name}: {one!r} holds half a character (a lone surrogate), which no model can be sent.")
     return list(candidates)
 
 

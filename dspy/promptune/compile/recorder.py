@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job
-from dspy.promptune.compile.answers import Answers
 from dspy.promptune.compile.attributes import Entry, entries_of
 from dspy.promptune.counted import counted, score_text
+from dspy.promptune.distributed.answers import Answers
 from dspy.promptune.distributed.programs import ProgramCache
 from dspy.promptune.limits.usage import Usage
 from dspy.promptune.progress import Standing

@@ -69,6 +69,6 @@ def held_out(
 
 
 def _texts(i: int, before: Any, after: Any) -> dict[str, Any]:
-    from dspy.promptune.compile.answers import case_texts, cut, fields
+    from dspy.promptune.distributed.answers import case_texts, cut, fields
 
     return case_texts(i, before[0], cut(fields(before[1])), cut(fields(after[1])))
