@@ -4,6 +4,7 @@ import html
 import itertools
 import math
 import re
+import sys
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ from dspy.promptune import OptionError, PromptSpace, Written, search
 from dspy.promptune.allocation.writing import FAILURES
 from dspy.promptune.errors import StorageError
 from dspy.promptune.report.record import record_of
+from dspy.promptune.run import writing
 from dspy.promptune.run.texts import refusals
 
 N = 40
@@ -110,6 +112,27 @@ def test_a_proposer_that_fails_costs_its_calls_and_nothing_else():
     assert 1 < len(asked) <= FAILURES
     assert found.lineage == []
     assert found.calls == 3 * N
+
+
+def test_a_proposer_that_leaves_is_a_failed_request():
+    """``sys.exit`` in a proposer ends no search, whichever thread it is called in."""
+    for jobs in (1, 2):
+        found = run(Task(), lambda request: sys.exit(3), n_jobs=jobs, max_calls=60)
+        assert found.calls > 40 and "SystemExit" in refusals(found.trials)[0]
+
+
+def test_a_proposer_that_never_answers_ends_no_search(monkeypatch, caplog):
+    """When all else is measured it is waited for a while; then the search ends with what it has, and says so."""
+    monkeypatch.setattr(writing, "PATIENCE", 0.5)
+    forever = threading.Event()
+    space = PromptSpace({0: ["say it", "tell it"]})
+    found = search(
+        space, lambda params, examples: [0.5 for _ in examples], n_examples=5, max_calls=60, n_jobs=2, seed=0,
+        embedder="ngram", propose=lambda request: forever.wait() and ["name it"],
+    )  # fmt: skip
+    forever.set()
+    assert found.calls == 10 and found.ended == "nothing is left to evaluate"
+    assert "propose has not answered" in caplog.text
 
 
 def test_a_proposer_that_repeats_itself_is_soon_not_asked_any_more(tmp_path):

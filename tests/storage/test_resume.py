@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import dspy.promptune.identity.process as process_module
 import dspy.promptune.storage.lease as lease_module
-from dspy.promptune import EvaluationError, OptionError, StorageError, search
+from dspy.promptune import EvaluationError, OptionError, PromptSpace, StorageError, search
 from dspy.promptune.run.streak import MIN_STREAK
 from tests.tables import Table
 
@@ -300,3 +300,19 @@ def test_a_process_is_known_to_live_on_any_system(monkeypatch, proc):
     child.wait()
     assert lease_module.holder(note) is None
     assert lease_module.holder({"token": 1, "pid": "x", "seen": "y"}) is None
+
+
+@pytest.mark.parametrize("seed", [1, 4, 7])
+def test_a_run_that_has_ended_keeps_its_winner_among_equals(tmp_path, seed):
+    """Taken up again with nothing to do, a run whose prompts are level returns the one that it returned before."""
+    space = PromptSpace({0: [f"text {i}" for i in range(4)]}, {0: [[], [{"q": "1"}], [{"q": "2"}]]})
+
+    def evaluate(params, examples):
+        turn = 2 * params["0_predictor_demos"]
+        return [float((example + turn) % 3 == 0) for example in examples]
+
+    options = {"n_examples": 12, "max_calls": 144, "seed": seed, "embedder": "ngram", "n_jobs": 3}
+    first, again = (
+        search(space, evaluate, storage=tmp_path / "run.db", resume=True, **options).best_params for _ in range(2)
+    )
+    assert again == first

@@ -73,8 +73,7 @@ class RunJobs:
     @property
     def writes(self) -> bool:
         """Whether a text is being written with which there may be more to evaluate."""
-        writing = self.writing
-        return writing is not None and bool(writing.in_flight or writing.awaited) and self._left() > 0
+        return self.writing is not None and self._left() > 0 and self.writing.hopeful()
 
     def take_in(self) -> bool:
         """Write down the texts that came while the run is being stopped; whether one is still being written."""

@@ -100,6 +100,7 @@ class Run:
         if writer is not None:
             self._write(writer, texts, rng)
         self._named = {} if store is None else {"study_name": store.name}
+        self._before = (self.table.calls, {} if store is None else store.study.user_attrs.get("best") or {})
         self.notes = TrialNotes(trials)
         self._record = JobRecord(self.table)
         self.listeners: list[LoopListener] = [self._record]
@@ -147,9 +148,7 @@ class Run:
         """The record of a run that ended; ``facts`` is what was known of it when it began."""
         from dspy.promptune.allocation.expectation import expectation
 
-        key = self.policy.best()
-        if self.sharing is not None:
-            key = self.sharing.winner(key)
+        key = self._winner()
         row = self.table.row(key)
         expected = expectation(self.sampler, self.table, key)
         return SearchRun(
@@ -167,6 +166,17 @@ class Run:
             **({} if expected is None else expected._asdict()),
             lineage=() if self.writing is None else self.writing.lineage(),
         )
+
+    def _winner(self) -> Key:
+        """The best prompt; of a run that has ended before and has scored nothing since, the one it had: of prompts
+        that are level, beliefs that are built again may prefer another."""
+        calls, best = self._before
+        if self.table.calls == calls and best.keys() == set(self.space.names):
+            key = self.space.find([best[name] for name in self.space.names])
+            if key is not None and self.table.count(key):
+                return key
+        key = self.policy.best()
+        return key if self.sharing is None else self.sharing.winner(key)
 
     def _trials(self) -> list[FrozenTrial]:
         """All trials of the study; where it can no longer be read, those of this start that ended well."""

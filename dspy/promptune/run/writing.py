@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ __all__ = ["Writer", "Writing"]
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 600.0  # seconds that a text is waited for where there is nothing else to do
 NEAR = 0.9995  # cosine of two texts' vectors from which on one is a copy of the other
 
 
@@ -100,6 +102,8 @@ class Writing:
         self.policy = WritingPolicy(space, rng)
         self._arrived: SimpleQueue[_Arrived] = SimpleQueue()
         self._in_flight: set[int] = set()  # numbers of requests
+        self._since = math.inf  # when the last one of them was begun
+        self._given_up = False
         self.awaited = writer.arrivals  # until all have come
         self.holds = self.awaited is not None  # whether the search waits for them
         self.wake: Callable[[], None] = lambda: None
@@ -113,6 +117,14 @@ class Writing:
     def in_flight(self) -> int:
         """Texts that are being written."""
         return len(self._in_flight)
+
+    def hopeful(self) -> bool:
+        """Whether a text is being written, or candidates are being made, and it is not too long since it was begun."""
+        if self._in_flight and time.monotonic() - self._since > PATIENCE:
+            logger.warning("Nothing is left to do, and propose has not answered for %.0f seconds: given up.", PATIENCE)
+            self._in_flight.clear()
+            self._given_up = True
+        return bool(self._in_flight or self.awaited)
 
     def lineage(self) -> list[dict[str, Any]]:
         """Who was written from whom, see :class:`dspy.promptune.run.search.SearchRun`."""
@@ -134,7 +146,7 @@ class Writing:
         return changed
 
     def _decide(self, left: float, blocked: bool) -> WriteDecision | None:
-        if (found := self._racing.beliefs()) is None:
+        if self._given_up or (found := self._racing.beliefs()) is None:
             return None
         spent = int(self._ledger.spent)
         state = WritingState(
@@ -152,6 +164,7 @@ class Writing:
         request = self._request(decision)
         self._asked += 1
         self._in_flight.add(request.number)
+        self._since = time.monotonic()
         if self._writer.submit is None:
             self._work(decision, request)
             return
@@ -167,7 +180,7 @@ class Writing:
         try:
             answer = self._writer.propose(request)
             written = answer if isinstance(answer, Written) else Written(answer)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             written = Written((), error=error)
         self._arrived.put(_Arrived(request.number, decision, written, time.monotonic() - began))
         self.wake()
