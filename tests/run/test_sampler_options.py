@@ -105,3 +105,16 @@ def test_five_options_at_once_are_obeyed():
     for name in ("max_space_size", "n_batches", "batch_size", "min_cold_start"):
         less = {key: value for key, value in options.items() if key != name}
         assert trials("qei", "race", n_jobs=2, **less) != whole, name
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e4, 1e9])
+@pytest.mark.parametrize("name", SCORED)
+def test_batches_are_scored_whatever_the_metric_is_counted_in(name, unit):
+    """Random batches beside ours, of scores that are tiny or huge, end no search."""
+    space, rng = PromptSpace({0: [f"text {i}" for i in range(8)]}), np.random.default_rng(0)
+    scores = unit * (rng.random((8, 3)) < 0.3)
+    found = search(
+        space, lambda params, examples: scores[params["0_predictor_instruction"], list(examples)], n_examples=3,
+        max_calls=24, sampler=name, n_batches=5, seed=0, embedder="ngram" if name != "onehot" else "onehot",
+    )  # fmt: skip
+    assert found.calls == 24

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from dspy.promptune import BudgetError, EvaluationError, OptionError, PromptSpace, make_sampler, search
+from dspy.promptune.errors import MetricError
 
 
 def run(table, evaluate=None, **options):
@@ -210,10 +211,27 @@ def test_context_variables_are_carried_into_threads(table):
     assert seen == {"carried"}
 
 
-def test_an_evaluation_that_returns_nothing_is_named(table):
-    """A function that forgets its ``return`` is told so, and not that its list is too short."""
-    with pytest.raises(EvaluationError, match=r"returned None: return a list of one score an example\. Fix"):
-        search(table.space, lambda params, examples: None, n_examples=40, max_calls=80, sampler="random")
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (None, "returned None: return a list of one score an example"),
+        (0.5, "returned a float: return a list"),
+        ("0.5", "returned a str: return a list"),
+        ({0: 1.0}, r"returned a dict: .* such as \[scores\[example\] for example in examples\]"),
+        ({1.0}, "returned a set: return a list"),
+    ],
+)
+def test_an_evaluation_that_returns_no_list_ends_the_search_at_once(table, returned, said):
+    """A function that forgets its ``return``, or returns scores without an order, is called once and told so."""
+    calls = []
+
+    def evaluate(params, examples):
+        calls.append(examples)
+        return returned
+
+    with pytest.raises(MetricError, match=said):
+        search(table.space, evaluate, n_examples=40, max_calls=80, sampler="random")
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

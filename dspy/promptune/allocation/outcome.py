@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,13 +91,20 @@ def numbers(scores: Any, examples: Sequence[int]) -> dict[int, float]:
     """What an evaluation returned, by example.
 
     Raises:
-        MetricError: There are more or fewer scores than examples: what evaluates is broken, whatever is evaluated.
-        EvaluationError: It is no list of usable scores.
+        MetricError: It is no list, or of more or fewer scores than examples: what evaluates is broken, whatever it is
+            given.
+        EvaluationError: One of them is no usable score.
     """
+    kind = "None" if scores is None else f"a {type(scores).__name__}"
+    what = f"The evaluation returned {kind}: return a list of one score an example, in their order"
+    if isinstance(scores, Mapping):
+        raise MetricError(f"{what}, such as [scores[example] for example in examples].")
+    if scores is None or isinstance(scores, (str, bytes, Set)):
+        raise MetricError(f"{what}.")
     try:
         values = list(scores)
     except TypeError as error:
-        raise EvaluationError(f"The evaluation returned {scores!r}: return a list of one score an example.") from error
+        raise MetricError(f"{what}.") from error
     if len(values) != len(examples):
         found, wanted = counted(len(values), "score"), counted(len(examples), "example")
         raise MetricError(f"The evaluation returned {found} for {wanted}: return one for each.")

@@ -32,6 +32,7 @@ from dspy.promptune.gp.posterior import PoolPosterior, first_highest
 Blocks = Sequence[tuple[int, int]]
 """Blocks of examples: position of the prompt in the pool, and how many; 0 for a prompt that is only compared."""
 
+JITTER, TINY = 1e-10, 1e-200  # added to the diagonal, in units of the largest variance; the least such unit
 NEVER = 1e12  # variance of a block without examples, in units of a prompt's own: it moves nothing
 
 
@@ -67,7 +68,8 @@ class LookAheadModel(OneOutput):
         if self._leader is not None:
             mean, moves = mean[..., :-1] - mean[..., -1:], moves[..., :-1, :] - moves[..., -1:, :]
         after = moves @ moves.transpose(-1, -2)
-        jitter = 1e-12 * torch.eye(after.shape[-1], dtype=after.dtype)
+        unit = after.diagonal(dim1=-2, dim2=-1).amax().clamp_min(TINY)
+        jitter = JITTER * unit * torch.eye(after.shape[-1], dtype=after.dtype)
         return GPyTorchPosterior(MultivariateNormal(mean, after + jitter))
 
     def _present(self, places: Tensor) -> tuple[Tensor, Tensor]:
