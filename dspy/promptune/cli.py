@@ -194,10 +194,11 @@ def _trials(study: Study) -> str:
 
 
 def _evaluated(study: Study) -> list[FrozenTrial]:
-    """A study's trials, without proposals that were not followed."""
+    """A study's trials, without proposals that were not followed and texts that were asked for."""
+    from dspy.promptune.allocation.records import is_text
     from dspy.promptune.samplers.failures import evaluated
 
-    return list(filter(evaluated, study.get_trials(deepcopy=False)))
+    return [trial for trial in study.get_trials(deepcopy=False) if evaluated(trial) and not is_text(trial)]
 
 
 def _end_of(study: Study) -> str:
@@ -304,7 +305,6 @@ def _summary(study: Study) -> dict[str, Any]:
     states = [trial.state.name for trial in trials]
     cut = sum(trial.state.name == "FAIL" and unfinished(trial.user_attrs.get("error")) for trial in trials)
     spent = attributes.get("spent", {}).values()
-    held = _held(study)
     return {
         "study": study.study_name,
         "kind": attributes.get("kind", "other"),
@@ -317,7 +317,7 @@ def _summary(study: Study) -> dict[str, Any]:
         "examples_scored": sum(int(trial.user_attrs.get("paid", len(trial.intermediate_values))) for trial in trials),
         "lm_calls": sum(amounts.get("calls", 0) for amounts in spent) or "",
         "cost": sum(amounts.get("cost", 0.0) for amounts in spent) or "",
-        "state": f"run by {held}" if held else attributes.get("ended", GOES_ON if attributes else "not of promptune"),
+        "state": f"run by {held}" if (held := _held(study)) else attributes.get("ended", GOES_ON if attributes else "not of promptune"),
     }
 
 

@@ -1,9 +1,10 @@
-"""Which language model answers what."""
+"""Which language model answers what, and what answers count as."""
 
 import pytest
 
 import dspy
 from tests.compile.hazards import TRAINSET, VALSET, metric, rule_lm
+from tests.server import Quality, RuleLM, TaskRule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
 
@@ -36,3 +37,31 @@ def test_the_task_model_alone_runs_the_program(options, default):
     assert "answer" not in {call.label for call in writer.calls}
     states = {trial.state.name for trial in program.optimization_run.trials}
     assert "COMPLETE" in states and "FAIL" not in states
+
+
+@pytest.mark.parametrize("seed", [1, 3, 6])
+def test_a_metric_that_raises_for_wrong_answers_scores_them_as_wrong(seed, caplog):
+    """Once a prompt was given a score, no evaluation of it fails as ``int(...)`` does; no example is left out."""
+    answers = {f"question {i}": str(i % 7) for i in range(70)}
+    examples = [dspy.Example(question=q, answer=a).with_inputs("question") for q, a in answers.items()]
+
+    def number(example, prediction, trace=None):
+        return int(prediction.answer) == int(example.answer)
+
+    lm = RuleLM(TaskRule(answers, quality=Quality(0.3), wrong=("unclear",)))
+    with dspy.context(lm=lm):
+        optimizer = dspy.MIPROv2(metric=number, auto=None, num_candidates=4, num_threads=4, seed=seed)
+        program = optimizer.compile(
+            dspy.Predict("question -> answer"), trainset=examples[:30], valset=examples[30:], num_trials=6,
+            sampler="qei", embedder="ngram", disable_progress_bar=True,
+        )  # fmt: skip
+    scored, wrong = set(), 0
+    for trial in program.optimization_run.trials:
+        key = tuple(trial.params.values())
+        if trial.state.name == "FAIL":
+            assert key not in scored
+        elif sum(trial.user_attrs["scores"]):
+            scored.add(key)
+        else:
+            wrong += trial.user_attrs["errors"]
+    assert scored and wrong and "is left out" not in caplog.text

@@ -198,6 +198,20 @@ def test_a_pipe_that_nobody_reads_is_no_error(place):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_requests_for_texts_are_no_trials(tmp_path, capsys):
+    """A run that wrote instructions has the trials it evaluated, and none of them is unfinished."""
+    path = tmp_path / "runs.db"
+    found = search(
+        PromptSpace({0: ["say it", "tell it"]}), lambda params, examples: [float(e % 2) for e in examples],
+        n_examples=20, max_calls=60, seed=0, storage=path, embedder="ngram",
+        propose=lambda request: [f"{request.text} {request.number}"],
+    )  # fmt: skip
+    assert main(["runs", str(path), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert found.lineage and told["unfinished"] == 0
+    assert told["trials"] == told["complete"] == sum(trial.state.name == "COMPLETE" for trial in found.trials)
+
+
 def test_studies_of_others_are_told_from_runs(tmp_path, capsys):
     """Whatever a study made elsewhere holds, it is listed and shown, and called what it is."""
     path = tmp_path / "runs.db"

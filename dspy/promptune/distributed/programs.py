@@ -20,7 +20,7 @@ from dspy.promptune.allocation.records import STOPPED, Job, JobKind
 from dspy.promptune.distributed.metrics import score_of
 from dspy.promptune.distributed.states import Abandoned, Head, Lost, State
 from dspy.promptune.errors import EvaluationError, MetricError
-from dspy.promptune.limits.answers import unanswered
+from dspy.promptune.limits.answers import of_model, unanswered
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.task import waiting
@@ -110,7 +110,8 @@ class ProgramEvaluator:
 
     Failure is a state. An answer that cannot be read is a wrong answer and scores ``failure_score``. A language model
     that gives no answer (after ``retries``), to the program or to the metric, ``max_errors`` examples that raise, or
-    all of them: the job fails, with its first error. Fewer errors score ``failure_score`` each, as upstream has it.
+    all of them: the job fails, with its first error. Fewer errors score ``failure_score`` each, as upstream has it, and
+    so do all, up to ``max_errors``, where program and metric raised and the prompt was given a score before.
     An example that never gets an answer, whatever the prompt, in five jobs in a row while others do, is such an error:
     it would fail every job it is in. A metric that returns no number ends the run: no job begins another example. A
     job that failed for want of an answer ends when its other examples have: they are kept.
@@ -152,6 +153,7 @@ class ProgramEvaluator:
         self._seconds: deque[float] = deque(maxlen=200)
         self._losses: dict[int, int] = {}
         self._answered: set[int] = set()
+        self._sound: set[Key] = set()  # prompts with which program and metric went through an example
         self._tell_broken = broken
         self._broken: MetricError | None = None
 
@@ -231,7 +233,7 @@ class ProgramEvaluator:
         if not isinstance(error, TimeoutError):
             self._fail(state, error)
         elif self._lose(state, index, error):
-            self._note_error(state, index, error)
+            self._note_error(state, index, error, lost=True)
         self._left(state, index)
 
     def _run_example(self, state: State, index: int) -> None:
@@ -258,7 +260,7 @@ class ProgramEvaluator:
             self._fail(state, error)
             self._tell_broken(error)
         except Lost as lost:
-            self._note_error(state, index, lost.error)
+            self._note_error(state, index, lost.error, lost=True)
         except Stopped:
             raise
         except BaseException as error:
@@ -278,6 +280,7 @@ class ProgramEvaluator:
         self._answered.add(index)
         score = self._tried(state, index, lambda: score_of(rules.metric, example, prediction), _no_verdict)
         self._losses.pop(index, None)
+        self._sound.add(state.job.key)
         with waiting():
             self._keep(state.job, {index: score})
         self._note(state, index, prediction, score)
@@ -334,14 +337,16 @@ class ProgramEvaluator:
             over = state.over
         if over:
             all_failed = not self._rules.part and 0 < state.outcome.errors == len(state.outcome.scores)
-            self._finish(state, state.first_error if all_failed else None)
+            to_blame = state.refused or state.job.key not in self._sound
+            self._finish(state, state.first_error if all_failed and to_blame else None)
 
-    def _note_error(self, state: State, index: int, error: BaseException) -> None:
+    def _note_error(self, state: State, index: int, error: BaseException, *, lost: bool = False) -> None:
         error = readable(error)
         with state.lock:
             if state.over:
                 return
             state.first_error = state.first_error or error
+            state.refused = state.refused or lost or of_model(error)
             state.outcome.errors += 1
             state.outcome.raised[index] = error
             too_many = state.outcome.errors >= self._rules.max_errors

@@ -42,6 +42,7 @@ class State:
     outcome: Outcome = field(default_factory=lambda: Outcome(call_id=uuid.uuid4().hex))
     first_error: BaseException | None = None
     lost: BaseException | None = None  # no answer came for an example: nothing more of the job is started
+    refused: bool = False  # a model gave no answer to one of the examples that raised
     running: set[int] = field(default_factory=set)
     start: float = field(default_factory=time.monotonic)
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -26,6 +26,7 @@ PRIORS = {
     "length": (0.60, 0.50),  # lengthscale of a part
     "scale": (1.0, 0.50),  # of all standard deviations together: on some tasks prompts hardly matter, on some much
 }
+WIDER = 1.8  # as much wider are the spreads of more than two parts: some of them may decide much, others nothing
 BARE = (0.10, 0.10)  # mean and sd of what prompts without demos are worse by
 LEVEL = 0.3  # sd of the common level, integrated out with the rest
 BOUNDS = (-12.0, 4.0)  # of every logarithm
@@ -74,7 +75,7 @@ class PartsKernel(Kernel):  # type: ignore[misc]
             if name in ("own", "joint") and self.n_parts == 1:
                 continue
             count = 1 if name in ("step", "joint", "single", "scale") else self.n_parts
-            self._add(f"log_{name}", math.log(median), spread, count)
+            self._add(f"log_{name}", math.log(median), spread * (WIDER if self.n_parts > 2 else 1), count)
 
     def set_points(self, part: int, points: Array, lineage: Array, bare: Sequence[bool]) -> None:
         """The candidates of a part, ``(n_candidates, r)``, the writings behind them, ``(n_candidates, n_written)``, and

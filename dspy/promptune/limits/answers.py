@@ -93,6 +93,16 @@ def unanswered(error: BaseException) -> bool:
     return False
 
 
+def of_model(error: BaseException) -> bool:
+    """Whether a call to a language model is what ended with this error, and not the program or the metric alone."""
+    link: BaseException | None = error
+    for _ in range(DEPTH):
+        if link is None or isinstance(link, LMError) or getattr(link, MARK, False):
+            break
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return isinstance(link, LMError) or getattr(link, MARK, False)
+
+
 def whole(text: str) -> str:
     """A text without halves of characters: two halves that stand together are one, another becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
