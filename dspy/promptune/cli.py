@@ -124,7 +124,7 @@ def _show(args: argparse.Namespace) -> None:
         if name in attributes:
             word = "best parameters" if name == "best" else name.replace("_", " ")
             print(f"{word:>15}  {visible(as_text(attributes[name], None))}")
-    for name, text in _winner(attributes).items():
+    for name, text in _winner(study).items():
         print(visible(f"\n{name}:\n{text}"))
     rows = trial_rows(study.get_trials(deepcopy=False))
     for line in [*attributes.get("missing", ()), *failures_of(study.get_trials(deepcopy=False)).lines()]:
@@ -281,11 +281,9 @@ def _studies(storage: str, *, read_only: bool = True) -> list[Study]:
 def _study(args: argparse.Namespace, *, read_only: bool = True) -> Study:
     found = _studies(args.storage, read_only=read_only)
     names = ", ".join(repr(study.study_name) for study in found) or "none"
-    if args.study is None and len(found) == 1:
-        return found[0]
-    for study in found:
-        if study.study_name == args.study:
-            return study
+    named = [study for study in found if args.study in (None, study.study_name)]
+    if len(named) == 1:
+        return named[0]
     if args.study is None:
         raise StorageError(f"Which run? Name it with --study; there are {names} in {_place(args.storage)}.")
     raise StorageError(f"There is no run {args.study!r} in {_place(args.storage)}: there are {names}.")
@@ -305,6 +303,7 @@ def _summary(study: Study) -> dict[str, Any]:
     states = [trial.state.name for trial in trials]
     cut = sum(trial.state.name == "FAIL" and unfinished(trial.user_attrs.get("error")) for trial in trials)
     spent = attributes.get("spent", {}).values()
+    ended = attributes.get("ended", GOES_ON if attributes else "not of promptune")
     return {
         "study": study.study_name,
         "kind": attributes.get("kind", "other"),
@@ -317,7 +316,7 @@ def _summary(study: Study) -> dict[str, Any]:
         "examples_scored": sum(int(trial.user_attrs.get("paid", len(trial.intermediate_values))) for trial in trials),
         "lm_calls": sum(amounts.get("calls", 0) for amounts in spent) or "",
         "cost": sum(amounts.get("cost", 0.0) for amounts in spent) or "",
-        "state": f"run by {held}" if (held := _held(study)) else attributes.get("ended", GOES_ON if attributes else "not of promptune"),
+        "state": f"run by {held}" if (held := _held(study)) else ended,
     }
 
 
@@ -355,15 +354,16 @@ def _verdict(study: Study) -> dict[str, str]:
         return {}
 
 
-def _winner(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """The texts of the best combination, by parameter."""
-    best, candidates = attributes.get("best") or {}, attributes.get("candidates") or {}
-    found = {}
-    for name, index in best.items():
-        if index < len(candidates.get(name, ())):
-            chosen = candidates[name][index]
-            found[name] = chosen if isinstance(chosen, str) else as_text(chosen, 1)
-    return found
+def _winner(study: Study) -> dict[str, str]:
+    """The texts of the best combination, by parameter; nothing of a study that has none."""
+    from dspy.promptune.report.record import record_of
+
+    try:
+        found = record_of(study)
+    except Exception:
+        return {}
+    chosen = zip(found.space.names, found.best or (), strict=False)
+    return {name: found.space.texts(i)[j] for i, (name, j) in enumerate(chosen)}
 
 
 def _whole(trial: Any) -> dict[str, Any]:

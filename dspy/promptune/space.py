@@ -38,6 +38,7 @@ class Part:
         kind: ``"instruction"`` or ``"demos"``.
         candidates: The choices, in the order of their indices; the same one may occur several times.
         parents: For each candidate that was written from another one of the part, the index of that one.
+        written: For each candidate that a stored search appended, where that is stored.
     """
 
     name: str
@@ -45,9 +46,15 @@ class Part:
     kind: str
     candidates: tuple[Any, ...]
     parents: Mapping[int, int] = field(default_factory=dict, compare=False, repr=False)
+    written: Mapping[int, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.candidates)
+
+    def given(self, place: str | None = None) -> list[Any]:
+        """The candidates without those that a stored search appended, that at ``place`` or, without it, any."""
+        left_out = {i for i, where in self.written.items() if place in (None, where)}
+        return [each for i, each in enumerate(self.candidates) if i not in left_out]
 
     @cached_property
     def first(self) -> tuple[int, ...]:
@@ -82,6 +89,7 @@ class PromptSpace:
 
     Attributes:
         is_open: Whether candidates may be appended, see :meth:`open`.
+        place: Where the search is stored that appends candidates now, if it is.
 
     Raises:
         SpaceError: No predictor, a predictor without candidates, an instruction that is not text, predictors of
@@ -89,6 +97,7 @@ class PromptSpace:
     """
 
     is_open = False
+    place: str | None = None
 
     def __init__(
         self,
@@ -206,7 +215,8 @@ class PromptSpace:
         if parent is not None and not 0 <= parent < len(part):
             raise SpaceError(f"Parent {parent} of {name}: there are {len(part)} candidates, so 0 to {len(part) - 1}.")
         parents = part.parents if parent is None else {**part.parents, len(part): part.first[parent]}
-        grown = replace(part, candidates=(*part.candidates, candidate), parents=parents)
+        written = part.written if self.place is None else {**part.written, len(part): self.place}
+        grown = replace(part, candidates=(*part.candidates, candidate), parents=parents, written=written)
         if grown.first[-1] < len(part):
             return grown.first[-1]
         self.parts = (*self.parts[:i], grown, *self.parts[i + 1 :])

@@ -172,6 +172,7 @@ def test_what_changes_as_it_runs_is_not_compared(written):
 def test_locks_logs_and_models_have_a_digest():
     """What synchronizes or reports decides no score; of a language model its settings count, not its state."""
     lock, logger, seen, counter = threading.Lock(), logging.getLogger("one"), [], collections.Counter()
+    last = {}
     judge = dspy.ChainOfThought("question -> right: bool")
     judge.set_lm(dspy.LM("openai/one", temperature=0.5))
 
@@ -180,11 +181,14 @@ def test_locks_logs_and_models_have_a_digest():
             logger.info("Asked.")
             seen.append(example)
             counter[example] += 1
+            counter[tuple(sorted([example])), "key"] += 1
+            last[str(example)] = tuple(map(str, seen))
         return judge(question=example).right
 
     before = fingerprint(metric, "metric")
     seen.append(1)
     counter["a"] += 1
+    last["a"] = ()
     judge.history.append({})
     assert fingerprint(metric, "metric") == before and "unknown" not in before
     judge.set_lm(dspy.LM("openai/one", temperature=0.6))

@@ -207,6 +207,32 @@ def test_a_run_that_is_taken_up_again_has_its_texts(tmp_path):
     assert task.requests[asked].number == asked
 
 
+def test_an_open_space_is_taken_up_again_in_the_same_process(tmp_path):
+    """A space that a stored search has grown goes on with that search as a new space does: nothing is told from it."""
+
+    def go_on(space, max_calls):
+        def evaluate(params, examples):
+            text = space.parts[0].candidates[params["0_predictor_instruction"]]
+            return [float(hash_of(text, example) % 1000 / 1000 < quality(text)) for example in examples]
+
+        return search(
+            space, evaluate, n_examples=N, max_calls=max_calls, seed=0, embedder="ngram", resume=True,
+            storage=tmp_path / "runs.db", propose=lambda request: [f"{request.text} +{request.number}"],
+        )  # fmt: skip
+
+    space = PromptSpace({0: ["say it", "tell it"]}).open()
+    first = go_on(space, 150)
+    assert first.lineage and len(space.parts[0]) > 2
+    same = go_on(space, 150)
+    assert (same.calls, same.lineage, same.best_params) == (first.calls, first.lineage, first.best_params)
+    more = go_on(space, 300)
+    fresh = PromptSpace({0: ["say it", "tell it"]}).open()
+    assert go_on(fresh, 300).lineage == more.lineage and len(more.lineage) > len(first.lineage)
+    assert fresh.parts[0].candidates == space.parts[0].candidates
+    with pytest.raises(StorageError, match="candidates"):
+        go_on(PromptSpace({0: ["say it", "name it"]}).open(), 300)
+
+
 def test_open_and_closed_runs_are_not_mixed(tmp_path):
     """A study without written texts is not continued with an open space, nor the other way round."""
     task = Task()

@@ -198,17 +198,24 @@ def test_a_pipe_that_nobody_reads_is_no_error(place):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_requests_for_texts_are_no_trials(tmp_path, capsys):
-    """A run that wrote instructions has the trials it evaluated, and none of them is unfinished."""
+def test_a_run_that_wrote_instructions_is_shown(tmp_path, capsys):
+    """It has the trials it evaluated, none of them unfinished, and its winner's text is shown, which was written."""
+
+    def evaluate(params, examples):
+        return [float(example % 9 < params["0_predictor_instruction"]) for example in examples]
+
     path = tmp_path / "runs.db"
     found = search(
-        PromptSpace({0: ["say it", "tell it"]}), lambda params, examples: [float(e % 2) for e in examples],
-        n_examples=20, max_calls=60, seed=0, storage=path, embedder="ngram",
-        propose=lambda request: [f"{request.text} {request.number}"],
+        PromptSpace({0: ["say it", "tell it"]}), evaluate, n_examples=20, max_calls=60, seed=0, storage=path,
+        embedder="ngram", propose=lambda request: [f"{request.text} {request.number}"],
     )  # fmt: skip
+    winner = found.space.parts[0].candidates[found.best_params["0_predictor_instruction"]]
+    assert found.lineage and winner not in ("say it", "tell it")
+    assert main(["show", str(path)]) == 0
+    assert f"0_predictor_instruction:\n{winner}\n" in capsys.readouterr().out
     assert main(["runs", str(path), "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
-    assert found.lineage and told["unfinished"] == 0
+    assert told["unfinished"] == 0
     assert told["trials"] == told["complete"] == sum(trial.state.name == "COMPLETE" for trial in found.trials)
 
 

@@ -137,10 +137,8 @@ class Faults:
                 self._accusers.setdefault(example, set()).add(key)
                 if len(self._accusers[example]) >= ACCUSERS:
                     self.examples.add(example)
-                    logger.warning(
-                        "Validation example %d is left out: %d prompts that work elsewhere failed on it, none succeeded.",
-                        example, len(self._accusers[example]),
-                    )  # fmt: skip
+                    why = f"{len(self._accusers[example])} prompts that work elsewhere fail on it, and none does not"
+                    logger.warning("Validation example %d is left out: %s.", example, why)
         self.out = set(filter(self._is_out, self._failures))
         self._doubted = set().union(
             *(each for key in self._failures if key not in self.out for each in self._doubts(key))

@@ -215,6 +215,12 @@ class _Scan:
         begin = next((j for j in range(end - 1, -1, -1) if depths[j] <= depth - below), None)
         return None if begin is None else self._way(begin, end)
 
+    def _called(self, begin: int, end: int) -> bool:
+        """Whether the object is what a call gives; calls in the key of an item of it leave the object below them."""
+        depths = self.depths
+        calls = (j for j in range(begin, end) if self.steps[j].opname.startswith("CALL"))
+        return any(j + 1 >= len(depths) or depths[j + 1] <= depths[begin - 1] + 1 for j in calls)
+
     def _copies(self, i: int, count: int) -> bool:
         step = self.steps[i]
         return step.opname in COPIES.get(count, ()) and (step.opname != "COPY" or step.arg == count)
@@ -233,7 +239,7 @@ class _Scan:
         while rest < len(steps) and steps[rest].opname in GETS:
             path.append(str(steps[rest].argval))
             rest += 1
-        if any(step.opname.startswith("CALL") for step in steps[rest:]):
+        if self._called(begin + 1, end):
             if not path or path[-1] not in INNER:
                 return None
             path.pop()

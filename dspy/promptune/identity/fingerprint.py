@@ -28,7 +28,7 @@ from dspy.promptune.space import PromptSpace
 
 __all__ = ["RULE", "Fingerprint", "fingerprint", "lm_settings"]
 
-RULE = 2  # of what a digest covers: digests of another rule are not compared
+RULE = 3  # of what a digest covers: digests of another rule are not compared
 MOST = 200  # parts whose digests are kept, so that a refusal can name what has changed
 WITHOUT_VALUE = frozenset(
     "_thread.lock _thread.RLock threading.Event threading.Condition threading.Semaphore threading.BoundedSemaphore "
@@ -279,7 +279,7 @@ class Fingerprint:
         self._changing.objects.append(value)
         found: list[Any] = ["object", self._of(kind, f"={kind.__qualname__}"), self._own(value)]
         if isinstance(value, PromptSpace):
-            return [*found, [[part.name, self._of(list(part.candidates), f".{part.name}")] for part in value.parts]]
+            return [*found, [[part.name, self._of(part.given(), f".{part.name}")] for part in value.parts]]
         if isinstance(value, enum.Enum):
             return [*found, value.name, self._of(value.value, ".value")]
         if isinstance(value, dspy.BaseLM):

@@ -135,8 +135,8 @@ def data_of(examples: Sequence[Any], name: str = "data") -> dict[str, Any]:
 
 
 def candidates_of(space: PromptSpace) -> dict[str, Any]:
-    """The candidates as JSON, by the names of the study's parameters."""
-    return {part.name: encode(list(part.candidates)) for part in space.parts}
+    """The candidates as JSON, by the names of the study's parameters, without those that its search has appended."""
+    return {part.name: encode(part.given(space.place or "")) for part in space.parts}
 
 
 def embedder_name(embedder: Any) -> str:

@@ -264,7 +264,7 @@ def search(
             :class:`dspy.promptune.run.writing.WriteRequest`. It is called when a text is worth more than a
             measurement, from a thread of its own, or with batches from this one. Each request counts as one of
             ``max_calls``, or as what a returned ``Written(texts, calls)`` says. It needs our sampler without
-            ``minibatch_size``; ``space`` itself does not change, that of the result has grown.
+            ``minibatch_size``; a ``space`` that is open grows, of another one that of the result does.
         callbacks: :class:`dspy.promptune.SearchCallback` objects that are told what happens.
         sampler_options: What the sampler takes, such as ``embedder`` or ``max_space_size``.
 
@@ -286,6 +286,9 @@ def search(
     described = {"sampler": sampler, "seed": seed, "n_jobs": n_jobs, "schedule": schedule, **budget, **options}
     with interrupts(interrupt := Interrupt()), contextlib.ExitStack() as ending:
         store = open_study_store(storage, study_name, resume, "search", share=share)
+        if store is not None and space.is_open:
+            space.place = f"{store.name} in {store.place}"
+            ending.callback(setattr, space, "place", None)
         facts = search_manifest(space, evaluate, n_examples, described)
         if store is not None:
             store.begin(facts)

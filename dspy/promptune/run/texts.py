@@ -41,10 +41,11 @@ def refusals(trials: Iterable[FrozenTrial]) -> list[str]:
     return [trial.user_attrs["refused"] for trial in trials if "refused" in trial.user_attrs]
 
 
-def appended(space: PromptSpace, noted: Mapping[str, Any]) -> Text | None:
+def appended(space: PromptSpace, noted: Mapping[str, Any], *, again: bool = False) -> Text | None:
     """The text of a trial, in the space, or a request that brought none.
 
-    ``None`` where the text is there already or not of this space.
+    ``None`` where the text is there already or not of this space. ``again`` takes it where an earlier start of the same
+    stored search, in this process, has appended it to the space.
     """
     part, parent = noted.get("part"), space.find(tuple(noted.get("parent", ())))
     if part not in space.names or parent is None:
@@ -54,7 +55,7 @@ def appended(space: PromptSpace, noted: Mapping[str, Any]) -> Text | None:
     place = space.names.index(part)
     known, proposed = len(space.parts[place]), noted.get("origin") == PROPOSED
     index = space.append(part, noted["text"], None if proposed else parent[place])
-    if index < known:
+    if index < known and not (again and space.place and space.parts[place].written.get(index) == space.place):
         return None
     return Text(part, index, parent, noted["calls"], noted["at"], noted["text"], proposed)
 
@@ -62,8 +63,14 @@ def appended(space: PromptSpace, noted: Mapping[str, Any]) -> Text | None:
 def restored(space: PromptSpace, trials: Sequence[FrozenTrial]) -> dict[int, Text]:
     """Append the texts that trials stand for, in the order of their numbers: what came of requests, by these."""
     ordered = sorted((trial for trial in trials if is_text(trial)), key=lambda trial: trial.number)
-    found = {trial.number: appended(space, trial.user_attrs) for trial in ordered}
-    return {number: text for number, text in found.items() if text is not None}
+    found: dict[int, Text] = {}
+    there: set[tuple[str, int]] = set()
+    for trial in ordered:
+        text = appended(space, trial.user_attrs, again=True)
+        if text is not None and (text.refused or (text.part, text.index) not in there):
+            there.add((text.part, text.index))
+            found[trial.number] = text
+    return found
 
 
 def check_distributions(space: PromptSpace, trials: Sequence[FrozenTrial], place: str) -> None:
