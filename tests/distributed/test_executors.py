@@ -54,6 +54,28 @@ def test_results_do_not_depend_on_who_evaluates_them(compiled):
     assert found.optimization_run.calls > 0 and 0 <= found.score <= 100
 
 
+def strict(example, prediction, trace=None):
+    """Raises where the answer is wrong."""
+    return {True: 1.0}[example.answer == prediction.answer]
+
+
+def test_a_metric_that_raises_elsewhere_counts_as_here(compiled, caplog):
+    """Once a prompt was given a score by workers, no evaluation of it fails because the metric raises."""
+    with ThreadPoolExecutor(2) as threads:
+        options = {"sampler": "qei", "embedder": "ngram", "minibatch_size": None, "num_trials": 8}
+        run = compiled(threads, metric=strict, n_jobs=1, **options).optimization_run
+    scored, wrong = set(), 0
+    for trial in run.trials:
+        key = tuple(trial.params.values())
+        if trial.state.name == "FAIL":
+            assert key not in scored
+        elif sum(trial.user_attrs["scores"]):
+            scored.add(key)
+        else:
+            wrong += trial.user_attrs["errors"]
+    assert scored and wrong and "is left out" not in caplog.text
+
+
 @pytest.mark.slow
 def test_workers_evaluate_what_was_written_meanwhile(processes, compiled):
     """Workers have no list of candidates of their own: a text of the search is scored by them as any other."""

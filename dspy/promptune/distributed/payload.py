@@ -80,6 +80,7 @@ class Record:
     Attributes:
         scores: Scores of the examples that were scored.
         raised: Examples on which program or metric raised, which have no score here, and what they raised.
+        refused: Whether a language model gave no answer to one of these.
         unreadable: Number of answers that could not be read; they are scored.
         unread: Why, by example, for some of them.
         error: Why the block ended early, in words.
@@ -96,6 +97,7 @@ class Record:
 
     scores: Mapping[int, float] = field(default_factory=dict)
     raised: Mapping[int, str] = field(default_factory=dict)
+    refused: bool = False
     unreadable: int = 0
     unread: Mapping[int, str] = field(default_factory=dict)
     error: str | None = None

@@ -48,6 +48,7 @@ class _Going:
     blocks: int = 0
     outcome: Outcome = field(default_factory=Outcome)
     raised: dict[int, str] = field(default_factory=dict)
+    refused: bool = False
     start: float = field(default_factory=time.monotonic)
 
 
@@ -109,6 +110,7 @@ class RemoteEvaluator:
         self._allowances = WorkerAllowances(gateway.meter, _predictors(programs))
         self._builder = builder
         self._packed: dict[Key, bytes] = {}
+        self._sound: set[Key] = set()  # prompts with which program and metric went through an example
         self._waiting: deque[_Block] = deque()
         self._out: dict[str, _Block] = {}
         self._sent_at, self._heard_at = 0.0, math.inf  # a cluster may take its time until it answers first
@@ -311,6 +313,9 @@ class RemoteEvaluator:
         outcome.spent = added(outcome.spent, record.spent)
         going.raised.update((block.examples[i], text) for i, text in record.raised.items())
         outcome.raised.update(going.raised)
+        going.refused = going.refused or record.refused
+        if len(scores) > record.unreadable:
+            self._sound.add(going.job.key)
         outcome.unread.update((block.examples[i], text) for i, text in record.unread.items())
         outcome.errors = len(going.raised)
         if outcome.errors >= self._rules.max_errors:
@@ -342,7 +347,8 @@ class RemoteEvaluator:
             going.blocks = -1
         outcome, failure = going.outcome, self._rules.failure_score
         outcome.seconds = time.monotonic() - going.start
-        if outcome.error is None and going.raised and not outcome.scores:
+        to_blame = going.refused or going.job.key not in self._sound
+        if outcome.error is None and going.raised and not outcome.scores and to_blame:
             outcome.error = EvaluationError(next(iter(going.raised.values())))
         if outcome.error is None:
             outcome.scores.update(dict.fromkeys(going.raised, failure))

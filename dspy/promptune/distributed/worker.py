@@ -21,6 +21,7 @@ from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, P
 from dspy.promptune.distributed.stopping import StoppableMeter
 from dspy.promptune.errors import MetricError
 from dspy.promptune.interrupts import interrupts
+from dspy.promptune.limits.answers import of_model
 from dspy.promptune.limits.budgets import SEARCH
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Pool
@@ -93,6 +94,7 @@ def _fields(outcome: Outcome, kept: dict[int, float], gateway: LMGateway, pool: 
     return {
         "scores": kept,
         "raised": {i: _text(error) for i, error in outcome.raised.items()},
+        "refused": any(isinstance(error, BaseException) and of_model(error) for error in outcome.raised.values()),
         "unread": {i: _text(error) for i, error in [*outcome.unread.items()][:1]},
         "unreadable": outcome.unreadable,
         "error": None if outcome.error is None else STOPPED if limiter.stopped else said(outcome.error),
