@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -117,14 +118,14 @@ def _show(args: argparse.Namespace) -> None:
     from dspy.promptune.run.tables import trial_rows
 
     study = _study(args)
-    attributes = _attributes(study)
-    for name, value in {**_told(_summary(study)), **_verdict(study)}.items():
+    attributes, (verdict, winner) = _attributes(study), _found(study)
+    for name, value in {**_told(_summary(study)), **verdict}.items():
         print(f"{WORDS.get(name, name):>15}  {visible(str(value))}")
     for name in ("metric", "language_model", "embedder", "versions", "settings", "options", "spent", "best"):
         if name in attributes:
             word = "best parameters" if name == "best" else name.replace("_", " ")
             print(f"{word:>15}  {visible(as_text(attributes[name], None))}")
-    for name, text in _winner(study).items():
+    for name, text in winner.items():
         print(visible(f"\n{name}:\n{text}"))
     rows = trial_rows(study.get_trials(deepcopy=False))
     for line in [*attributes.get("missing", ()), *failures_of(study.get_trials(deepcopy=False)).lines()]:
@@ -343,27 +344,19 @@ def _attributes(study: Study) -> Mapping[str, Any]:
     return study.user_attrs if "format" in study.user_attrs and "kind" in study.user_attrs else {}
 
 
-def _verdict(study: Study) -> dict[str, str]:
-    """What a run found, in a sentence; nothing of a study that has no candidates or whose notes cannot be read."""
+def _found(study: Study) -> tuple[dict[str, str], dict[str, str]]:
+    """What a run found, in a sentence, and the texts of its winner; nothing of a study that cannot be read as a run."""
     from dspy.promptune.report.record import record_of
     from dspy.promptune.report.verdict import Verdict
 
-    try:
-        return {"verdict": Verdict(record_of(study), model=False).sentence()}
-    except Exception:
-        return {}
-
-
-def _winner(study: Study) -> dict[str, str]:
-    """The texts of the best combination, by parameter; nothing of a study that has none."""
-    from dspy.promptune.report.record import record_of
-
-    try:
-        found = record_of(study)
-    except Exception:
-        return {}
-    chosen = zip(found.space.names, found.best or (), strict=False)
-    return {name: found.space.texts(i)[j] for i, (name, j) in enumerate(chosen)}
+    verdict: dict[str, str] = {}
+    winner: dict[str, str] = {}
+    with contextlib.suppress(Exception):
+        record = record_of(study)
+        chosen = zip(record.space.names, record.best or (), strict=False)
+        winner = {name: record.space.texts(i)[j] for i, (name, j) in enumerate(chosen)}
+        verdict = {"verdict": Verdict(record, model=False).sentence()}
+    return verdict, winner
 
 
 def _whole(trial: Any) -> dict[str, Any]:

@@ -51,3 +51,17 @@ def naive_pool(program, *, threads=4, carry=True, max_errors=10, copies=4, metri
 def served(server, **options):
     """The server as a model of DSPy."""
     return dspy.LM("openai/gpt-4o-mini", api_base=server.url, api_key="none", **options)
+
+
+def check_raised_counts_as_wrong(run, log):
+    """Of a run whose metric raises for wrong answers: no prompt fails once it was given a score, and none is lost."""
+    scored, wrong = set(), 0
+    for trial in run.trials:
+        key = tuple(trial.params.values())
+        if trial.state.name == "FAIL":
+            assert key not in scored
+        elif sum(trial.user_attrs["scores"]):
+            scored.add(key)
+        else:
+            wrong += trial.user_attrs["errors"]
+    assert scored and wrong and "is left out" not in log

@@ -3,7 +3,7 @@
 import pytest
 
 import dspy
-from tests.compile.hazards import TRAINSET, VALSET, metric, rule_lm
+from tests.compile.hazards import TRAINSET, VALSET, check_raised_counts_as_wrong, metric, rule_lm
 from tests.server import Quality, RuleLM, TaskRule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
@@ -55,13 +55,4 @@ def test_a_metric_that_raises_for_wrong_answers_scores_them_as_wrong(seed, caplo
             dspy.Predict("question -> answer"), trainset=examples[:30], valset=examples[30:], num_trials=6,
             sampler="qei", embedder="ngram", disable_progress_bar=True,
         )  # fmt: skip
-    scored, wrong = set(), 0
-    for trial in program.optimization_run.trials:
-        key = tuple(trial.params.values())
-        if trial.state.name == "FAIL":
-            assert key not in scored
-        elif sum(trial.user_attrs["scores"]):
-            scored.add(key)
-        else:
-            wrong += trial.user_attrs["errors"]
-    assert scored and wrong and "is left out" not in caplog.text
+    check_raised_counts_as_wrong(program.optimization_run, caplog.text)

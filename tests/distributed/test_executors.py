@@ -18,6 +18,7 @@ from dspy.promptune import EvaluationError, OptionError
 from dspy.promptune.distributed.payload import JobPayload
 from dspy.promptune.distributed.stopping import StopMark, StoppableMeter
 from dspy.promptune.limits.budgets import BudgetLimits
+from tests.compile.hazards import check_raised_counts_as_wrong
 from tests.server import max_in_flight
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -64,16 +65,7 @@ def test_a_metric_that_raises_elsewhere_counts_as_here(compiled, caplog):
     with ThreadPoolExecutor(2) as threads:
         options = {"sampler": "qei", "embedder": "ngram", "minibatch_size": None, "num_trials": 8}
         run = compiled(threads, metric=strict, n_jobs=1, **options).optimization_run
-    scored, wrong = set(), 0
-    for trial in run.trials:
-        key = tuple(trial.params.values())
-        if trial.state.name == "FAIL":
-            assert key not in scored
-        elif sum(trial.user_attrs["scores"]):
-            scored.add(key)
-        else:
-            wrong += trial.user_attrs["errors"]
-    assert scored and wrong and "is left out" not in caplog.text
+    check_raised_counts_as_wrong(run, caplog.text)
 
 
 @pytest.mark.slow

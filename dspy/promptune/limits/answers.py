@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from dspy.promptune.secrets import readable
@@ -79,28 +80,33 @@ def unanswered(error: BaseException) -> bool:
     call raised whatever else. What it says of the request itself, such as that the prompt is too long, is the prompt's
     fault. The first error of the chain of causes that tells is the one that counts.
     """
-    link: BaseException | None = error
-    for _ in range(DEPTH):
-        if link is None:
-            break
+    for link in _causes(error):
         if isinstance(link, AdapterParseError):
             return BLANK_REPLY in str(link)
         if isinstance(link, LMInvalidRequestError):
             return _status(link) in ELSEWHERE
-        if isinstance(link, LMError) or getattr(link, MARK, False):
+        if _ends_a_call(link):
             return True
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return False
 
 
 def of_model(error: BaseException) -> bool:
     """Whether a call to a language model is what ended with this error, and not the program or the metric alone."""
+    return any(map(_ends_a_call, _causes(error)))
+
+
+def _ends_a_call(link: BaseException) -> bool:
+    return isinstance(link, LMError) or getattr(link, MARK, False)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on."""
     link: BaseException | None = error
     for _ in range(DEPTH):
-        if link is None or isinstance(link, LMError) or getattr(link, MARK, False):
-            break
+        if link is None:
+            return
+        yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return isinstance(link, LMError) or getattr(link, MARK, False)
 
 
 def whole(text: str) -> str:

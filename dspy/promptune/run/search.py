@@ -170,11 +170,12 @@ class Run:
     def _winner(self) -> Key:
         """The best prompt; of a run that has ended before and has scored nothing since, the one it had: of prompts
         that are level, beliefs that are built again may prefer another."""
+        from dspy.promptune.samplers.trials import key_of
+
         calls, best = self._before
-        if self.table.calls == calls and best.keys() == set(self.space.names):
-            key = self.space.find([best[name] for name in self.space.names])
-            if key is not None and self.table.count(key):
-                return key
+        key = key_of(best, self.space) if self.table.calls == calls else None
+        if key is not None and self.table.count(key):
+            return key
         key = self.policy.best()
         return key if self.sharing is None else self.sharing.winner(key)
 
