@@ -144,6 +144,53 @@ def test_a_proposal_that_hangs_does_not_hold_the_search(scored, proposed):
     world.gate.set()
 
 
+class Straggling(Hanging):
+    """One whose last proposal never comes, and that keeps one of the last notes until the run has ended."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.late, self.ended, self.kept = Gate(), Gate(), Gate()
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        if PROPOSES in str(messages):
+            with self.lock:
+                self.asked.passed += 1
+                last = self.asked.passed == 3
+            if last:
+                self.ended.wait(60)
+            return Warehouse.forward(self, prompt, messages, **kwargs)
+        with self.lock:
+            keeps = self.late.is_set() and not self.kept.is_set()
+            if keeps:
+                self.kept.set()
+        if keeps:
+            self.ended.wait(60)
+        return super().forward(prompt, messages, **kwargs)
+
+
+class Late(SearchCallback):
+    """Tells a model that the end is near."""
+
+    def __init__(self, world, scored):
+        self.world, self.scored = world, scored
+
+    def on_trial(self, trial):
+        if trial.scored >= self.scored:
+            self.world.late.set()
+
+
+def test_a_run_that_waits_for_no_straggler_waits_for_no_proposal():
+    """Its last evaluation is cut short, and it ends though an instruction is still being proposed."""
+    world, found = Straggling(0), []
+    search = threading.Thread(
+        target=lambda: found.append(compiled(world, callbacks=[Late(world, 200)]).optimization_run), daemon=True
+    )
+    search.start()
+    search.join(30)
+    world.ended.set()
+    assert world.kept.is_set() and found and found[0].ended == "the budget is spent"
+
+
 class Held(Warehouse):
     """A warehouse that answers about one training note only before a validation note came with a demo set."""
 

@@ -164,7 +164,8 @@ class SearchLoop:
 
     def _others_go_on(self) -> bool:
         """With nothing to do here: whether others may still leave something. Then it returns a while later."""
-        if not self._jobs.writes and (self._sharing is None or self._sharing.over()):
+        texts = not self._over and self._jobs.writes
+        if not texts and (self._sharing is None or self._sharing.over()):
             return False
         with contextlib.suppress(Empty):
             self._events.get(timeout=TICK_SECONDS)  # nothing is running: only somebody who stops the run wakes it
