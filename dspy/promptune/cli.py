@@ -149,7 +149,7 @@ def _export(args: argparse.Namespace) -> None:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)) or ["number"])
             writer.writeheader()
             writer.writerows({name: _field(value) for name, value in row.items()} for row in rows)
-        print(f"{counted(len(rows), 'trial')} in {args.csv}.")
+        print(f"{counted(len(rows), 'row')} in {args.csv}, one for each trial and each written text.")
     if args.json:
         run = {"study": study.study_name, **study.user_attrs, "trials": [_whole(trial) for trial in trials]}
         output(args.json).write_text(as_text(run), encoding="utf-8")

@@ -144,6 +144,25 @@ def test_a_proposal_that_hangs_does_not_hold_the_search(scored, proposed):
     world.gate.set()
 
 
+class Never(Slow):
+    """A warehouse whose proposals come when the run is over, or never."""
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        if PROPOSES in str(messages):
+            self.gate.wait(60)
+        return Warehouse.forward(self, prompt, messages, **kwargs)
+
+
+@pytest.mark.slow
+def test_a_limit_of_time_holds_while_proposals_are_waited_for():
+    """The run says that its time was up, and has used the end of it to look at its best prompt once more."""
+    world = Never(0)
+    run = compiled(world, callbacks=[], num_trials=40, timeout=8).optimization_run
+    world.gate.set()
+    assert run.ended.startswith("timeout=8") and run.calls >= 100
+    assert [trial.user_attrs["kind"] for trial in run.trials][-1] == "full"
+
+
 class Straggling(Hanging):
     """One whose last proposal never comes, and that keeps one of the last notes until the run has ended."""
 

@@ -176,8 +176,8 @@ class RunJobs:
         """Whether what there is has had its share, while most candidates are still being made."""
         if self.writing is None or not self.writing.holds:
             return False
-        taken = self.ledger.spent + self.ledger.claimed()
-        return taken >= EARLY * (taken + self._left())
+        taken, left = self.ledger.spent + self.ledger.claimed(), self._left()
+        return left > 0 and taken >= EARLY * (taken + left)
 
     def _left(self) -> int:
         """Calls that nobody has claimed."""
