@@ -49,6 +49,16 @@ def test_nothing_is_asked_for_when_it_must_not_be(values):
     assert policy.next(state(**values), pool, posterior) is None
 
 
+def test_what_is_being_written_counts_for_the_share():
+    """With many at once, a run whose texts are not known yet to bring anything takes no more than its 5 %."""
+    for so_far, in_flight, may in ((0, 6, True), (0, 7, False), (16, 2, True), (16, 3, False)):
+        policy, pool, posterior = told([HALF, HALF])
+        if so_far:
+            policy.wrote(Text("0_predictor_instruction", 1, (0,), calls=4, at=-10_000))
+        values = state(written=so_far, in_flight=in_flight, places=16)
+        assert (policy.next(values, pool, posterior) is not None) is may
+
+
 def test_a_text_that_has_proved_better_frees_the_share():
     """Beyond 5 % of the calls, only a run whose texts are better than all else goes on to write; likely is enough."""
     likely, level = ([1.0] * right + [0.0] * (40 - right) for right in (23, 21))

@@ -5,7 +5,7 @@ import pytest
 
 import dspy
 from dspy.promptune import OptionError
-from dspy.promptune.reflection.feedback import feedback_of
+from dspy.promptune.distributed.metrics import feedback_of
 from tests.compile.test_compile import Chain, compiled, exact, rule_lm
 
 OWN = ["Answer briefly.", "Answer with care."]
@@ -116,6 +116,26 @@ def test_metrics_with_feedback_give_the_scores_of_plain_ones(metric):
     said, plain = compiled(init={"metric": metric}, schedule="batch"), compiled(schedule="batch")
     assert said.optimization_run.space.parts[1].candidates == plain.optimization_run.space.parts[1].candidates
     assert [t.value for t in said.optimization_run.trials] == [t.value for t in plain.optimization_run.trials]
+
+
+async def awaited(example, prediction):
+    return {"score": 0.0, "feedback": "hm"}
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda e, p: dspy.Prediction(score=0.0, feedback="hm"),
+        lambda e, p, trace=None: False if trace is not None else dspy.Prediction(score=0.0, feedback="hm"),
+        lambda gold, pred, trace, _name, _trace: dspy.Prediction(score=0.0, feedback="hm" if _name else ""),
+        lambda e, p, trace=None, weight=1.0, strict=False: {"score": weight / 2, "feedback": "hm"},
+        awaited,
+    ],
+)
+def test_metrics_of_every_form_are_heard(metric):
+    """Two to five arguments, whatever their names, with and without a trace, awaited or not."""
+    example, prediction = dspy.Example(answer="yes"), dspy.Prediction(answer="no")
+    assert feedback_of(metric, example, prediction, [("a call",)], ("plan", [])) == "hm"
 
 
 def test_feedback_is_asked_for_each_predictor():

@@ -1,5 +1,6 @@
 """``compile(executor=...)`` on real processes: what comes back, what holds, and what is refused."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import pickle
 import signal
 import threading
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,11 +177,53 @@ def test_keys_may_stay_at_home():
 
 def test_a_dead_pool_is_said(compiled):
     """A pool whose process was killed fails the trials that were out, and the run says why it cannot go on."""
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(int).result()
-        os.kill(next(iter(pool._processes)), signal.SIGKILL)
-        with pytest.raises(EvaluationError, match="The worker was lost"):
+    pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+    with pool, pytest.raises(EvaluationError, match="The worker was lost"):
+        compiled(pool, metric=deadly)
+
+
+def test_a_pool_that_does_not_start_is_refused_before_the_first_call(compiled, server):
+    """One that is dead already, and one that was shut down."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as dead:
+        dead.submit(int).result()
+        os.kill(next(iter(dead._processes)), signal.SIGKILL)
+        with pytest.raises(OptionError, match="workers do not start"):
+            compiled(dead)
+    ended = ThreadPoolExecutor(2)
+    ended.shutdown()
+    with pytest.raises(OptionError, match="not shut down"):
+        compiled(ended)
+    assert server.requests == 0
+
+
+class Watched(ThreadPoolExecutor):
+    """A pool that knows which of its futures somebody still holds."""
+
+    def __init__(self, threads):
+        super().__init__(threads)
+        self.futures = []
+
+    def submit(self, *given, **named):
+        self.futures.append(weakref.ref(future := super().submit(*given, **named)))
+        return future
+
+
+def test_what_has_come_back_is_let_go(compiled):
+    """Dask computes a result again for whoever holds its future when a worker is lost."""
+    gc.disable()
+    try:
+        with Watched(2) as pool:
             compiled(pool)
+        assert len(pool.futures) > 10 and not any(future() for future in pool.futures)
+    finally:
+        gc.enable()
+
+
+def deadly(example, prediction, trace=None):
+    """Ends the process that it is called in, where that is a worker."""
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0
 
 
 def sometimes(example, prediction, trace=None):

@@ -169,6 +169,18 @@ def test_what_changes_as_it_runs_is_not_compared(written):
     assert module.SEEN and module.METRICS["object"].calls == 1 and codes(module) == before
 
 
+def test_what_optimizers_leave_on_a_program_is_no_part_of_it(written):
+    """A program that was compiled is the same program whatever its run was like; a score of its own is a part of it."""
+    module = written()
+    compiled, own = module.Program(), module.Program()
+    before = fingerprint(compiled, "program")["code"]
+    own.score = 3
+    for run in ("one run", "another"):
+        compiled.optimization_run = compiled.trial_logs = compiled.score = compiled.total_calls = run
+        compiled.candidate_programs = [run]
+        assert fingerprint(compiled, "program")["code"] == before != fingerprint(own, "program")["code"]
+
+
 def test_locks_logs_and_models_have_a_digest():
     """What synchronizes or reports decides no score; of a language model its settings count, not its state."""
     lock, logger, seen, counter = threading.Lock(), logging.getLogger("one"), [], collections.Counter()

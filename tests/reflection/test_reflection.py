@@ -4,13 +4,14 @@ import json
 import logging
 import signal
 
+import numpy as np
 import pytest
 
 import dspy
 from benchmarks.warehouse import SortAndPlace, Warehouse, metric
 from dspy.promptune import OptionError
 from dspy.promptune.allocation.requests import WriteRequest
-from dspy.promptune.reflection.reflection import Attempts, Reflector, unfenced
+from dspy.promptune.reflection.reflection import Attempts, Reflector, _clipped, unfenced
 from tests.server import Faults, LMServer, TaskRule
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:dspy.LM")]
@@ -238,3 +239,59 @@ def test_fences_around_a_text_are_taken_off():
     assert unfenced("```\nDo it.\n```") == "Do it."
     assert unfenced("```text\nDo it.\nWell.\n```") == "Do it.\nWell."
     assert unfenced("Use\n```\ncode\n```\nhere") == "Use\n```\ncode\n```\nhere"
+
+
+def test_attempts_of_step_one_have_the_scores_of_the_search():
+    """A metric that is a bool where there is a trace, and up to 100 without, has right answers above wrong ones."""
+
+    def graded(example, prediction, trace=None):
+        value = 100.0 if prediction.answer == example.answer else 10.0
+        return value > 50 if trace is not None else value
+
+    trainset = [dspy.Example(question=str(i), answer="yes").with_inputs("question") for i in range(5)]
+    attempts = Attempts(trainset, graded)
+    for i, example in enumerate(trainset):
+        answer = dspy.Prediction(answer="yes" if i < 2 else "no")
+        attempts.found(example, answer, [], graded(example, answer, []), {})
+    assert [one.score for one in attempts.free(0)] == [10, 10, 10, 100, 100]
+
+
+def test_answers_that_hold_arrays_can_be_learned_from():
+    """Several attempts at one example, with equal scores, are told apart without comparing what they hold."""
+    trainset = [dspy.Example(question=str(i)).with_inputs("question") for i in range(3)]
+    attempts = Attempts(trainset, lambda example, prediction: 0.0)
+    for example in [*trainset, *trainset]:
+        attempts.found(example, dspy.Prediction(answer=np.zeros(3)), [], 0.0, {})
+    assert [len(attempts.free(0)) for _ in range(3)] == [3, 3, 0]
+
+
+def test_no_half_of_an_image_is_shown():
+    """A large one is named by what it is, and its text does not run into the next."""
+    small, large = dspy.Image(url="https://example.org/a.png"), dspy.Image(url=f"data:image/png;base64,{'A' * 4000}")
+    assert _clipped(small) == str(small)
+    for value in (large, [large, small], {"picture": large}):
+        told = _clipped(value)
+        assert "CUSTOM-TYPE" not in told and "AAAA" not in told and "IMAGE_BASE_64" in told
+
+
+@pytest.mark.parametrize("returns", ["text", None])
+def test_programs_that_return_no_prediction_are_compiled(returns):
+    """Text, or sometimes nothing, as in DSPy: the writer sees their failures, and the report what they answered."""
+
+    class Bare(SortAndPlace):
+        def forward(self, **inputs):
+            found = super().forward(**inputs)
+            return found.shelf if returns or found.shelf in ("A", "B") else None
+
+    def right(example, prediction, trace=None):
+        return prediction == example.shelf
+
+    world = Recorded(0)
+    with dspy.context(lm=world):
+        optimizer = dspy.MIPROv2(metric=right, auto=None, num_candidates=2, num_threads=2, seed=1)
+        run = optimizer.compile(
+            Bare(1), trainset=world.examples(0, 20), valset=world.examples(200, 210), num_trials=10, sampler="qei",
+            embedder="ngram", n_jobs=2, reflect=True, disable_progress_bar=True,
+        ).optimization_run  # fmt: skip
+    assert run.calls > 0 and run.cases and world.requests
+    assert any("Score: 0" in request for request in world.requests)

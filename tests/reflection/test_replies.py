@@ -67,12 +67,12 @@ def test_a_model_that_tells_nothing_is_believed():
 
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_text_that_is_cut_off_is_not_used(history):
-    """The writer gives no text then, and its call counts."""
+    """The writer gives no text then and says why, and its call counts."""
     world, program = Short("new_instruction", times=1), SortAndPlace(1)
     with dspy.context(lm=world, **history):
         reflector = Reflector(Attempts(world.examples(0, 12), metric), lambda params: program, world, seed=0)
         first, second = reflector(request_for(program)), reflector(request_for(program, 1))
-    assert (first.texts, first.calls) == ([], 4)
+    assert (first.texts, first.calls) == ([], 4) and "was cut off" in str(first.error)
     assert len(second.texts) == 1
 
 

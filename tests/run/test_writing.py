@@ -114,6 +114,19 @@ def test_a_proposer_that_fails_costs_its_calls_and_nothing_else():
     assert found.calls == 3 * N
 
 
+def test_a_proposer_that_was_mended_is_asked_again(tmp_path):
+    """Failures of an earlier start end no later one; what they took stays spent."""
+    task, file = Task(), str(tmp_path / "runs.db")
+
+    def broken(request):
+        raise ValueError("no such key")
+
+    first = run(task, broken, storage=file)
+    assert first.lineage == [] and len(refusals(first.trials)) == FAILURES
+    second = run(task, task.better, storage=file, resume=True)
+    assert len(second.lineage) > 1 and second.calls + FAILURES + len(task.requests) <= 400
+
+
 def test_a_proposer_that_leaves_is_a_failed_request():
     """``sys.exit`` in a proposer ends no search, whichever thread it is called in."""
     for jobs in (1, 2):
@@ -169,7 +182,7 @@ def test_copies_in_one_answer_are_used_once():
     assert run(task, lambda request: next(answers, []), max_calls=60, embedder=lowered).space.sizes == (4,)
 
 
-@pytest.mark.parametrize("text", ["", "  ", "say it", "x" * 30_000])
+@pytest.mark.parametrize("text", ["", "  ", "\u200b", "say it", "x" * 30_000])
 def test_what_is_no_new_text_is_not_used(text):
     """Empty, endless and known texts leave the space as it was."""
     task = Task()

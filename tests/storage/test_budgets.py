@@ -156,6 +156,15 @@ def check_unsearched(program, why, scored=False):
     assert pickle.loads(pickle.dumps(run)).ended == run.ended
 
 
+def test_time_that_is_over_before_the_first_score_gives_the_program_back(tmp_path):
+    """The model answers in steps 1 and 2, and about no validation example in time: nothing is said to have failed."""
+    asked = list(QUESTIONS)[20:]
+    faults = Faults(rule=lambda messages, attempt: "hang" if any(each in str(messages[-1]) for each in asked) else None)
+    with LMServer(TaskRule(QUESTIONS), faults=faults) as slow:
+        program = compiled(slow.url, str(tmp_path / "runs.db"), resume=False, timeout=6.0)
+    check_unsearched(program, "timeout=6 seconds are over")
+
+
 def test_a_run_that_ends_in_step_2_has_a_record(server, tmp_path):
     """The budget ends while instructions are proposed: the record says so, its report can be written, and read back."""
     place = str(tmp_path / "runs.db")

@@ -22,6 +22,7 @@ UNPROVEN = 0.05  # share of all calls that writing may take before a text has pr
 PROOF = 0.5  # standard deviations of the difference, from which on it has: few scores can tell more apart
 LAST = 0.25  # of the calls: what is left at the end belongs to measuring what there is
 SPACING = 8.0  # calls of measuring between two texts at least, so that each is looked at
+UNKNOWN = 4.0  # calls that a text may take of those that are being written while none has come
 FAILURES = 6  # requests in a row that brought nothing, after which no more are made; each doubles the spacing
 LATEST = 8  # requests of which the next one's cost is the mean
 PRIOR = (0.06, 3.0)  # sd of a child about its parent, in ranges of the metric, and how many texts' record it is worth
@@ -40,6 +41,7 @@ class Text:
         text: The text.
         proposed: Whether it was proposed before anything was measured, and came late: nothing was written from.
         refused: Why nothing came; empty for a text.
+        failed: Whether that was an error, which may not come again in another start.
     """
 
     part: str
@@ -50,6 +52,7 @@ class Text:
     text: str = field(default="", repr=False)
     proposed: bool = False
     refused: str = ""
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class WritingPolicy:
         if not self._may(state):
             return None
         proven = self.proven(pool, posterior)
-        if not proven and state.written + self.expected > UNPROVEN * state.max_calls:
+        each = self.expected if self.asked or not state.in_flight else UNKNOWN
+        if not proven and state.written + each * (1 + state.in_flight) > UNPROVEN * state.max_calls:
             return None
         if not state.blocked and not self._worth_it(state, pool, posterior):
             return None

@@ -65,8 +65,7 @@ class Engine:
         threads = options.n_jobs * num_threads
         limit = min(threads, options.max_concurrency or threads)
         spare = max(2, limit // 8)  # threads that score or build prompts while the others' calls are in flight
-        self.options = options
-        self.books = books
+        self.options, self.books = options, books
         self.gateway = LMGateway(limit, books.meter, view=through_gateway)
         self.pool = Pool(min(threads, limit + spare))
         self.pool.patience = self.gateway.patience
@@ -97,7 +96,7 @@ class Engine:
         """
         if self.options.executor is not None:
             self._builder = PayloadBuilder(rules, self.options.executor_keys)
-            self._builder.check(program)
+            self._builder.check(program, self.options.executor)
 
     def _work(self, programs: ProgramCache, rules: EvaluationRules) -> ProgramEvaluator | RemoteEvaluator:
         """Where step 3 evaluates."""
@@ -126,9 +125,8 @@ class Engine:
         if self.books.store is not None:
             self.books.store.lost = self.expire
         if self.options.timeout is not None:
-            self._timer = threading.Timer(
-                self.books.meter.seconds_left(), self.expire, [f"timeout={self.options.timeout:g} seconds are over"]
-            )
+            told = [f"timeout={self.options.timeout:g} seconds are over"]
+            self._timer = threading.Timer(self.books.meter.seconds_left(), self.expire, told)
             self._timer.daemon = True
             self._timer.start()
         self.work = self._work(ProgramCache(program, default), rules)
@@ -138,8 +136,7 @@ class Engine:
         self._head_start(default, range(len(rules.valset)) if examples is None else examples)
         if self.tight:
             self.work.await_heads()
-        texts = [predictor.signature.instructions for predictor in program.predictors()]
-        self._load(PromptSpace({0: texts}))
+        self._load(PromptSpace({0: [predictor.signature.instructions for predictor in program.predictors()]}))
 
     def begin_demos(
         self, program: Module, demos: Mapping[int, Sequence[Any]], of: int, examples: Sequence[int]
@@ -305,9 +302,7 @@ def optimize(task: Task, engine: Engine) -> Module:
         engine.books.store.lost = driver.stop
     logger.info("Searching %r, at most %s scored.", space, counted(task.max_calls, "example"))
     try:
-        ended = _searched(driver)
-        if task.arrivals is not None:
-            task.arrivals.check()
+        ended = _searched(driver, run, task.arrivals)
         found = run.result(driver, ended, engine.books.facts, engine.books.meter.spent())
         found = replace(found, cases=_cases(run, recorder, engine, found))
     finally:
@@ -320,12 +315,17 @@ def optimize(task: Task, engine: Engine) -> Module:
     return best
 
 
-def _searched(driver: SearchLoop) -> str:
-    """Why the search ended; interrupted before anything was scored, it is as if it had not begun."""
+def _searched(driver: SearchLoop, run: Run, arrivals: Arrivals | None) -> str:
+    """Why the search ended; where that was before anything was scored, it is as if it had not begun."""
     try:
-        return driver.run()
+        ended = driver.run()
     except Interrupted as interrupt:
         raise Stopped("interrupted") from interrupt
+    if arrivals is not None:
+        arrivals.check()
+    if not run.table.calls:
+        raise Stopped(ended)
+    return ended
 
 
 def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import OptionError
-from dspy.promptune.limits.answers import whole
+from dspy.promptune.limits.answers import is_empty, whole
 from dspy.promptune.space import demo_set_text, equal_candidates
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _checked(name: str, candidates: Any, fields: list[str]) -> list[Any]:
         raise OptionError(f"{name}={candidates!r}: give a list of candidates, such as list(...) makes.")
     for one in candidates:
         if name == "instructions":
-            if not isinstance(one, str) or not one.strip():
+            if not isinstance(one, str) or is_empty(one):
                 raise OptionError(f"{name}: {one!r} is no instruction: give texts that are not empty.")
         elif isinstance(one, (str, Mapping)) or not isinstance(one, Sequence) or not all(map(_is_example, one)):
             raise OptionError(f"{name}: {one!r} is no demo set: give lists of dspy.Example or of mappings.")

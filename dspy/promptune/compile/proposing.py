@@ -13,6 +13,7 @@ import dspy
 from dspy.promptune.allocation.requests import LONGEST
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.errors import EvaluationError
+from dspy.promptune.limits.answers import is_empty
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.reflection.replies import asking
 from dspy.promptune.secrets import cause, said
@@ -242,7 +243,7 @@ class _Step:
             try:
                 with asking(self._rollout(rollout)) as cut_off:
                     text = str(strip_prefix(strip_prefix(predictor(**fields).proposed_instruction or "")))
-                if not text.strip():
+                if is_empty(text):
                     raise EvaluationError("the model gave an empty instruction")
                 if self.options.whole and (cut_off() or len(text) > LONGEST):
                     raise EvaluationError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import dspy
 from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.space import Key
 
@@ -59,7 +60,12 @@ def case_texts(example: int, data: Any, before: str, after: str) -> dict[str, An
 
 
 def fields(values: Any) -> str:
-    """``name: value`` line by line; of one field its value alone. What has no plain text is named by its type."""
+    """``name: value`` line by line; of one field its value alone. What has no plain text is named by its type.
+
+    A program may return what has no fields; that is its own text.
+    """
+    if not isinstance(values, (Mapping, dspy.Example)):
+        return _text(values)
     items = [(str(name), _text(value)) for name, value in values.items()]
     return items[0][1] if len(items) == 1 else "\n".join(f"{name}: {text}" for name, text in items)
 

@@ -9,15 +9,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import dspy
 from dspy.promptune.allocation.outcome import number
 from dspy.promptune.counted import counted
 from dspy.promptune.errors import EvaluationError, MetricError, OptionError
 from dspy.promptune.limits.gateway import in_event_loop
 
-__all__ = ["Metric", "check_metric", "score_of"]
+__all__ = ["Metric", "check_metric", "feedback_of", "score_of", "takes_predictor", "verdict_of"]
 
 ARGUMENTS = 3  # example, prediction, trace
-MOST = 5  # GEPA's metrics: also the name of a predictor and its trace, which are ``None`` here
+MOST = 5  # GEPA's metrics: also the name of a predictor and its trace, which are ``None`` where only a score is wanted
+OF_PREDICTOR = ("pred_name", "pred_trace")  # what GEPA calls them
 
 
 class Metric:
@@ -64,18 +66,77 @@ def score_of(metric: Callable[..., Any], example: Any, prediction: Any, *trace: 
     Raises:
         MetricError: It returned what is no number.
     """
-    least, most = _arity(metric)
-    arguments = [example, prediction, *trace][:most]
-    arguments += [None] * (least - len(arguments))
-    value = metric(*arguments)
-    if inspect.isawaitable(value):
-        value = _value_of(value)
+    return verdict_of(metric, example, prediction, *trace)[0]
+
+
+def verdict_of(metric: Callable[..., Any], example: Any, prediction: Any, *trace: Any) -> tuple[float, str]:
+    """One example's score, and what the metric says about it; see :func:`score_of`.
+
+    Raises:
+        MetricError: It returned what is no number.
+    """
+    value = _called(metric, example, prediction, *trace)
+    told = _feedback(value)
     if isinstance(value, Mapping) and "score" in value:
         value = value["score"]
     try:
-        return number(value)
+        return number(value), told
     except EvaluationError as error:
         raise MetricError(str(error)) from error
+
+
+def feedback_of(
+    metric: Callable[..., Any],
+    example: Any,
+    prediction: Any,
+    trace: Any = None,
+    predictor: tuple[str, Any] | None = None,
+) -> str:
+    """What a metric says about one prediction; empty where it gives a score only, or raises.
+
+    Args:
+        metric: The user's.
+        example: With its expected fields.
+        prediction: Of the whole program.
+        trace: Of the program, ``(predictor, inputs, outputs)`` of each call: for metrics that take a predictor. Others
+            are called without one, as for a score: many return a bool alone where there is a trace.
+        predictor: Name and part of the trace of the predictor that the feedback is for.
+    """
+    name, own = predictor or (None, None)
+    try:
+        if _named(metric):
+            named = dict(zip(OF_PREDICTOR, (name, own), strict=True))
+            return _feedback(_awaited(metric(example, prediction, trace, **named)))
+        given = (trace, name, own) if takes_predictor(metric) else ()
+        return _feedback(_called(metric, example, prediction, *given))
+    except Exception:
+        return ""
+
+
+def takes_predictor(metric: Callable[..., Any]) -> bool:
+    """Whether a metric takes the name of a predictor and its trace, as GEPA's do, whatever it calls them."""
+    beside = _positional(_parameters(metric) or {})[ARGUMENTS:MOST]
+    unset = all(each.default is None or each.default is each.empty for each in beside)
+    return _named(metric) or (len(beside) == MOST - ARGUMENTS and unset)
+
+
+def _named(metric: Callable[..., Any]) -> bool:
+    return set(OF_PREDICTOR) <= set(_parameters(metric) or ())
+
+
+def _feedback(value: Any) -> str:
+    told = value["feedback"] if isinstance(value, (Mapping, dspy.Prediction)) and "feedback" in value else None
+    return str(told or "")
+
+
+def _called(metric: Callable[..., Any], *arguments: Any) -> Any:
+    """What a metric returns for as many of the arguments as it takes, and ``None`` for those that it needs besides."""
+    least, most = _arity(metric)
+    return _awaited(metric(*arguments[:most], *[None] * (least - len(arguments))))
+
+
+def _awaited(value: Any) -> Any:
+    return _value_of(value) if inspect.isawaitable(value) else value
 
 
 def _value_of(awaitable: Awaitable[Any]) -> Any:
@@ -92,11 +153,22 @@ def _value_of(awaitable: Awaitable[Any]) -> Any:
 
 def _arity(metric: Callable[..., Any]) -> tuple[int, int]:
     """The numbers of positional arguments that a metric needs and takes; three where it does not say."""
-    try:
-        parameters = inspect.signature(metric).parameters.values()
-    except (TypeError, ValueError):
+    parameters = _parameters(metric)
+    if parameters is None:
         return ARGUMENTS, ARGUMENTS
-    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    positional = _positional(parameters)
     needed = sum(each.default is each.empty for each in positional)
-    any_number = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    any_number = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
     return needed, max(ARGUMENTS, needed) if any_number else len(positional)
+
+
+def _positional(parameters: Mapping[str, inspect.Parameter]) -> list[inspect.Parameter]:
+    return [each for each in parameters.values() if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+
+
+def _parameters(metric: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of a metric; ``None`` where it does not say."""
+    try:
+        return inspect.signature(metric).parameters
+    except (TypeError, ValueError):
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -142,12 +142,21 @@ class PayloadBuilder:
         self._frame: bytes | None = None
         self._secrets: set[str] = set()
 
-    def check(self, program: Module) -> None:
-        """Refuse, before anything is paid for, what cannot travel.
+    def check(self, program: Module, executor: Executor) -> None:
+        """Refuse, before anything is paid for, what cannot travel, and an executor whose workers do not start.
 
         Raises:
-            OptionError: Program, metric, setting or example that cannot be pickled, with the name of the attribute.
+            OptionError: Program, metric, setting or example that cannot be pickled, with the name of the attribute; or
+                a pool that is shut down, or whose processes end.
         """
+        if isinstance(executor, (ProcessPoolExecutor, ThreadPoolExecutor)):  # others may have to wait for a cluster
+            try:
+                executor.submit(int).result()
+            except Exception as error:
+                raise OptionError(
+                    f"executor={type(executor).__name__}: its workers do not start ({said(error)}). Give one that is "
+                    'not shut down; a script that starts processes does so under `if __name__ == "__main__":`.'
+                ) from error
         self.frame()
         self.program(program)
         self.examples(range(len(self._rules.valset)))

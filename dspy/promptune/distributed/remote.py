@@ -251,6 +251,7 @@ class RemoteEvaluator:
             self._pool.submit(self._landed, block, _record_of(future, len(block.examples)))
         except RuntimeError:
             logger.debug("A block came back after the run: it counts for nothing.")
+        block.future = None  # it knows the block: held here it would stay, and Dask recompute its result for it
 
     def _landed(self, block: _Block, record: Record) -> None:
         """A block has come back, or is lost; the first of the two counts."""

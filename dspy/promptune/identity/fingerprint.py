@@ -39,6 +39,11 @@ WITHOUT_VALUE = frozenset(
     "weakref.ReferenceType weakref.WeakValueDictionary itertools.count _contextvars.ContextVar".split()
 )  # what they hold changes as a run goes on, and decides no score
 STATE_OF_DSPY = frozenset({"history", "callbacks", "_compiled", "traces", "train", "stage"})
+LEFT = frozenset(
+    "optimization_run trial_logs candidate_programs mb_candidate_programs prompt_model_total_calls detailed_results "
+    "flag_compilation_error_occurred".split()
+)  # what optimizers leave on the programs that they return,
+LEFT_BESIDE = frozenset({"score", "total_calls"})  # and where these are there: such names may be a program's own
 CLASS_NOISE = re.compile(
     r"__(module|dict|weakref|doc|qualname|abstractmethods|annotations\w*|annotate\w*|slotnames|classdictcell|static_attributes|"
     r"firstlineno|parameters|orig_bases|signature|match_args|slots|hash|pydantic\w*|private_attributes|class_vars|"
@@ -290,7 +295,8 @@ class Fingerprint:
         else:
             state = state_of(value)
         if isinstance(value, dspy.Module):
-            state = {each: part for each, part in state.items() if each not in STATE_OF_DSPY}
+            left = LEFT | LEFT_BESIDE if LEFT & state.keys() else frozenset()
+            state = {each: part for each, part in state.items() if each not in STATE_OF_DSPY | left}
         if isinstance(value, dspy.Predict):
             state["config"] = {each: part for each, part in value.config.items() if not is_credential(each)}
         if not users or any(type_name(each).replace(":", ".") in WITHOUT_VALUE for each in kind.__mro__):

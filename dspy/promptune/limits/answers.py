@@ -17,7 +17,7 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-__all__ = ["NoAnswerError", "blank", "may_repeat", "of_call", "unanswered", "whole"]
+__all__ = ["NoAnswerError", "blank", "is_empty", "may_repeat", "of_call", "unanswered", "whole"]
 
 DEPTH = 8  # links of a chain of errors that are looked at
 NOT_AN_ANSWER = {"reasoning_content", "logprobs", "citations"}  # parts of an output that come beside an answer
@@ -33,6 +33,11 @@ class NoAnswerError(LMServerError):
     """The reply holds neither text nor a tool call: no choices, no content, or white space alone."""
 
 
+def is_empty(text: str) -> bool:
+    """Whether nothing in a text can be seen."""
+    return not text.translate(UNSEEN).strip()
+
+
 def blank(outputs: Any) -> bool:
     """Whether what a language model returned (a list of texts or of dictionaries) holds nothing that could be read."""
     return isinstance(outputs, list) and all(map(_blank, outputs))
@@ -42,7 +47,7 @@ def _blank(output: Any) -> bool:
     if output is None or isinstance(output, SHAPES):
         return True
     if isinstance(output, str):
-        return not output.translate(UNSEEN).strip()
+        return is_empty(output)
     if not isinstance(output, dict):
         return False
     if "text" not in output and "tool_calls" not in output:

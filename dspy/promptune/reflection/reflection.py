@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
 from dspy.promptune.allocation.outcome import number
 from dspy.promptune.allocation.requests import WriteRequest, Written
-from dspy.promptune.distributed.metrics import score_of
+from dspy.promptune.distributed.metrics import feedback_of, takes_predictor, verdict_of
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.answers import unanswered
-from dspy.promptune.reflection.feedback import feedback_of
 from dspy.promptune.reflection.replies import asking
 from dspy.promptune.secrets import readable
 from dspy.promptune.space import Key
@@ -52,7 +52,7 @@ class ReviseInstruction(dspy.Signature):  # type: ignore[metaclass]
     new_instruction: str = dspy.OutputField()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attempt:
     """One run of a program on a training example.
 
@@ -62,9 +62,10 @@ class Attempt:
         prediction: Of the whole program; empty where its answer could not be read.
         steps: What each predictor read and wrote, by its number; the last time, where it was called several times.
         trace: ``(predictor, inputs, outputs)`` of each call.
-        said: What went wrong, where that is known without the metric.
-        told: The attempt in words, by the number of the predictor, once it was shown; of an attempt of an earlier start
-            (its prediction is ``None``) nothing else is known.
+        said: What went wrong, where that is known without the metric, or what the metric said with the score; ``None``
+            where it is to be asked.
+        told: The attempt in words, by the number of the predictor, once it was shown.
+        earlier: Whether it is of an earlier start: then ``told`` is all that is known.
     """
 
     example: int
@@ -72,12 +73,13 @@ class Attempt:
     prediction: Any
     steps: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]]
     trace: Any = field(default=None, repr=False)
-    said: str = ""
+    said: str | None = None
     told: dict[int, str] = field(default_factory=dict, repr=False)
+    earlier: bool = False
 
     def tells(self, predictor: int) -> bool:
         """Whether there is something to show for a predictor."""
-        return self.prediction is not None or predictor in self.told
+        return not self.earlier or predictor in self.told
 
 
 class Attempts:
@@ -102,16 +104,27 @@ class Attempts:
         if i is None or trace is None:
             return
         try:
-            value = number(score)
-        except EvaluationError:
-            return
+            value, said = self.verdict(example, prediction)
+        except Exception:  # step 1 has said so
+            try:
+                value, said = number(score), None
+            except EvaluationError:
+                return
         with self._lock:
-            self._free.append(Attempt(i, value, prediction, _steps(trace, numbers), trace))
+            self._free.append(Attempt(i, value, prediction, _steps(trace, numbers), trace, said))
+
+    def verdict(self, example: Any, prediction: Any) -> tuple[float, str | None]:
+        """The score as a search has it, without a trace: with one, many metrics return another; and what they say.
+
+        What a metric says about a predictor is to be asked for each, ``None``.
+        """
+        value, said = verdict_of(self.metric, example, prediction)
+        return value, None if takes_predictor(self.metric) else said
 
     def remember(self, noted: Mapping[str, Any]) -> None:
         """An attempt of an earlier start, as :class:`Reflector` wrote it down."""
         predictor, key = noted["predictor"], noted["of"]
-        attempt = Attempt(noted["example"], noted["score"], None, {}, told={predictor: noted["told"]})
+        attempt = Attempt(noted["example"], noted["score"], None, {}, told={predictor: noted["told"]}, earlier=True)
         if key is not None:
             self.add(tuple(key), attempt)
             return
@@ -209,7 +222,7 @@ class Reflector:
             shown, new = self._of_parent(request, program)
         text, failed = "", None
         try:
-            text = self._revised(request, program, shown) if shown else ""
+            text = self._revised(request, program, shown)
         except Exception as error:  # what the evidence took counts all the same
             failed = error
         evidence = self._evidence(new, key, name, request.predictor)
@@ -249,7 +262,7 @@ class Reflector:
             try:
                 prediction = program(**example.inputs())
                 trace = list(dspy.settings.trace)
-                score = score_of(self._attempts.metric, example, prediction)
+                score, told = self._attempts.verdict(example, prediction)
             except AdapterParseError as error:
                 steps = _steps(dspy.settings.trace or (), numbers)
                 said = f"An answer could not be read: {_clipped(error.lm_response)}"
@@ -261,9 +274,11 @@ class Reflector:
                 return Attempt(
                     i, self._failure_score, dspy.Prediction(), steps, None, f"The program raised: {readable(error)}"
                 )
-        return Attempt(i, score, prediction, _steps(trace, numbers), trace)
+        return Attempt(i, score, prediction, _steps(trace, numbers), trace, told)
 
     def _revised(self, request: WriteRequest, program: Module, shown: Sequence[Attempt]) -> str:
+        if not shown:
+            raise EvaluationError("there was no training example to learn from")
         name, predictor = program.named_predictors()[request.predictor]
         lm = self._rollout(request)
         texts = [self._told(one, name, request.predictor) for one in shown]
@@ -279,10 +294,12 @@ class Reflector:
                 if (found := FENCE.search(str(error.lm_response))) is None:
                     raise
                 text = found[1]
-        return "" if cut_off() else unfenced(text)
+        if cut_off():
+            raise EvaluationError("the new instruction was cut off (a larger max_tokens of reflection_lm allows more)")
+        return unfenced(text)
 
     def _told(self, attempt: Attempt, name: str, predictor: int) -> str:
-        """One attempt in words; the metric is asked for its feedback once."""
+        """One attempt in words; a metric that speaks of predictors is asked for its feedback on each once."""
         if predictor not in attempt.told:
             attempt.told[predictor] = self._in_words(attempt, name, predictor)
         return attempt.told[predictor]
@@ -292,7 +309,7 @@ class Reflector:
         inputs, outputs = attempt.steps.get(predictor, (dict(example.inputs()), {}))
         labels = {field: value for field, value in example.items() if field not in example.inputs()}
         said = attempt.said
-        if not said:
+        if said is None:
             own = [step for step in attempt.trace or () if _same(step, inputs)]
             said = feedback_of(self._attempts.metric, example, attempt.prediction, attempt.trace, (name, own))
         lines = [
@@ -330,5 +347,9 @@ def _same(step: Any, inputs: Mapping[str, Any]) -> bool:
 
 
 def _clipped(value: Any) -> str:
+    """A value in words, or the beginning of it. An image, or another value that a request shows as such, is whole, or
+    named by what it is: half of it would be none."""
     text = str(value)
+    if len(text) > CLIP and CUSTOM_TYPE_START_IDENTIFIER in text:
+        text = repr(value).replace(CUSTOM_TYPE_START_IDENTIFIER, "").replace(CUSTOM_TYPE_END_IDENTIFIER, "")
     return text if len(text) <= CLIP else f"{text[:CLIP]} [...]"

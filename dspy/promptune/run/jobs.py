@@ -169,8 +169,9 @@ class RunJobs:
         """The decision; where there is nothing to evaluate, what there is once a text has been written."""
         if one is not None or self.ledger.jobs or self.writing is None:
             return one
-        changed = self.writing.look(self._left(), blocked=True)
-        return self.policy.next_job(self._left()) if changed else None
+        while one is None and self.writing.look(self._left(), blocked=True):
+            one = self.policy.next_job(self._left())
+        return one
 
     def _waits(self) -> bool:
         """Whether what there is has had its share, while most candidates are still being made."""

@@ -377,7 +377,7 @@ class SearchLoop:
                 f"Every evaluation failed ({self.log.failed} of {self.log.failed}), the last with {last}. "
                 "Fix the program, the metric or the language model and run again."
             ) from cause(self._last_error)
-        if self._jobs.ledger.lost:
+        if self._jobs.ledger.lost and not self._stopping:
             raise EvaluationError(
                 "Every evaluation of the earlier starts failed, and the budget is spent or every prompt is out of the "
                 'running. Fix the cause, and use another study_name, or resume="force" with a larger budget.'

@@ -17,6 +17,7 @@ import numpy as np
 from dspy.promptune.allocation.requests import LONGEST, Propose, WriteRequest, Written
 from dspy.promptune.allocation.writing import FAILURES, Text, WriteDecision, WritingPolicy, WritingState
 from dspy.promptune.errors import EmbeddingError, StorageError
+from dspy.promptune.limits.answers import is_empty
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.texts import PROPOSED, appended, lineage_of, noted_text
 from dspy.promptune.secrets import said
@@ -109,9 +110,10 @@ class Writing:
         self.wake: Callable[[], None] = lambda: None
         self.read_shared: Callable[[], object] | None = None  # where several drivers write
         for text in past:
-            self.policy.wrote(text)
             ledger.beside += text.calls
-        self._asked = len(self.policy.asked)
+            if not text.failed:  # its cause may be gone
+                self.policy.wrote(text)
+        self._asked = len(past)
 
     @property
     def in_flight(self) -> int:
@@ -242,7 +244,8 @@ class Writing:
         if written.error is not None:
             why = said(written.error)
             logger.warning("Writing an instruction failed: %s.", why)
-        brought = [{"text": text} for text in good] or [{"refused": why}]
+        refused: dict[str, Any] = {"refused": why} | ({"failed": True} if written.error is not None else {})
+        brought = [{"text": text} for text in good] or [refused]
         for i, each in enumerate(brought):
             more = {"sibling": True} if i else {"evidence": list(written.evidence)} if written.evidence else {}
             self._store(part, parent, written.calls / len(brought), **each, **more, seconds=seconds)
@@ -264,8 +267,8 @@ class Writing:
 
     def _unfit(self, part: str, text: str) -> str:
         """Why a text cannot be a candidate; empty for one that can."""
-        if not text.strip() or len(text) > LONGEST:
-            return f"the text had more than {LONGEST:,} characters" if text.strip() else "the text was empty"
+        if is_empty(text) or len(text) > LONGEST:
+            return "the text was empty" if is_empty(text) else f"the text had more than {LONGEST:,} characters"
         return "the text was there already" if text in self._known(part) else ""
 
     def _known(self, part: str) -> Sequence[str]:
