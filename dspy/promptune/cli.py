@@ -141,6 +141,9 @@ def _export(args: argparse.Namespace) -> None:
 
     if not (args.csv or args.json or args.program):
         raise StorageError("Nothing to write: give --csv FILE, --json FILE or --program FILE.")
+    named = [path.resolve() for path in (args.csv, args.json, args.program) if path]
+    if len(set(named)) < len(named):
+        raise StorageError("Two of --csv, --json and --program name the same file: give each its own.")
     study = _study(args)
     trials = study.get_trials(deepcopy=False)
     if args.csv:

@@ -21,7 +21,9 @@ from dspy.promptune.distributed.payload import JobPayload
 from dspy.promptune.distributed.stopping import StopMark, StoppableMeter
 from dspy.promptune.limits.budgets import BudgetLimits
 from tests.compile.hazards import check_raised_counts_as_wrong
-from tests.server import max_in_flight
+from tests.server import Faults, LMServer, TaskRule, max_in_flight
+from tests.storage.lives import QUESTIONS
+from tests.storage.lives import compiled as one_compile
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 KEY = "sk-a-key-of-its-own-1234"
@@ -194,6 +196,19 @@ def test_a_pool_that_does_not_start_is_refused_before_the_first_call(compiled, s
     with pytest.raises(OptionError, match="not shut down"):
         compiled(ended)
     assert server.requests == 0
+
+
+def test_a_pause_that_a_provider_asks_for_is_waited_for():
+    """One refusal with Retry-After, while nothing else is out, fails no trial: it is no limit that was spent."""
+    late = list(QUESTIONS)[25]
+
+    def rule(messages, attempt):
+        return "429" if attempt == 0 and late in str(messages[-1]) else None
+
+    faults = Faults(rule=rule, retry_after=1.0)
+    with LMServer(TaskRule(QUESTIONS), faults=faults) as server, ThreadPoolExecutor(1) as pool:
+        run = one_compile(server.url, None, resume=False, executor=pool, n_jobs=1, num_trials=4).optimization_run
+    assert {trial.state.name for trial in run.trials} == {"COMPLETE"} and run.ended == "the budget is spent"
 
 
 class Watched(ThreadPoolExecutor):

@@ -97,6 +97,7 @@ def test_a_run_is_deleted_only_on_request(place, tmp_path, capsys):
         (["show", "{place}"], "Which run?"),
         (["export", "{place}", "--study", "a search"], "give --csv FILE"),
         (["export", "{place}", "--study", "a search", "--csv", "/nowhere/x.csv"], "create /nowhere first"),
+        (["export", "{place}", "--study", "a search", "--csv", "same", "--json", "./same"], "give each its own"),
         (["export", "{place}", "--study", "a search", "--csv", "/"], "/ cannot be written: Is a directory"),
         (["runs", "{place}.not"], "does not exist"),
         (["runs", "postgresql://me:hidden-word@127.0.0.1:1/base"], "cannot be used"),

@@ -13,6 +13,7 @@ from dspy.promptune import OptionError, StorageError, search
 from dspy.promptune.allocation.records import Assignment
 from dspy.promptune.identity.manifest import search_manifest
 from dspy.promptune.limits.budgets import BudgetLimits, BudgetMeter
+from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.run.search import Run
 from dspy.promptune.storage.study_store import OBJECTIVE, open_study_store
 from tests.tables import Table
@@ -216,6 +217,17 @@ def test_where_sharing_is_not_possible(table, tmp_path):
         search(table.space, table, n_examples=12, max_calls=20, share=True)
     with pytest.raises(StorageError, match="is a journal"):
         search(table.space, table, n_examples=12, max_calls=20, share=True, storage=str(tmp_path / "runs.log"))
+
+
+def test_an_interrupt_ends_the_wait_for_candidates(table, memory, monkeypatch):
+    """Whoever waits until another driver has made them need not wait for that one to be interrupted."""
+    manifest = search_manifest(table.space, table, table.n_examples, {})
+    first, second = (open_study_store(memory, "one", False, "search", share=True) for _ in range(2))
+    first.begin(manifest)
+    monkeypatch.setattr(held_study, "pressed", lambda: True)
+    with pytest.raises(Stopped, match="interrupted before"):
+        second.begin(manifest)
+    first.close()
 
 
 def test_a_file_is_for_one_machine(two, table, tmp_path):

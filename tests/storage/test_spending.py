@@ -11,7 +11,7 @@ from dspy.promptune.limits.budgets import PROPOSE, BudgetLimits, BudgetMeter
 from dspy.promptune.limits.estimate import Estimate
 from dspy.promptune.storage.backend import open_storage
 from dspy.promptune.storage.study_store import open_study_store
-from tests.server import LMServer, TaskRule
+from tests.server import Latency, LMServer, TaskRule
 from tests.storage.lives import QUESTIONS, compiled
 from tests.storage.test_kill import check, killed
 from tests.threads import at_once
@@ -191,3 +191,17 @@ def test_a_budget_that_is_enough_gives_a_result(server, sampler, more):
     assert server.requests <= limit and 0 <= program.score <= 100
     assert program.optimization_run.best_score * 100 == pytest.approx(program.score, abs=0.01)
     assert not math.isnan(program.score) and isinstance(program, dspy.Predict)
+
+
+@pytest.mark.slow
+def test_all_drivers_tell_what_all_have_spent(tmp_path):
+    """When drivers have agreed on the end, the record of each has every call that was made."""
+    file = str(tmp_path / "runs.db")
+
+    def one():
+        return compiled(server.url, file, study_name="shared", resume=False, share=True, num_trials=4).optimization_run
+
+    with LMServer(TaskRule(QUESTIONS), latency=Latency(0.01)) as server:
+        runs = at_once(one, one)
+        made = server.requests
+    assert [sum(step.get("calls", 0) for step in run.spent.values()) for run in runs] == [made, made]

@@ -397,4 +397,4 @@ def _say(found: SearchRun) -> None:
         logger.warning("The run has no verdict: %s", said(error))
         lines = [f"Score {100 * found.best_score:.2f} with {found.best_params}"]
     lines.append('Report   program.optimization_run.report("report.html")')
-    logger.info("Ended: %s.\n%s", found.ended, "\n".join(f"  {line}" for line in lines))
+    logger.info("Ended: %s.\n%s", found.ended.rstrip("."), "\n".join(f"  {line}" for line in lines))

@@ -221,7 +221,7 @@ class RemoteEvaluator:
                     self._out[block.ticket] = block
                     self._sent_at = time.monotonic()
                     return self._waiting.popleft()
-                if why is None and (self._out or self._limiter.in_flight):
+                if why is None and (self._out or self._limiter.in_flight or self._limiter.paused):
                     return None
                 self._waiting.popleft()
             self._drop(block, Stopped(why or "what the limits leave does not pay for another block"))

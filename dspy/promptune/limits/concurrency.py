@@ -104,6 +104,11 @@ class ConcurrencyLimit:
         """Whether :meth:`stop` was called."""
         return self._stopped
 
+    @property
+    def paused(self) -> bool:
+        """Whether nobody is let in for a while because a provider asked for it."""
+        return not self._stopped and time.monotonic() < self._resume_at
+
     def _open(self) -> bool:
         return self._in_flight < int(self._allowed) and time.monotonic() >= self._resume_at
 

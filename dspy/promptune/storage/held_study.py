@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import StorageError
+from dspy.promptune.interrupts import pressed
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import SecretMasker, said
 from dspy.promptune.storage.backend import Opened, quiet_optuna, relational
@@ -164,8 +165,8 @@ class HeldStudy:
             if not said and held is not None:
                 logger.info("Waiting for %s to make the candidates of study %r.", held, self.name)
                 said = True
-            if seconds_left() <= 0:
-                raise Stopped(f"the time was over before {held} had made the candidates")
+            if pressed() or seconds_left() <= 0:
+                raise Stopped(f"{'interrupted' if pressed() else 'out of time'} before {held} had made the candidates")
             time.sleep(min(WAIT_SECONDS, max(0.0, seconds_left())))
             self.drivers.announce()
             self._notes = self._read_notes()
@@ -233,9 +234,9 @@ class HeldStudy:
         if not mine and not (self.drivers.share and (note is None or note.get("share") or holder(note) is None)):
             self.lost(f"study {self.name!r} was taken over by {who}")
         self._renew_unless_lost(note)
-        self._show_spent()
+        self.show_spent()
 
-    def _show_spent(self, *, ended: bool = False) -> None:
+    def show_spent(self, *, ended: bool = False) -> None:
         """Renew this driver's note with what it has spent, and show what all have."""
         if self.broken is None and self.meter is not None:
             self._spending.write(self.meter, ahead=not ended)

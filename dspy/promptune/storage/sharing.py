@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -134,8 +135,7 @@ class Sharing:
         if any(n < job.number and one.key in (None, job.key) for n, one in self._unclaimed.items()):
             return set(job.examples)
         first = [other for other in self._ledger.of(job.key) if other.number < job.number]
-        theirs = {example for other in first if other.number in self._others for example in other.examples}
-        return theirs & set(job.examples)
+        return {example for one in first if one.number in self._others for example in one.examples} & set(job.examples)
 
     def look(self) -> bool:
         """Take note of what the others have begun and ended since the last look; whether something was ended."""
@@ -153,21 +153,22 @@ class Sharing:
             return False
         seen = self._next
         try:
+            self._store.show_spent(ended=True)
             self._drivers.announce(idle=seen)
             alone = self._drivers.all_idle(seen)
         except StorageError:
             return True
         self._drivers.agreed = alone and not self.look() and self._next == seen and not self._others
+        if self._drivers.agreed:
+            self._store.show_spent(ended=True)  # now all have said what they spent
         return self._drivers.agreed
 
     def winner(self, key: Key) -> Key:
         """The winner that the drivers have agreed on, which is ``key`` if this one is the first to ask."""
-        if not self._drivers.agreed:
-            return key
-        try:
-            return tuple(self._drivers.agree(self._next, list(key)))
-        except StorageError:
-            return key
+        with contextlib.suppress(StorageError):
+            if self._drivers.agreed:
+                return tuple(self._drivers.agree(self._next, list(key)))
+        return key
 
     def past(self) -> RunHistory:
         """All that has ended by now, as far as it can be read."""
@@ -179,8 +180,7 @@ class Sharing:
     def _slack(self, job: Job) -> int:
         """Calls that the budget leaves beside this job and all that go before it."""
         after = [one.job for number, one in self._others.items() if one.job and number > job.number]
-        later = sum(len(self._table.missing(other.key, other.examples)) for other in after)
-        return self._ledger.left() + later
+        return self._ledger.left() + sum(len(self._table.missing(other.key, other.examples)) for other in after)
 
     def _without_theirs(self, job: Job) -> Job:
         """A block without the examples that others evaluate or have scored by now; whatever else waits for them."""
@@ -201,11 +201,10 @@ class Sharing:
         for trial in self._store.changed_trials({*ids, *unclaimed}, self._last):
             number = trial.number
             self._next, self._last = max(self._next, number + 1), max(self._last, trial._trial_id)
-            if is_text(trial):
-                if number not in self._past:
-                    self.arrived(trial.user_attrs)
-            elif number in self._mine or number in self._past:
+            if number in self._mine or number in self._past:
                 self._mine.discard(number)
+            elif is_text(trial):
+                self.arrived(trial.user_attrs)
             elif trial.state.is_finished():
                 news = True
                 self._ended(trial)

@@ -193,7 +193,7 @@ class StudyStore(HeldStudy):
                 if self.drivers.agreed or not self.drivers.living():
                     for name, value in {**shown, **({"ended": ended} if ended else {})}.items():
                         self.show(name, value)
-                self._show_spent(ended=True)
+                self.show_spent(ended=True)
         except StorageError as error:
             logger.debug("Not written: %s", error)
         self._let_go()
