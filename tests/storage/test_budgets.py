@@ -156,6 +156,7 @@ def check_unsearched(program, why, scored=False):
     assert pickle.loads(pickle.dumps(run)).ended == run.ended
 
 
+@pytest.mark.slow
 def test_time_that_is_over_before_the_first_score_gives_the_program_back(tmp_path):
     """The model answers in steps 1 and 2, and about no validation example in time: nothing is said to have failed."""
     asked = list(QUESTIONS)[20:]
