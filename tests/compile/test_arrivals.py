@@ -24,13 +24,13 @@ class Gate(threading.Event):
 class Slow(Warehouse):
     """A warehouse whose proposals wait at a gate; those that fail do so for good."""
 
-    def __init__(self, *args, fails=False, **options):
+    def __init__(self, *args, fails=False, seconds=10, **options):
         super().__init__(*args, **options)
-        self.gate, self.fails = Gate(), fails
+        self.gate, self.fails, self.seconds = Gate(), fails, seconds
 
     def forward(self, prompt=None, messages=None, **kwargs):
         if PROPOSES in str(messages):
-            assert self.gate.wait(10), "nothing was searched meanwhile"
+            assert self.gate.wait(self.seconds), "nothing was searched meanwhile"
             self.gate.passed += 1
             if self.fails:
                 raise ValueError("the model is broken")
@@ -38,17 +38,18 @@ class Slow(Warehouse):
 
 
 class After(SearchCallback):
-    """Lets the proposals go once a trial has ended."""
+    """Opens a gate once a trial has ended and so many examples are scored."""
 
-    def __init__(self, world):
-        self.world = world
+    def __init__(self, gate, scored=0):
+        self.gate, self.scored = gate, scored
 
     def on_trial(self, trial):
-        self.world.gate.set()
+        if trial.scored >= self.scored:
+            self.gate.set()
 
 
 def compiled(world, **options):
-    options = {"n_jobs": 4, "num_trials": 8, "callbacks": [After(world)], "embedder": "ngram", **options}
+    options = {"n_jobs": 4, "num_trials": 8, "callbacks": [After(world.gate)], "embedder": "ngram", **options}
     with dspy.context(lm=world):
         optimizer = dspy.MIPROv2(metric=metric, auto=None, num_candidates=4, num_threads=2, seed=1)
         return optimizer.compile(
@@ -104,8 +105,8 @@ def test_with_batches_the_search_waits():
 class Hanging(Slow):
     """A warehouse whose last proposal is not answered before the gate opens."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
         self.lock, self.asked = threading.Lock(), Gate()
 
     def __deepcopy__(self, memo):
@@ -121,22 +122,11 @@ class Hanging(Slow):
         return super().forward(prompt, messages, **kwargs)
 
 
-class Once(SearchCallback):
-    """Lets the last proposal go when so many examples are scored."""
-
-    def __init__(self, world, scored):
-        self.world, self.scored = world, scored
-
-    def on_trial(self, trial):
-        if trial.scored >= self.scored:
-            self.world.gate.set()
-
-
 @pytest.mark.parametrize(("scored", "proposed"), [pytest.param(100, 3, marks=pytest.mark.slow), (10_000, 2)])
 def test_a_proposal_that_hangs_does_not_hold_the_search(scored, proposed):
     """The search goes on beyond its first tenth with the others, and ends whether the last one comes or not."""
     world = Hanging(0)
-    run = compiled(world, callbacks=[Once(world, scored)]).optimization_run
+    run = compiled(world, callbacks=[After(world.gate, scored)]).optimization_run
     late = [trial.user_attrs["at"] for trial in run.trials if trial.user_attrs.get("origin") == "proposed"]
     assert run.ended == "the budget is spent" and run.calls >= 200
     assert len(late) == proposed and world.gate.is_set() == (proposed == 3)
@@ -144,68 +134,44 @@ def test_a_proposal_that_hangs_does_not_hold_the_search(scored, proposed):
     world.gate.set()
 
 
-class Never(Slow):
-    """A warehouse whose proposals come when the run is over, or never."""
-
-    def forward(self, prompt=None, messages=None, **kwargs):
-        if PROPOSES in str(messages):
-            self.gate.wait(60)
-        return Warehouse.forward(self, prompt, messages, **kwargs)
-
-
 @pytest.mark.slow
 def test_a_limit_of_time_holds_while_proposals_are_waited_for():
     """The run says that its time was up, and not that nothing was left to do."""
-    world = Never(0)
+    world = Slow(0, seconds=60)
     run = compiled(world, callbacks=[], num_trials=40, timeout=8).optimization_run
     world.gate.set()
     assert run.ended.startswith("timeout=8")
 
 
 class Straggling(Hanging):
-    """One whose last proposal never comes, and that keeps one of the last notes until the run has ended."""
+    """One that answers one of the last notes, too, only when the gate opens."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.late, self.ended, self.kept = Gate(), Gate(), Gate()
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.late, self.kept = Gate(), Gate()
 
     def forward(self, prompt=None, messages=None, **kwargs):
-        if PROPOSES in str(messages):
-            with self.lock:
-                self.asked.passed += 1
-                last = self.asked.passed == 3
-            if last:
-                self.ended.wait(60)
-            return Warehouse.forward(self, prompt, messages, **kwargs)
+        if PROPOSES not in str(messages) and self._keeps():
+            self.gate.wait(self.seconds)
+        return super().forward(prompt, messages, **kwargs)
+
+    def _keeps(self):
         with self.lock:
             keeps = self.late.is_set() and not self.kept.is_set()
             if keeps:
                 self.kept.set()
-        if keeps:
-            self.ended.wait(60)
-        return super().forward(prompt, messages, **kwargs)
-
-
-class Late(SearchCallback):
-    """Tells a model that the end is near."""
-
-    def __init__(self, world, scored):
-        self.world, self.scored = world, scored
-
-    def on_trial(self, trial):
-        if trial.scored >= self.scored:
-            self.world.late.set()
+            return keeps
 
 
 def test_a_run_that_waits_for_no_straggler_waits_for_no_proposal():
     """Its last evaluation is cut short, and it ends though an instruction is still being proposed."""
-    world, found = Straggling(0), []
+    world, found = Straggling(0, seconds=60), []
     search = threading.Thread(
-        target=lambda: found.append(compiled(world, callbacks=[Late(world, 200)]).optimization_run), daemon=True
+        target=lambda: found.append(compiled(world, callbacks=[After(world.late, 200)]).optimization_run), daemon=True
     )
     search.start()
     search.join(30)
-    world.ended.set()
+    world.gate.set()
     assert world.kept.is_set() and found and found[0].ended == "the budget is spent"
 
 

@@ -110,7 +110,7 @@ class ConcurrencyLimit:
         return not self._stopped and time.monotonic() < self._resume_at
 
     def _open(self) -> bool:
-        return self._in_flight < int(self._allowed) and time.monotonic() >= self._resume_at
+        return self._in_flight < int(self._allowed) and not self.paused
 
     def _shrink(self, taken_in: int, retry_after: float | None, why: str) -> None:
         pause = min(retry_after or 0.0, MAX_PAUSE)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
-from dspy.promptune.allocation.outcome import number
 from dspy.promptune.allocation.requests import WriteRequest, Written
 from dspy.promptune.distributed.metrics import feedback_of, takes_predictor, verdict_of
 from dspy.promptune.errors import EvaluationError
@@ -92,24 +91,22 @@ class Attempts:
 
     def __init__(self, trainset: Sequence[Any], metric: Callable[..., Any]) -> None:
         self.trainset, self.metric = list(trainset), metric
+        self._asks_for_each = takes_predictor(metric)
         self._numbers = {id(example): i for i, example in enumerate(self.trainset)}
         self._free: list[Attempt] = []
         self._of: dict[Key, dict[int, Attempt]] = {}
         self._shown: set[tuple[int, int]] = set()  # free attempts that a text was written from, and for which predictor
         self._lock = threading.Lock()
 
-    def found(self, example: Any, prediction: Any, trace: Any, score: Any, numbers: Mapping[int, int]) -> None:
+    def found(self, example: Any, prediction: Any, trace: Any, score: float, numbers: Mapping[int, int]) -> None:
         """Step 1 has run an example; ``numbers`` has the number of each predictor by its ``id``."""
         i = self._numbers.get(id(example))
         if i is None or trace is None:
             return
         try:
             value, said = self.verdict(example, prediction)
-        except Exception:  # step 1 has said so
-            try:
-                value, said = number(score), None
-            except EvaluationError:
-                return
+        except Exception:  # a judge that gives no answer now gave one in step 1
+            value, said = score, None
         with self._lock:
             self._free.append(Attempt(i, value, prediction, _steps(trace, numbers), trace, said))
 
@@ -119,7 +116,7 @@ class Attempts:
         What a metric says about a predictor is to be asked for each, ``None``.
         """
         value, said = verdict_of(self.metric, example, prediction)
-        return value, None if takes_predictor(self.metric) else said
+        return value, None if self._asks_for_each else said
 
     def remember(self, noted: Mapping[str, Any]) -> None:
         """An attempt of an earlier start, as :class:`Reflector` wrote it down."""

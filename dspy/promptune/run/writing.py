@@ -267,8 +267,10 @@ class Writing:
 
     def _unfit(self, part: str, text: str) -> str:
         """Why a text cannot be a candidate; empty for one that can."""
-        if is_empty(text) or len(text) > LONGEST:
-            return "the text was empty" if is_empty(text) else f"the text had more than {LONGEST:,} characters"
+        if is_empty(text):
+            return "the text was empty"
+        if len(text) > LONGEST:
+            return f"the text had more than {LONGEST:,} characters"
         return "the text was there already" if text in self._known(part) else ""
 
     def _known(self, part: str) -> Sequence[str]:
