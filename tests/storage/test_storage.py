@@ -226,6 +226,23 @@ def test_what_is_deleted_in_the_midst_of_a_run_is_said(tmp_path, table, monkeypa
     assert found.best_params in [trial.params for trial in found.trials]
 
 
+def test_a_journal_that_is_cut_short_in_the_midst_of_a_run_is_said(tmp_path, table, caught):
+    """A journal from which somebody cuts the latest records ends the run with the best so far, and the reason."""
+    path, cut = tmp_path / "runs.log", []
+
+    def evaluate(params, examples):
+        if len(table.paid) >= 40 and not cut:
+            cut.append(os.truncate(path, path.stat().st_size // 2))
+        return table(params, examples)
+
+    found = search(
+        table.space, evaluate, n_examples=12, max_calls=144, sampler="random", minibatch_size=4, seed=0, storage=path,
+        study_name="one",
+    )  # fmt: skip
+    assert 40 <= found.calls < 144 and "cut short" in caught.text and "cut short" in found.ended
+    assert found.best_params in [trial.params for trial in found.trials]
+
+
 def test_options_in_a_sqlite_url_are_no_part_of_the_name(tmp_path):
     """``sqlite:///runs.db?timeout=5`` is the file ``runs.db``."""
     assert open_storage(f"sqlite:///{tmp_path}/runs.db?timeout=5").file == tmp_path / "runs.db"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.compile.attributes import Ledger, attach
 from dspy.promptune.compile.callbacks import EvaluationCallbacks
+from dspy.promptune.compile.ending import Ending
 from dspy.promptune.compile.go_ahead import GoAhead
 from dspy.promptune.compile.loading import load
 from dspy.promptune.compile.options import CompileOptions
@@ -19,7 +20,6 @@ from dspy.promptune.counted import counted
 from dspy.promptune.distributed.payload import PayloadBuilder
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache, ProgramEvaluator
 from dspy.promptune.distributed.remote import RemoteEvaluator
-from dspy.promptune.errors import MetricError
 from dspy.promptune.interrupts import Interrupted
 from dspy.promptune.limits.budgets import BOOTSTRAP, LOAD, PROPOSE, REFLECT
 from dspy.promptune.limits.gateway import LMGateway, Stopped
@@ -76,14 +76,10 @@ class Engine:
         self.threads = num_threads
         self.heads: list[tuple[Key, tuple[int, ...]]] = []
         self.go_ahead = GoAhead(BOOTSTRAP, PROPOSE)
-        self.over: str | None = None
-        self.broken: MetricError | None = None
-        self._begun = False
-        self._searching: Callable[[str], None] | None = None
+        self.ending = Ending(self._give_up)
         self.tracebacks = False
         self.tight = False  # a limit pays for little more than the first evaluation, which has to come first
         self.progress = Progress(disable=options.disable_progress_bar)
-        self._timer: threading.Timer | None = None
         self._loading: list[threading.Thread] = []
         calls, prompts = counted(limit, "language-model call"), counted(options.n_jobs, "prompt")
         logger.info("At most %s in flight (%s at once).", calls, prompts)
@@ -102,7 +98,7 @@ class Engine:
         """Where step 3 evaluates."""
         keep, n_jobs = self.books.keep, self.options.n_jobs
         if self._builder is None:
-            return ProgramEvaluator(programs, rules, self.pool, n_jobs, keep=keep, broken=self.metric_broken)
+            return ProgramEvaluator(programs, rules, self.pool, n_jobs, keep=keep, broken=self.ending.metric_broken)
         return RemoteEvaluator(
             programs,
             rules,
@@ -123,12 +119,9 @@ class Engine:
         ``examples`` are those it is evaluated on; ``None`` is all.
         """
         if self.books.store is not None:
-            self.books.store.lost = self.expire
+            self.books.store.lost = self.ending.expire
         if self.options.timeout is not None:
-            told = [f"timeout={self.options.timeout:g} seconds are over"]
-            self._timer = threading.Timer(self.books.meter.seconds_left(), self.expire, told)
-            self._timer.daemon = True
-            self._timer.start()
+            self.ending.at(self.options.timeout, self.books.meter.seconds_left())
         self.work = self._work(ProgramCache(program, default), rules)
         self.rules, self.callbacks = rules, EvaluationCallbacks(rules, self.threads)
         if self.tight:
@@ -191,40 +184,15 @@ class Engine:
         self._loading.append(thread)
         thread.start()
 
-    def expire(self, why: str) -> None:
-        """The run is over in the midst of step 1 or 2: nothing more is called, and nothing is waited for."""
-        self.over = self.over or why
-        if self._searching is not None:
-            self._searching(why)
-            return
+    def _give_up(self, why: str) -> None:
         self.gateway.stop()
         self.pool.give_up(Stopped(why))
-
-    def metric_broken(self, error: MetricError) -> None:
-        """Before the search, which finds it by itself: the metric cannot be used, and nothing more is called."""
-        if not self._begun:
-            self.broken = error
-            self.expire("the metric is broken")
 
     def missing(self, lines: Sequence[str]) -> None:
         """Note for the record what steps 1 and 2 could not make."""
         self.books.facts = {**self.books.facts, MISSING: list(lines)}
         if self.books.store is not None:
             self.books.store.show(MISSING, list(lines))
-
-    def search_begins(self) -> str | None:
-        """From now on the search looks after its time by itself; why its end has come already, if it has."""
-        self._begun = True
-        self.go_ahead.drop()
-        if self._timer is not None:
-            self._timer.cancel()
-        return self.over
-
-    def searching(self, stop: Callable[[str], None]) -> None:
-        """The search is about to run: ``stop`` ends it."""
-        self._searching = stop
-        if self.over is not None:
-            stop(self.over)
 
     def patient(self, *, per_call: bool) -> Limited:
         """The pool for steps 1 and 2, where an example or a call may take as long as an example in step 3."""
@@ -234,8 +202,7 @@ class Engine:
         """Nothing more is started."""
         self.go_ahead.drop()
         self.progress.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        self.ending.cancel()
         if isinstance(self.work, RemoteEvaluator):
             self.work.cancel()
         self.gateway.stop()
@@ -270,7 +237,9 @@ def optimize(task: Task, engine: Engine) -> Module:
     assert engine.work is not None
     with engine.books.meter.step(LOAD):
         engine.await_loaded()
-    over = engine.search_begins()
+    engine.go_ahead.drop()
+    engine.ending.search_begins()
+    over = engine.ending.why
     space = PromptSpace(task.instructions, task.demos)
     engine.books.settle(space)
     run = _run(task, engine, space)
@@ -295,7 +264,7 @@ def optimize(task: Task, engine: Engine) -> Module:
     engine.pool.on_idle = driver.wake
     if run.writing is not None:
         run.writing.wake = driver.wake
-    engine.searching(driver.stop)
+    engine.ending.searching(driver.stop)
     if task.arrivals is not None:
         task.arrivals.listen(driver)
     if engine.books.store is not None:

@@ -86,7 +86,7 @@ def compile_program(
     run._call = call_of(optimizer, upstream, added)
     traceback = given["provide_traceback"]
     run._engine.tracebacks = bool(dspy.settings.provide_traceback if traceback is None else traceback)
-    interrupt.then(run._engine.expire)
+    interrupt.then(run._engine.ending.expire)
     return _compiled(run, student, given)
 
 
@@ -96,11 +96,11 @@ def _compiled(run: CompileRun, student: Module, given: Mapping[str, Any]) -> Any
         with own_calls_held(), run._engine.gateway.active():
             return inspect.unwrap(_upstream.MIPROv2.compile)(run, student, **{**given, "seed": None})
     except (Stopped, StorageError) as stop:
-        if run._engine.broken is not None:
-            raise run._engine.broken from None
-        if isinstance(stop, StorageError) and run._engine.over is None:
+        if run._engine.ending.broken is not None:
+            raise run._engine.ending.broken from None
+        if isinstance(stop, StorageError) and run._engine.ending.why is None:
             raise
-        run._engine.expire(str(stop))
+        run._engine.ending.expire(str(stop))
         return run._unsearched(student.deepcopy())
     finally:
         run._engine.stop()
@@ -157,7 +157,7 @@ class CompileRun(_upstream.MIPROv2):
             name=type(student).__name__, lms=lms,
         )  # fmt: skip
         run._engine = Engine(options, threads, books)
-        run._report = StepReport(books.memory, run._engine.metric_broken, run._engine.missing)
+        run._report = StepReport(books.memory, run._engine.ending.metric_broken, run._engine.missing)
         run._summary = None
         run._attempts = run._arrivals = None
         run.task_model, run.prompt_model = through_gateway(run.task_model), through_gateway(run.prompt_model)
@@ -272,7 +272,7 @@ class CompileRun(_upstream.MIPROv2):
 
     def _unsearched(self, program: Module) -> Module:
         """The run ended in step 1 or 2: the original program, with a record that says why and what was spent."""
-        engine, why = self._engine, str(self._engine.over)
+        engine, why = self._engine, str(self._engine.ending.why)
         logger.warning("Nothing was searched, the program is returned as it was: %s", why)
         scores = engine.books.early(engine.heads[0][0]) if engine.heads else {}
         if self.track_stats:

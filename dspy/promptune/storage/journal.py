@@ -69,7 +69,7 @@ class JournalFile(JournalFileBackend):
     """Optuna's journal file, which comes into being with its first record, whole.
 
     Half a record that a killed process has left at the end is cut off by the next writer, under the lock. A file that
-    was deleted is not begun again.
+    was deleted is not begun again, and nothing is added to one that was cut short.
 
     Args:
         path: The file.
@@ -78,8 +78,11 @@ class JournalFile(JournalFileBackend):
     def __init__(self, path: Path) -> None:
         self._path, self._seen = path, path.exists()
         self._file_path = str(path)
-        self._lock = lock_of(path)
+        # on Windows a symbolic link takes a privilege
+        kind = JournalFileSymlinkLock if os.name == "posix" else JournalFileOpenLock
+        self._lock = kind(self._file_path, GRACE_SECONDS)
         self._log_number_offset = {0: 0}
+        self._written = 0  # bytes up to the end of the last record that was written here
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Records from this one on."""
@@ -91,7 +94,7 @@ class JournalFile(JournalFileBackend):
         """Write records; they are on disk when this returns.
 
         Raises:
-            OSError: They cannot be written, or the file was deleted.
+            OSError: They cannot be written, or the file was deleted or cut short.
         """
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         with get_lock_file(self._lock):
@@ -105,8 +108,11 @@ class JournalFile(JournalFileBackend):
 
     def _append(self, text: bytes) -> None:
         with self._path.open("rb+") as file:
+            if file.seek(0, os.SEEK_END) < self._written:
+                raise OSError("the file was cut short by somebody else")
             _cut_half_record(file)
             file.write(text)
+            self._written = file.tell()
             file.flush()
             os.fsync(file.fileno())
 
@@ -129,12 +135,6 @@ def _cut_half_record(file: Any) -> None:
         else:
             file.truncate(end)
     file.seek(0, os.SEEK_END)
-
-
-def lock_of(path: Path) -> JournalFileSymlinkLock | JournalFileOpenLock:
-    """The lock for one write; on Windows a symbolic link takes a privilege."""
-    kind = JournalFileSymlinkLock if os.name == "posix" else JournalFileOpenLock
-    return kind(str(path), GRACE_SECONDS)
 
 
 def draft_of(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from dspy.promptune.errors import StorageError
@@ -36,7 +37,7 @@ def explain(error: BaseException, place: str, password: str | None = None) -> St
     if "://" in place and any(mark in text.lower() for mark in _LOST):
         text = LOST
     text = text.removeprefix("connection failed: ").partition(" Is the server running")[0]
-    found = next((remedy for mark, remedy in _REMEDIES if mark in f"{text} {error}".lower()), None)
+    found = next((remedy for mark, remedy in _REMEDIES if re.search(mark, f"{text} {error}".lower())), None)
     what = visible(masked(text)).rstrip(".?! ") or type(cause).__name__
     return StorageError(f"The storage {place} cannot be used: {what}. {found or _ANY}")
 
@@ -69,25 +70,21 @@ _REMEDIES = (
     ("authentication failed", "Correct user name and password."),
     ("no password supplied", "Put the password into the URL or into ~/.pgpass."),
     ("connection refused", "Start the server, or correct host and port."),
-    ("could not translate host", "Correct the host's name."),
-    ("failed to resolve host", "Correct the host's name."),
+    ("could not translate host|failed to resolve host", "Correct the host's name."),
     ("record does not exist", "The study was deleted while it was running: run again under another study_name."),
-    ("relation ", "There are no runs in it: correct the name."),
+    ("relation |no such table", "There are no runs in it: correct the name."),
     ("does not exist", "Create the database first, or correct its name."),
-    ("no such table", "There are no runs in it: correct the name."),
+    ("cut short", "Restore it from a copy and run again with resume=True, or name another file."),
     ("was deleted", "Its runs are lost with it: run again with another storage."),
     ("already finished", "Another run has taken the study over."),
     ("was lost", "Start the server again, and run again with resume=True."),
     ("malformed", "The file is damaged: restore it from a copy, or name another file."),
     ("database is locked", "Another process is writing to it: end that one, or use a storage of its own."),
-    ("readonly", "Make the file and its folder writable, or choose another one."),
-    ("read-only", "Make the file and its folder writable, or choose another one."),
-    ("disk is full", "Free some space and run again with resume=True."),
-    ("no space left", "Free some space and run again with resume=True."),
+    ("read-?only", "Make the file and its folder writable, or choose another one."),
+    ("disk is full|no space left", "Free some space and run again with resume=True."),
     ("file too large", "The file may not grow any more: raise the limit and run again with resume=True."),
     ("disk i/o error", "The system could not write the file: see to the disk, and run again with resume=True."),
     ("no longer compatible", "The tables were made by another version of Optuna."),
-    ("no module named", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
-    ("failed to import db", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
+    ("no module named|failed to import", 'Install the driver; for PostgreSQL it is in pip install "dspy[postgresql]".'),
     ("not a database", "It is another kind of file; the names of Optuna journals end in .log or .journal."),
 )
