@@ -23,6 +23,9 @@ class Averages:
     def __len__(self) -> int:
         return len(self._means)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._means
+
     def add(self, key: Key, mean: float) -> None:
         """One more minibatch of a prompt."""
         self._means.setdefault(key, []).append(mean)

@@ -58,7 +58,8 @@ class MinibatchPolicy:
     with the highest average over its minibatches that was never evaluated in full is; there may be none, and then the
     search goes on. What these evaluations will cost is kept back, however many minibatches run at once. The winner is
     the highest full evaluation if there is one, otherwise the highest average, unless ``believed`` knows better.
-    Without full evaluations in between, what was evaluated in full before counts like any minibatch.
+    Without full evaluations in between, what was evaluated in full before counts like any minibatch. A minibatch that the
+    end of the budget cut short says too little to make a winner.
 
     Args:
         propose: The prompt of the next minibatch: an Optuna sampler, usually. Where it proposes one that is out of the
@@ -98,7 +99,7 @@ class MinibatchPolicy:
 
     def confirm(self, left: int) -> Assignment | None:
         """The best average that was never evaluated in full, unless a model knows better."""
-        key = self._believed() or self._means.best(self._in_running) or self.best()
+        key = self._trusted() or self._means.best(self._in_running) or self.best()
         return whole(key, self._table, self.faults.whole(self._examples), left)
 
     def started(self, job: Job) -> None:
@@ -121,7 +122,8 @@ class MinibatchPolicy:
             if self._best_full is None or mean > self._full[self._best_full]:
                 self._best_full = job.key
         else:
-            self._means.add(job.key, mean)
+            if len(job.examples) >= self._size or self._complete(job.key):
+                self._means.add(job.key, mean)
             self._since_full += 1
 
     def failed(self, job: Job, error: BaseException) -> None:
@@ -135,12 +137,17 @@ class MinibatchPolicy:
 
     def best(self) -> Key:
         """The combination that the run would return now."""
-        found = self._believed() or self._best_full or self._means.best(self._in_running) or self._means.best()
+        found = self._trusted() or self._best_full or self._means.best(self._in_running) or self._means.best()
         if found is None:  # an evaluation that failed may have left scores
             found = max(self._table.keys(), key=self._average, default=None)
         return found or next(iter(self._space.keys()))
 
     # ------------------------------------------------------------------
+
+    def _trusted(self) -> Key | None:
+        """What a model believes to be the best, if a whole minibatch of it was scored."""
+        key = self._believed()
+        return key if key in self._means or key in self._full else None
 
     def _average(self, key: Key) -> float:
         row = self._table.row(key)

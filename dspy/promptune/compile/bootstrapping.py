@@ -56,7 +56,7 @@ class BootstrapOptions:
     teacher: Any = None
     teacher_settings: Mapping[str, Any] = field(default_factory=dict)
     max_errors: int | None = None
-    found: Callable[..., None] | None = None  # called with every attempt: example, prediction, trace, score, numbers
+    found: Callable[..., None] | None = None  # called with every attempt: example, prediction, trace, score, teacher
     sound: Callable[[], None] | None = None  # called when an example has ended without an error, and again
     ready: Callable[[dict[int, list[list[Any]]]], None] | None = None  # called with the first sets, as more are there
 
@@ -220,11 +220,11 @@ class _Telling:
 
     def __init__(self, metric: Callable[..., Any], found: Callable[..., None], teacher: Any) -> None:
         self._metric, self._found = metric, found
-        self._numbers = {id(predictor): i for i, predictor in enumerate(teacher.predictors())}
+        self._teacher = teacher
 
     def __call__(self, example: Any, prediction: Any, trace: Any = None) -> Any:
         score = self._metric(example, prediction, trace)
-        self._found(example, prediction, trace, score, self._numbers)
+        self._found(example, prediction, trace, score, self._teacher)
         return score
 
 

@@ -77,8 +77,8 @@ class Attempt:
     earlier: bool = False
 
     def tells(self, predictor: int) -> bool:
-        """Whether there is something to show for a predictor."""
-        return not self.earlier or predictor in self.told
+        """Whether there is something to show for a predictor: it was called, as far as a trace says who was."""
+        return predictor in self.told if self.earlier else not self.steps or predictor in self.steps
 
 
 class Attempts:
@@ -98,8 +98,8 @@ class Attempts:
         self._shown: set[tuple[int, int]] = set()  # free attempts that a text was written from, and for which predictor
         self._lock = threading.Lock()
 
-    def found(self, example: Any, prediction: Any, trace: Any, score: float, numbers: Mapping[int, int]) -> None:
-        """Step 1 has run an example; ``numbers`` has the number of each predictor by its ``id``."""
+    def found(self, example: Any, prediction: Any, trace: Any, score: float, program: Module) -> None:
+        """Step 1 has run a program on an example."""
         i = self._numbers.get(id(example))
         if i is None or trace is None:
             return
@@ -108,7 +108,7 @@ class Attempts:
         except Exception:  # a judge that gives no answer now gave one in step 1
             value, said = score, None
         with self._lock:
-            self._free.append(Attempt(i, value, prediction, _steps(trace, numbers), trace, said))
+            self._free.append(Attempt(i, value, prediction, _steps(trace, program), trace, said))
 
     def verdict(self, example: Any, prediction: Any) -> tuple[float, str | None]:
         """The score as a search has it, without a trace: with one, many metrics return another; and what they say.
@@ -219,6 +219,8 @@ class Reflector:
             shown, new = self._of_parent(request, program)
         text, failed = "", None
         try:
+            if not shown:
+                raise EvaluationError(f"no training example that was tried called {name}: there is nothing to learn from")
             text = self._revised(request, program, shown)
         except Exception as error:  # what the evidence took counts all the same
             failed = error
@@ -234,7 +236,7 @@ class Reflector:
     def _evidence(self, new: Sequence[Attempt], key: Key | None, name: str, predictor: int) -> list[dict[str, Any]]:
         """Attempts as they are written down: ``of`` says whose they are, ``None`` step 1's."""
         found, room = [], STORED
-        for one in new:
+        for one in (each for each in new if each.tells(predictor)):
             told = self._told(one, name, predictor)
             if (room := room - len(told)) >= 0:
                 whose = {"of": None if key is None else list(key), "predictor": predictor}
@@ -254,28 +256,25 @@ class Reflector:
 
     def _tried(self, program: Module, i: int) -> Attempt:
         example = self._attempts.trainset[i]
-        numbers = {id(each): j for j, each in enumerate(program.predictors())}
         with dspy.context(trace=[]):
             try:
                 prediction = program(**example.inputs())
                 trace = list(dspy.settings.trace)
                 score, told = self._attempts.verdict(example, prediction)
             except AdapterParseError as error:
-                steps = _steps(dspy.settings.trace or (), numbers)
+                steps = _steps(dspy.settings.trace or (), program)
                 said = f"An answer could not be read: {_clipped(error.lm_response)}"
                 return Attempt(i, self._failure_score, dspy.Prediction(), steps, None, said)
             except Exception as error:
                 if unanswered(error):
                     raise
-                steps = _steps(dspy.settings.trace or (), numbers)
+                steps = _steps(dspy.settings.trace or (), program)
                 return Attempt(
                     i, self._failure_score, dspy.Prediction(), steps, None, f"The program raised: {readable(error)}"
                 )
-        return Attempt(i, score, prediction, _steps(trace, numbers), trace, told)
+        return Attempt(i, score, prediction, _steps(trace, program), trace, told)
 
     def _revised(self, request: WriteRequest, program: Module, shown: Sequence[Attempt]) -> str:
-        if not shown:
-            raise EvaluationError("there was no training example to learn from")
         name, predictor = program.named_predictors()[request.predictor]
         lm = self._rollout(request)
         texts = [self._told(one, name, request.predictor) for one in shown]
@@ -331,12 +330,18 @@ def unfenced(text: str) -> str:
     return (whole[1] if whole else text).strip()
 
 
-def _steps(trace: Any, numbers: Mapping[int, int]) -> dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    return {
-        numbers[id(predictor)]: (inputs, dict(outputs.items()))
-        for predictor, inputs, outputs in trace
-        if id(predictor) in numbers
-    }
+def _steps(trace: Any, program: Module) -> dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """What each predictor of a program read and wrote. A copy, such as ``dspy.BestOfN`` runs, stands for the one predictor
+    that has its signature."""
+    predictors = program.predictors()
+    numbers = {id(each): i for i, each in enumerate(predictors)}
+    steps = {}
+    for called, inputs, outputs in trace:
+        same = [i for i, each in enumerate(predictors) if each.signature.equals(called.signature)]
+        i = numbers.get(id(called), same[0] if len(same) == 1 else None)
+        if i is not None:
+            steps[i] = (inputs, dict(outputs.items()))
+    return steps
 
 
 def _same(step: Any, inputs: Mapping[str, Any]) -> bool:
