@@ -252,7 +252,7 @@ def test_attempts_of_step_one_have_the_scores_of_the_search():
     attempts = Attempts(trainset, graded)
     for i, example in enumerate(trainset):
         answer = dspy.Prediction(answer="yes" if i < 2 else "no")
-        attempts.found(example, answer, [], graded(example, answer, []), {})
+        attempts.found(example, answer, [], graded(example, answer, []), dspy.Predict("question -> answer"))
     assert [one.score for one in attempts.free(0)] == [10, 10, 10, 100, 100]
 
 
@@ -261,7 +261,7 @@ def test_answers_that_hold_arrays_can_be_learned_from():
     trainset = [dspy.Example(question=str(i)).with_inputs("question") for i in range(3)]
     attempts = Attempts(trainset, lambda example, prediction: 0.0)
     for example in [*trainset, *trainset]:
-        attempts.found(example, dspy.Prediction(answer=np.zeros(3)), [], 0.0, {})
+        attempts.found(example, dspy.Prediction(answer=np.zeros(3)), [], 0.0, dspy.Predict("question -> answer"))
     assert [len(attempts.free(0)) for _ in range(3)] == [3, 3, 0]
 
 

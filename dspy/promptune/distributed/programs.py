@@ -18,9 +18,9 @@ import dspy
 import dspy.utils.callback_context as callback_context
 from dspy.promptune.allocation.records import STOPPED, Job, JobKind
 from dspy.promptune.distributed.metrics import score_of
-from dspy.promptune.distributed.states import Abandoned, Head, Lost, State
+from dspy.promptune.distributed.states import Abandoned, Head, Lost, Silent, State
 from dspy.promptune.errors import EvaluationError, MetricError
-from dspy.promptune.limits.answers import of_model, unanswered
+from dspy.promptune.limits.answers import of_model, says_nothing, unanswered
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.task import waiting
@@ -113,8 +113,9 @@ class ProgramEvaluator:
     all of them: the job fails, with its first error. Fewer errors score ``failure_score`` each, as upstream has it, and
     so do all, up to ``max_errors``, where program and metric raised and the prompt was given a score before.
     An example that never gets an answer, whatever the prompt, in five jobs in a row while others do, is such an error:
-    it would fail every job it is in. A metric that returns no number ends the run: no job begins another example. A
-    job that failed for want of an answer ends when its other examples have: they are kept.
+    it would fail every job it is in. Where all replies to a prompt on one example are empty, when it is tried again, too,
+    while others are answered, that is an answer that cannot be read. A metric that returns no number ends the run: no
+    job begins another example. A job that failed for want of an answer ends when its other examples have: they are kept.
 
     The callbacks of a job's modules have one parent, ``Outcome.call_id``; the callbacks of the evaluation itself are
     called when the job is told (:class:`dspy.promptune.compile.callbacks.EvaluationCallbacks`).
@@ -153,6 +154,8 @@ class ProgramEvaluator:
         self._seconds: deque[float] = deque(maxlen=200)
         self._losses: dict[int, int] = {}
         self._answered: set[int] = set()
+        self._heard = 0  # answers of programs so far, about,
+        self._silent: dict[tuple[Key, int], int] = {}  # and how many there were when a pair was first asked in vain
         self._sound: set[Key] = set()  # prompts with which program and metric went through an example
         self._tell_broken = broken
         self._broken: MetricError | None = None
@@ -271,12 +274,14 @@ class ProgramEvaluator:
         rules, example = self._rules, self._rules.valset[index]
         try:
             prediction = self._tried(state, index, lambda: state.program(**example.inputs()), unanswered)
-        except AdapterParseError as error:
+        except (AdapterParseError, Silent) as unread:
+            error = unread.error if isinstance(unread, Silent) else unread
             logger.debug("Unreadable answer: %s", said(error))
             self._answered.add(index)
             self._keep(state.job, {index: rules.failure_score})
             self._note(state, index, dspy.Prediction(), rules.failure_score, unread=error)
             return
+        self._heard += 1
         self._answered.add(index)
         score = self._tried(state, index, lambda: score_of(rules.metric, example, prediction), _no_verdict)
         self._losses.pop(index, None)
@@ -291,7 +296,10 @@ class ProgramEvaluator:
         Raises:
             Abandoned: Nobody waits for it, or no answer came.
             Lost: None ever does.
+            Silent: Nor does it to this prompt, whose replies are empty.
         """
+        pair, empty = (state.job.key, index), 0
+        heard = self._silent.get(pair, self._heard)
         for attempt in range(self._rules.retries + 1):
             if state.over or self._pool.stopped.is_set():
                 raise Abandoned
@@ -300,6 +308,11 @@ class ProgramEvaluator:
             except Exception as error:
                 if not lost(error):
                     raise
+                empty += says_nothing(error)
+                if empty and empty + (pair in self._silent) > 1 and self._heard > heard:
+                    raise Silent(error) from error
+                if attempt == self._rules.retries and empty:
+                    self._silent[pair] = heard
                 if attempt == self._rules.retries:
                     raise Lost(error) if self._lose(state, index, error) else Abandoned from error
         raise Abandoned
@@ -322,7 +335,7 @@ class ProgramEvaluator:
             self._fail(state, lost, transient=True)
 
     def _note(
-        self, state: State, index: int, prediction: Any, score: float, *, unread: Exception | None = None
+        self, state: State, index: int, prediction: Any, score: float, *, unread: BaseException | None = None
     ) -> None:
         with state.lock:
             if state.over:  # its outcome is being read

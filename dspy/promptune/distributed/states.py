@@ -16,7 +16,7 @@ from dspy.promptune.secrets import readable
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
-__all__ = ["Abandoned", "Head", "Lost", "State"]
+__all__ = ["Abandoned", "Head", "Lost", "Silent", "State"]
 
 
 class Lost(Exception):  # noqa: N818 - the error is what it holds
@@ -25,6 +25,10 @@ class Lost(Exception):  # noqa: N818 - the error is what it holds
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(readable(error)))
         self.error = error
+
+
+class Silent(Lost):
+    """Every reply to one prompt on one example was empty, while others were answered."""
 
 
 class Abandoned(Exception):  # noqa: N818 - nothing went wrong

@@ -17,7 +17,7 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-__all__ = ["NoAnswerError", "blank", "is_empty", "may_repeat", "of_call", "unanswered", "whole"]
+__all__ = ["NoAnswerError", "blank", "is_empty", "may_repeat", "of_call", "says_nothing", "unanswered", "whole"]
 
 DEPTH = 8  # links of a chain of errors that are looked at
 NOT_AN_ANSWER = {"reasoning_content", "logprobs", "citations"}  # parts of an output that come beside an answer
@@ -93,6 +93,14 @@ def unanswered(error: BaseException) -> bool:
         if _ends_a_call(link):
             return True
     return False
+
+
+def says_nothing(error: BaseException) -> bool:
+    """Whether an error means that the reply of a language model had nothing in it."""
+    return any(
+        isinstance(link, NoAnswerError) or (isinstance(link, AdapterParseError) and BLANK_REPLY in str(link))
+        for link in _causes(error)
+    )
 
 
 def of_model(error: BaseException) -> bool:

@@ -220,7 +220,9 @@ class Reflector:
         text, failed = "", None
         try:
             if not shown:
-                raise EvaluationError(f"no training example that was tried called {name}: there is nothing to learn from")
+                raise EvaluationError(
+                    f"no training example that was tried called {name}: there is nothing to learn from"
+                )
             text = self._revised(request, program, shown)
         except Exception as error:  # what the evidence took counts all the same
             failed = error
