@@ -52,7 +52,7 @@ class SearchLoop:
         self.run.jobs.tell(job, scores)
 
     def claim(self, key, examples):
-        return self.run.jobs.claim(self.run.whole_or_block(key, examples))
+        return self.run.jobs.claim([self.run.whole_or_block(key, examples)])[0]
 
     def die(self):
         """As killed: nothing more is written, and the process is not there any more."""

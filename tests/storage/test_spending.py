@@ -110,7 +110,7 @@ def test_what_is_let_through_is_on_disk_first(tmp_path):
     def call():
         for _ in range(20):
             assert meter.admit()
-            admitted = meter._calls() + meter._open
+            admitted = meter._calls() + meter._open.total()
             notes = other.get_study_system_attrs(study)
             (note,) = [note for name, note in notes.items() if name.startswith("promptune:driver:")]
             read = sum(row.get("calls", 0) for part in ("spent", "reserved") for row in note.get(part, {}).values())

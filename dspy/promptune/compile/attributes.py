@@ -102,8 +102,8 @@ def attach_unsearched(program: Any, books: RunStore, ended: str, scores: Sequenc
     program.optimization_run = SearchRun(
         best_params=space.params((0,) * len(space.names)), calls=books.meter.examples, history=[],
         best_score=math.fsum(scores) / len(scores) if scores else math.nan,
-        trials=[], order=[], ended=ended, study=getattr(books.store, "study", None), spent=books.meter.spent(),
-        space=space, facts=books.facts,
+        trials=[], order=[], ended=ended, study=getattr(books.store, "study", None), space=space, facts=books.facts,
+        spent=books.meter.spent(at_end=True),
     )  # fmt: skip
 
 

@@ -64,6 +64,8 @@ def check_program(student: Module) -> None:
     hidden = _hidden(student, {id(each) for each in predictors})
     if not predictors:
         where = f"; those in {', '.join(hidden)} are not seen by DSPy" if hidden else ""
+        frozen = [path for path, module in student.named_sub_modules() if getattr(module, "_compiled", False)][:3]
+        where += f"; {', '.join(frozen)} is compiled, which freezes it: set _compiled = False" if frozen else ""
         raise SpaceError(
             f"{name} has no predictors: nothing can be optimized{where}. Give a program with at least one dspy.Predict."
         )
@@ -84,7 +86,7 @@ def check_program(student: Module) -> None:
 def _hidden(student: Module, known: set[int]) -> list[str]:
     """Where predictors are that DSPy does not find."""
     found: dict[int, str] = {}
-    for path, module in student.named_sub_modules():
+    for path, module in student.named_sub_modules(skip_compiled=True):
         for name in vars(module).keys() - RESULTS:
             for where, each in _predictors(f"{path}.{name}", getattr(module, name), DEPTH):
                 if id(each) not in known:
@@ -95,7 +97,7 @@ def _hidden(student: Module, known: set[int]) -> list[str]:
 def _predictors(path: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dspy.Predict):
         yield path, value
-    elif isinstance(value, dspy.Module):
+    elif isinstance(value, dspy.Module) and not getattr(value, "_compiled", False):
         for name, each in value.named_predictors():
             yield f"{path}.{name}", each
     elif depth and isinstance(value, Mapping):

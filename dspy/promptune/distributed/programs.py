@@ -113,9 +113,9 @@ class ProgramEvaluator:
     all of them: the job fails, with its first error. Fewer errors score ``failure_score`` each, as upstream has it, and
     so do all, up to ``max_errors``, where program and metric raised and the prompt was given a score before.
     An example that never gets an answer, whatever the prompt, in five jobs in a row while others do, is such an error:
-    it would fail every job it is in. Where all replies to a prompt on one example are empty, when it is tried again, too,
-    while others are answered, that is an answer that cannot be read. A metric that returns no number ends the run: no
-    job begins another example. A job that failed for want of an answer ends when its other examples have: they are kept.
+    it would fail every job it is in. Where all replies to a prompt on an example are empty, and stay so while others
+    are answered, that is an answer that cannot be read. A metric that returns no number ends the run: no job begins
+    another example. A job that failed for want of an answer ends when its other examples have: they are kept.
 
     The callbacks of a job's modules have one parent, ``Outcome.call_id``; the callbacks of the evaluation itself are
     called when the job is told (:class:`dspy.promptune.compile.callbacks.EvaluationCallbacks`).
@@ -155,7 +155,8 @@ class ProgramEvaluator:
         self._losses: dict[int, int] = {}
         self._answered: set[int] = set()
         self._heard = 0  # answers of programs so far, about,
-        self._silent: dict[tuple[Key, int], int] = {}  # and how many there were when a pair was first asked in vain
+        self._silent: dict[tuple[Key, int], int] = {}  # how many there were when a pair was first asked in vain,
+        self._vain: set[tuple[Key, int]] = set()  # and the pairs that were asked in vain since the last answer
         self._sound: set[Key] = set()  # prompts with which program and metric went through an example
         self._tell_broken = broken
         self._broken: MetricError | None = None
@@ -282,6 +283,7 @@ class ProgramEvaluator:
             self._note(state, index, dspy.Prediction(), rules.failure_score, unread=error)
             return
         self._heard += 1
+        self._vain.clear()
         self._answered.add(index)
         score = self._tried(state, index, lambda: score_of(rules.metric, example, prediction), _no_verdict)
         self._losses.pop(index, None)
@@ -308,9 +310,14 @@ class ProgramEvaluator:
             except Exception as error:
                 if not lost(error):
                     raise
-                empty += says_nothing(error)
-                if empty and empty + (pair in self._silent) > 1 and self._heard > heard:
-                    raise Silent(error) from error
+                if says_nothing(error):
+                    empty += 1
+                    self._vain.add(pair)
+                    again = pair in self._silent
+                    others = self._heard > heard or (again and self._heard > 0 and self._vain == {pair})
+                    if empty + again > 1 and others:
+                        self._vain.discard(pair)
+                        raise Silent(error) from error
                 if attempt == self._rules.retries and empty:
                     self._silent[pair] = heard
                 if attempt == self._rules.retries:

@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -81,7 +82,7 @@ class BudgetMeter:
         self._elsewhere: Mapping[str, Mapping[str, float]] = {}
         self._pending: Mapping[str, Mapping[str, float]] = {}
         self._now: dict[str, float] = {}  # of the search in this start: for rates
-        self._open = 0
+        self._open: Counter[str] = Counter()  # calls under way, by step
         self._began = self._search_began = time.monotonic()
         self._searching = False
         self.unpriced: set[str] = set()
@@ -141,10 +142,10 @@ class BudgetMeter:
         """
         while True:
             with self._lock:
-                if not self._affords():
+                if self._refusal() is not None:
                     return False
-                if self._calls() + self._open < self._covered:
-                    self._open += 1
+                if self._calls() + self._open.total() < self._covered:
+                    self._open[dspy.settings.get(STEP, SEARCH)] += 1
                     return True
             self._write_ahead()
 
@@ -159,9 +160,10 @@ class BudgetMeter:
         Calls under way, and with ``ahead`` as many more, are reckoned with what the dearest call has taken so far:
         after a kill they count as made. The third is given to :meth:`cover` when it is written.
         """
-        spent = self.own()
+        spent, step = self.own(), dspy.settings.get(STEP, SEARCH)
         with self._lock:
-            calls = self._open + (max(CHUNK, self._open) if ahead else 0)
+            each_step = self._open + Counter({step: max(CHUNK, self._open.total())} if ahead else {})
+            calls = each_step.total()
             amounts = {"calls": float(calls)}
             for kind in ("tokens", "cost"):
                 self._reckoned[kind] = max(self._largest.get(kind, 0.0), self._of_call(kind))
@@ -171,8 +173,12 @@ class BudgetMeter:
                 if (limit := getattr(self.caps, name)) is not None:
                     amounts[kind] = min(amounts[kind], max(0.0, limit - self._total(kind)))
             covered = self._calls() + min(calls, amounts["calls"])
-        reserved = {kind: round(each, 6) for kind, each in amounts.items() if each > 0}
-        return spent, {dspy.settings.get(STEP, SEARCH): reserved} if reserved else {}, covered
+        shares = {one: n / calls for one, n in each_step.items()} or {step: 1.0}
+        reserved = {
+            one: {kind: round(each * share, 9) for kind, each in amounts.items() if each > 0}
+            for one, share in shares.items()
+        }
+        return spent, {one: row for one, row in reserved.items() if row}, covered
 
     def pays_for(self, reserved: Mapping[str, Mapping[str, float]]) -> bool:
         """Whether the limits pay for what :meth:`reserve` gave, too, beside what others have written meanwhile."""
@@ -192,7 +198,7 @@ class BudgetMeter:
     def covered(self) -> bool:
         """Whether the next call may be made without writing anything down."""
         with self._lock:
-            return self._calls() + self._open < self._covered
+            return self._calls() + self._open.total() < self._covered
 
     def lend(self, amounts: Mapping[str, float], sign: int = 1) -> None:
         """So much may be spent where this meter does not see it (``sign=-1``: no longer)."""
@@ -212,24 +218,21 @@ class BudgetMeter:
         with self._lock:
             return self._refusal() or "the calls left are in flight"
 
-    def _affords(self) -> bool:
-        return self._refusal() is None
-
     def _refusal(self) -> str | None:
         """The limit within which one more call is not, if those under way take what calls have taken so far."""
         if (why := self._reached()) is not None:
             return why
         for name, kind in KINDS.items():
             limit = getattr(self.caps, name)
-            if limit is not None and self._total(kind) + self._open * self._of_call(kind) >= limit:
+            if limit is not None and self._total(kind) + self._open.total() * self._of_call(kind) >= limit:
                 return f"{name}={limit} is spent with the calls in flight"
         return None
 
-    def _of_call(self, kind: str) -> float:
-        """What one call of the step that is going on takes: tokens, dollars, or one call."""
+    def _of_call(self, kind: str, step: str | None = None) -> float:
+        """What one call of a step, that which is going on, takes: tokens, dollars, or one call."""
         if kind == "calls":
             return 1.0
-        step = dspy.settings.get(STEP, SEARCH)
+        step = step or dspy.settings.get(STEP, SEARCH)
         row = self._spent.get(step, {})
         if row.get("calls", 0) >= SETTLED:
             return row.get(kind, 0.0) / row["calls"]
@@ -241,7 +244,7 @@ class BudgetMeter:
     def ended(self, *, reached: bool = True) -> None:
         """A call that was admitted has ended; ``reached=False`` if no language model saw it."""
         with self._lock:
-            self._open -= 1
+            self._open[dspy.settings.get(STEP, SEARCH)] -= 1
         if reached:
             self._add("calls", 1)
 
@@ -285,11 +288,16 @@ class BudgetMeter:
         """What was spent here so far, by step: calls, tokens, dollars (``cost``) and seconds."""
         return self._summed()
 
-    def spent(self) -> dict[str, dict[str, float]]:
-        """The same with what was spent elsewhere."""
+    def spent(self, *, at_end: bool = False) -> dict[str, dict[str, float]]:
+        """The same with what was spent elsewhere; ``at_end`` with calls under way, at what such calls usually take."""
         with self._lock:
             less = {step: {kind: -each for kind, each in row.items()} for step, row in self._pending.items()}
-        return self._summed(self._elsewhere, less)
+            more = {
+                step: {"calls": n, **{kind: n * self._of_call(kind, step) for kind in ("tokens", "cost")}}
+                for step, n in self._open.items()
+                if at_end and n
+            }
+        return self._summed(self._elsewhere, less, more)
 
     def _summed(self, *others: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
         with self._lock:
@@ -297,7 +305,7 @@ class BudgetMeter:
         search = found.setdefault(SEARCH, {})
         if self._searching:
             search["seconds"] = search.get("seconds", 0) + time.monotonic() - self._search_began
-        return {step: {name: round(value, 6) for name, value in amounts.items()} for step, amounts in found.items()}
+        return {step: {name: round(value, 9) for name, value in amounts.items()} for step, amounts in found.items()}
 
     def reached(self) -> str | None:
         """The limit that is reached, in words."""

@@ -220,9 +220,7 @@ class Reflector:
         text, failed = "", None
         try:
             if not shown:
-                raise EvaluationError(
-                    f"no training example that was tried called {name}: there is nothing to learn from"
-                )
+                raise EvaluationError(f"no training example that was tried called {name}, so there is nothing to learn")
             text = self._revised(request, program, shown)
         except Exception as error:  # what the evidence took counts all the same
             failed = error
@@ -333,8 +331,10 @@ def unfenced(text: str) -> str:
 
 
 def _steps(trace: Any, program: Module) -> dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """What each predictor of a program read and wrote. A copy, such as ``dspy.BestOfN`` runs, stands for the one predictor
-    that has its signature."""
+    """What each predictor of a program read and wrote.
+
+    A copy of a predictor, such as ``dspy.BestOfN`` runs, stands for the only one that has its signature.
+    """
     predictors = program.predictors()
     numbers = {id(each): i for i, each in enumerate(predictors)}
     steps = {}

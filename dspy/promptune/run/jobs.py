@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dspy.promptune.allocation.ledger import CallLedger
@@ -92,13 +92,16 @@ class RunJobs:
         """Why there is no next job while none is running, in words."""
         return "the budget is spent" if self.ledger.left() < 1 else "nothing is left to evaluate"
 
-    def claim(self, one: Assignment) -> Job:
-        """A job that is decided on outside, such as the evaluation of the original program."""
-        job = self._begin(one)
-        if self.sharing is not None:
-            self.sharing.claim(job)
-        self.policy.started(job)
-        return job
+    def claim(self, ones: Iterable[Assignment]) -> list[Job]:
+        """Jobs that are decided on outside, such as the evaluation of the original program."""
+        jobs: list[Job] = []
+        with self._unless_broken():
+            for job in map(self._begin, ones):
+                jobs.append(job)
+                if self.sharing is not None:
+                    self.sharing.claim(job)
+                self.policy.started(job)
+        return jobs
 
     def tell(self, job: Job, scores: Sequence[float]) -> None:
         """A job of this driver has ended with one score for each of its examples, which are in the table."""

@@ -99,7 +99,7 @@ class SearchLoop:
         """
         try:
             with interrupts(Interrupt(self.stop)):
-                self._ready.extend(map(self._jobs.claim, self._first()))
+                self._ready.extend(self._jobs.claim(self._first()))
                 self._asked(self._ready)
                 if self._sharing is not None:
                     self._sharing.begin()

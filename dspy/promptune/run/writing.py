@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 PATIENCE = 600.0  # seconds that a text is waited for where there is nothing else to do
 NEAR = 0.9995  # cosine of two texts' vectors from which on one is a copy of the other
 
-
 Submit = Callable[..., "Future[Any]"]
 
 Arrivals = Callable[[], "tuple[Sequence[tuple[str, str]], bool, bool]"]

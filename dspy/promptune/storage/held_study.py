@@ -240,7 +240,7 @@ class HeldStudy:
         """Renew this driver's note with what it has spent, and show what all have."""
         if self.broken is None and self.meter is not None:
             self._spending.write(self.meter, ahead=not ended)
-            self.study.set_user_attr("spent", self.meter.spent())
+            self.study.set_user_attr("spent", self.meter.spent(at_end=ended))
         elif self.broken is None and self.drivers.share:
             self.drivers.announce()
 
