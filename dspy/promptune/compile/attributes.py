@@ -88,6 +88,8 @@ def attach(program: Any, ledger: Ledger, best: Key) -> None:
     data = sorted(_score_data(ledger), key=lambda each: each["score"], reverse=True)
     program.mb_candidate_programs = [each for each in data if not each["full_eval"]]
     program.candidate_programs = [each for each in data if each["full_eval"]]
+    if not program.candidate_programs:  # upstream has the winner there, too
+        program.candidate_programs.append({"score": program.score, "program": program, "full_eval": False})
 
 
 def attach_unsearched(program: Any, books: RunStore, ended: str, scores: Sequence[float] = ()) -> None:

@@ -22,13 +22,14 @@ from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_en
 from dspy.promptune.counted import counted
 from dspy.promptune.distributed.metrics import Metric
 from dspy.promptune.errors import EvaluationError, MetricError
-from dspy.promptune.limits.answers import may_repeat
+from dspy.promptune.limits.answers import may_repeat, says_nothing
 from dspy.promptune.limits.budgets import BOOTSTRAP
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import cause, said
 from dspy.promptune.space import same_fields
 from dspy.teleprompt.bootstrap import BootstrapFewShot
 from dspy.teleprompt.vanilla import LabeledFewShot
+from dspy.utils.exceptions import AdapterParseError
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -281,8 +282,11 @@ def _run(sets: list[DemoSet], pool: Submitter, report: StepReport, ready: Callab
 
 
 def _check(sets: list[DemoSet], demo_set: DemoSet, report: StepReport) -> None:
-    """Nothing has worked yet and as many examples failed as one set may have: no set will fare better."""
-    failed = sum(each.failed for each in sets)
+    """Nothing has worked yet and as many examples failed as one set may have: no set will fare better.
+
+    Answers that cannot be read may be better under another instruction: of those each set may have so many.
+    """
+    failed = demo_set.failed if _unreadable(report) else sum(each.failed for each in sets)
     if failed and failed >= demo_set.max_errors and not any(each.sound for each in sets):
         raise _failed(f"All of the first {counted(failed, 'example')}", report, "; max_errors allows more")
 
@@ -292,13 +296,22 @@ def _check_all(sets: list[DemoSet], report: StepReport) -> None:
     tried = [each for each in sets if each.outcomes]
     if any(each.successes for each in tried) or not tried:
         return
-    if not any(each.sound for each in tried):
+    readable = any(each.sound for each in tried)
+    if not readable and not _unreadable(report):
         raise _failed("All examples that were tried", report)
     logger.warning(
-        "The program answered no example of the trainset rightly: there are no bootstrapped demos. "
-        "If that is a surprise, look at the metric%s.",
+        "The program answered no example of the trainset %s: there are no bootstrapped demos. "
+        "If that is a surprise, look at the %s%s.",
+        "rightly" if readable else "in a form that can be read",
+        "metric" if readable else "signature, the adapter",
         "" if tried[0].metric_threshold is None else f" and at metric_threshold={tried[0].metric_threshold:g}",
     )
+
+
+def _unreadable(report: StepReport) -> bool:
+    """Whether all that failed were answers that cannot be read, which score 0 in a search."""
+    errors = [each.error for each in report.failures if each.step == BOOTSTRAP]
+    return all(isinstance(error, AdapterParseError) and not says_nothing(error) for error in errors)
 
 
 def _failed(what: str, report: StepReport, more: str = "") -> EvaluationError:

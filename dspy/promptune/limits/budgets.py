@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 BOOTSTRAP, PROPOSE, LOAD, SEARCH, REFLECT = "bootstrap", "propose", "load", "search", "reflect"
 KINDS = {"max_lm_calls": "calls", "max_tokens_spent": "tokens", "max_cost": "cost"}  # what a limit is on
+DIGITS = {"cost": 9}  # behind the point, where they are not six
 CHUNK = 8  # calls at least that are written down ahead at a time
 SETTLED = 5  # examples, from which on the mean of what one takes is trusted
 
@@ -305,7 +306,7 @@ class BudgetMeter:
         search = found.setdefault(SEARCH, {})
         if self._searching:
             search["seconds"] = search.get("seconds", 0) + time.monotonic() - self._search_began
-        return {step: {name: round(value, 9) for name, value in amounts.items()} for step, amounts in found.items()}
+        return {step: {kind: round(n, DIGITS.get(kind, 6)) for kind, n in row.items()} for step, row in found.items()}
 
     def reached(self) -> str | None:
         """The limit that is reached, in words."""

@@ -54,7 +54,9 @@ class Pair:
         """Why there is no gain."""
         if self.winner and not self.changed:
             return "the original program is returned"
-        return "too few examples were scored by both" if self.winner else "nothing was scored"
+        if self.winner:
+            return "too few examples were scored by both"
+        return "no evaluation of the winner was finished" if self.changed else "nothing was scored"
 
     def _shared(self, row: Row, other: Row) -> Row:
         return row if self.gain is None else {example: row[example] for example in row if example in other}

@@ -113,7 +113,8 @@ def _check_file(path: Path, must_exist: bool) -> None:
     if path.is_symlink() and not path.exists():
         raise StorageError(f"The storage {path} is a link to a file that is not there: delete it, or name the file.")
     if not path.parent.is_dir():
-        raise StorageError(f"The storage {path} has no folder: create {path.parent} first.")
+        remedy = f"{path.parent} is a file" if path.parent.exists() else f"create {path.parent} first"
+        raise StorageError(f"The storage {path} has no folder: {remedy}.")
     for place in (path, path.parent) if path.exists() else (path.parent,):
         writable = stat.S_IMODE(place.stat().st_mode) & 0o222
         if not writable or not os.access(place, os.R_OK | os.W_OK):

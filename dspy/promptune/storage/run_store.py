@@ -127,7 +127,8 @@ class RunStore:
             if {name: len(each) for name, each in old.items()} != {name: len(each) for name, each in new.items()}:
                 raise StorageError(
                     f"Study {self.store.name!r} in {self.store.place} has other candidates than this run, and another "
-                    "number of them: they cannot be searched together. Use another study_name."
+                    "number of them: they cannot be searched together. If it was begun with reflect=True, or without, "
+                    "go on like that, or use another study_name."
                 )
             changed = [name for name in new if as_json(old[name]) != as_json(written[name])]
             self.store.refuse([f"the candidates of {name} have changed" for name in changed])
