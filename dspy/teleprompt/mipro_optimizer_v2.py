@@ -155,7 +155,7 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
             reflection_lm: Writes them; default ``prompt_model``.
             n_jobs: Prompts evaluated at once, each with up to ``num_threads`` examples at once.
             schedule: ``"async"`` (a prompt is proposed whenever there is room) or ``"batch"`` (``batch_size`` prompts
-                at a time; the same seed gives the same trials). Default: ``"async"`` with several jobs.
+                at a time; the same seed gives the same trials). Default: ``"async"``.
             max_concurrency: LM calls in flight at most; default ``n_jobs`` times ``num_threads``.
             example_timeout: Seconds after which an example that is being evaluated is given up and tried once more;
                 ``None`` waits forever.

@@ -10,6 +10,7 @@ from optuna.storages import InMemoryStorage
 from dspy.promptune import BudgetError, PromptSpace, make_sampler
 from dspy.promptune.allocation.policy import Budget, MinibatchPolicy
 from dspy.promptune.allocation.racing import FINAL, RacingPolicy
+from dspy.promptune.allocation.records import Job, ScoreTable
 from dspy.promptune.gp import data
 from dspy.promptune.gp.model import PromptGP
 from dspy.promptune.gp.posterior import PoolPosterior
@@ -109,6 +110,24 @@ def test_a_full_evaluation_decides_over_lucky_minibatches():
     play = Play(by_length(30), "random", minibatch_size=10).run(n_jobs=1)
     means = {j.key: sum(play.table.row(j.key).values()) / 40 for j in play.jobs if j.kind == "full"}
     assert play.policy.best() == max(means, key=means.get)
+
+
+@pytest.mark.parametrize("believed", [None, (2,)])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_minibatch_that_the_budget_cut_short_makes_no_winner(believed, full):
+    """One lucky example at the end of the budget does not win over prompts that were looked at, even if believed in."""
+    table, space = ScoreTable(), by_length(3)
+    budget = Budget(n_examples=10, max_calls=40, minibatch_size=5, full_every=5 if full else 0)
+    policy = MinibatchPolicy(
+        lambda: (0,), space, table, budget, rng=random.Random(0), believed=lambda: believed
+    )  # fmt: skip
+    jobs = [Job(0, (0,), tuple(range(10)), "full"), Job(1, (1,), tuple(range(5)), "minibatch")]
+    for job, score in [*zip(jobs, (0.7, 0.5), strict=True), (Job(2, (2,), (3,), "minibatch"), 1.0)]:
+        policy.started(job)
+        for example in job.examples:
+            table.add(job.key, example, score)
+        policy.told(job, [score] * len(job.examples))
+    assert policy.best() == (0,)
 
 
 def test_without_full_evaluations_the_best_average_wins():

@@ -90,3 +90,17 @@ def test_parents_are_drawn_by_what_they_may_be_worth():
     assert {policy._parent(pool, posterior) for _ in range(50)} == {(0,)}
     policy, pool, posterior = told([HALF, HALF])
     assert {policy._parent(pool, posterior) for _ in range(50)} == {(0,), (1,)}
+
+
+def test_a_predictor_about_which_nothing_is_ever_written_has_no_turn():
+    """After three requests in a row that brought nothing for a part the others take turns, until none has any left."""
+    space = PromptSpace({i: [f"text {i}"] for i in range(3)}).open()
+    policy, (first, second, third) = WritingPolicy(space, random.Random(0)), space.names
+    for _ in range(3):
+        policy.wrote(Text(second, -1, (0, 0, 0), refused="it was not called"))
+        policy.wrote(Text(first, space.append(first, f"text {len(policy.asked)}"), (0, 0, 0)))
+    assert sorted(policy._next_part() for _ in range(4)) == [first, first, third, third]
+    for _ in range(3):
+        policy.wrote(Text(first, -1, (0, 0, 0), refused="a copy"))
+        policy.wrote(Text(third, -1, (0, 0, 0), refused="a copy"))
+    assert {policy._next_part() for _ in range(3)} == {first, second, third}

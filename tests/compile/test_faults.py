@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
+from collections import Counter
 
 import pytest
 from optuna.trial import TrialState
@@ -263,6 +265,34 @@ def test_hidden_predictors_are_said(caplog):
     assert "in part only" in caplog.text and "steps['first'][0]" in caplog.text
 
 
+class Half(dspy.Module):
+    """One of its two modules is compiled, and so frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.done, self.answer = dspy.ChainOfThought("question -> hint"), dspy.Predict("question -> answer")
+        self.done._compiled = True
+
+    def forward(self, question):
+        return self.answer(question=question)
+
+
+def test_a_frozen_module_is_not_hidden(caplog):
+    """What is frozen on purpose is not optimized, and no warning says that DSPy does not see it."""
+    with caplog.at_level(logging.WARNING, logger="dspy.promptune"):
+        compiled(program=Half())
+    assert "in part only" not in caplog.text
+
+
+@pytest.mark.parametrize("teacher", [dspy.ChainOfThought("question -> answer"), Half()])
+def test_a_teacher_of_another_kind_costs_no_call(teacher):
+    """It is refused with upstream's words, before the first call."""
+    lm = rule_lm()
+    with pytest.raises(AssertionError, match="Student and teacher must"):
+        compiled(lm, teacher=teacher)
+    assert not lm.calls
+
+
 def test_what_an_earlier_compile_attached_hides_nothing(caplog):
     """A program that was optimized before is optimized again without a word about the programs in its record."""
     first = compiled()
@@ -384,6 +414,23 @@ def test_a_trainset_on_which_everything_fails_stops_the_run():
     """A teacher that fails on every example, few as they are, is no basis for demos."""
     with pytest.raises(EvaluationError, match=r"of the trainset.* failed"):
         compiled(program=Stubborn(ValueError), trainset=[EXAMPLES[7]] * 3)
+
+
+@pytest.mark.parametrize("demos", [0, 2])
+def test_answers_that_no_demo_set_can_read_may_be_read_later(caplog, demos):
+    """Where a model answers in prose until an instruction tells it not to, that instruction is found."""
+    task = TaskRule(ANSWERS, quality=Quality(1.0))
+
+    def rule(messages):
+        asked = str(messages)
+        told = "proposed_instruction" in asked or "observations" in asked or "Rollout" in asked
+        return task(messages) if told else "Well, that depends."
+
+    init = {"max_bootstrapped_demos": demos, "max_labeled_demos": demos}
+    with caplog.at_level(logging.WARNING, logger="dspy.promptune"):
+        found = compiled(RuleLM(rule), init=init, trainset=TRAINSET[:3])
+    assert "in a form that can be read: there are no bootstrapped demos" in caplog.text
+    assert found.score == 100.0 and "Rollout" in found.signature.instructions
 
 
 def test_a_trainset_without_one_right_answer_is_said(caplog):
@@ -563,3 +610,26 @@ def test_answers_of_the_cache_are_no_calls(monkeypatch):
 
         found = compiled(small, metric=judged)
         assert spent(found, "calls") == server.requests < found.optimization_run.calls * 2
+
+
+# ---------------------------------------------------------------------- replies without anything in them
+
+
+@pytest.mark.parametrize("n_jobs", [1, 4])
+@pytest.mark.parametrize("share", [8, 2])
+def test_an_empty_reply_that_stays_so_is_not_asked_for_again_and_again(n_jobs, share):
+    """Where a model has nothing to say to some prompts on some examples, that answer is wrong, and no trial fails."""
+    task, asked = TaskRule(ANSWERS, quality=Quality(0.8)), Counter()
+
+    def rule(messages):
+        text = str(messages)
+        if "Rollout" not in text or "proposed_instruction" in text or zlib.crc32(text.encode()) % share:
+            return task(messages)
+        asked[text] += 1
+        return ""
+
+    found = compiled(RuleLM(rule), sampler="qei", embedder="ngram", minibatch_size=None, n_jobs=n_jobs)
+    run = found.optimization_run
+    assert len(asked) > 8 // share and max(asked.values()) <= 12
+    assert sum(asked.values()) <= 4 * len(asked)
+    assert {trial.state for trial in run.trials} == {TrialState.COMPLETE} and "could not be read" in str(run.verdict())

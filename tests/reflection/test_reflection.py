@@ -295,3 +295,38 @@ def test_programs_that_return_no_prediction_are_compiled(returns):
         ).optimization_run  # fmt: skip
     assert run.calls > 0 and run.cases and world.requests
     assert all("Output shelf: " in request and "Score: " in request for request in world.requests)
+
+
+class Twice(dspy.Module):
+    """Runs copies of its predictors, and never one of them."""
+
+    def __init__(self):
+        super().__init__()
+        inner = SortAndPlace(1)
+        self.best = dspy.BestOfN(inner, N=2, reward_fn=lambda args, prediction: 1.0, threshold=0.5)
+        self.never = dspy.Predict("text, tone -> headline")
+
+    def forward(self, **inputs):
+        return self.best(**inputs)
+
+
+def test_each_predictor_is_shown_its_own_steps():
+    """A predictor of which copies run is shown what they wrote; nothing is written for one that is never called."""
+    world = Recorded(1, insight=0.7)
+    with dspy.context(lm=world):
+        optimizer = dspy.MIPROv2(metric=metric, auto=None, num_candidates=3, num_threads=4, seed=1)
+        found = optimizer.compile(
+            Twice(), trainset=world.examples(0, 20), valset=world.examples(200, 230), sampler="qei", n_jobs=4,
+            reflect=True, embedder="ngram", num_trials=10, schedule="batch", disable_progress_bar=True,
+        )  # fmt: skip
+    run = found.optimization_run
+    assert world.requests and all("\nOutput " in asked and "headline" not in asked for asked in world.requests)
+    assert {text["predictor"] for text in run.lineage} == {0}
+    assert found.candidate_programs
+
+
+def test_without_a_full_evaluation_the_winner_is_the_candidate_program():
+    """``candidate_programs`` names the winner first, as upstream's, even where nothing was evaluated in full."""
+    world = Recorded(1, insight=0.7)
+    found = compiled(world, num_trials=3)
+    assert found.candidate_programs[0]["score"] >= found.score or found.candidate_programs[0]["program"] is found

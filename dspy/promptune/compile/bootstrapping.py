@@ -14,7 +14,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -34,7 +34,7 @@ from dspy.utils.exceptions import AdapterParseError
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
 
-__all__ = ["BootstrapOptions", "bootstrap_demo_sets"]
+__all__ = ["BootstrapOptions", "bootstrap_demo_sets", "check_teacher"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,12 @@ def bootstrap_demo_sets(
 
     _run([each for each in sets if isinstance(each, DemoSet)], pool, report, ready)
     return _demos([*offered, *map(_finished, sets[len(offered) :])])
+
+
+def check_teacher(student: Module, trainset: Sequence[Any], options: BootstrapOptions) -> None:
+    """Refuse a compiled student, or a teacher with other predictors, as upstream does: with an ``AssertionError``."""
+    first = replace(options, num_sets=min(3, options.num_sets))
+    list(_draw(student, list(trainset), first, random.Random(0)))
 
 
 class DemoSet(BootstrapFewShot):
@@ -284,8 +290,7 @@ def _run(sets: list[DemoSet], pool: Submitter, report: StepReport, ready: Callab
 def _check(sets: list[DemoSet], demo_set: DemoSet, report: StepReport) -> None:
     """Nothing has worked yet and as many examples failed as one set may have: no set will fare better.
 
-    Answers that cannot be read may be better under another instruction: of those each set may have so many.
-    """
+    Under another instruction answers may be ones that can be read: of those that cannot, each set may have so many."""
     failed = demo_set.failed if _unreadable(report) else sum(each.failed for each in sets)
     if failed and failed >= demo_set.max_errors and not any(each.sound for each in sets):
         raise _failed(f"All of the first {counted(failed, 'example')}", report, "; max_errors allows more")

@@ -87,7 +87,7 @@ def _hidden(student: Module, known: set[int]) -> list[str]:
     """Where predictors are that DSPy does not find."""
     found: dict[int, str] = {}
     for path, module in student.named_sub_modules(skip_compiled=True):
-        for name in vars(module).keys() - RESULTS:
+        for name in () if getattr(module, "_compiled", False) else vars(module).keys() - RESULTS:
             for where, each in _predictors(f"{path}.{name}", getattr(module, name), DEPTH):
                 if id(each) not in known:
                     found.setdefault(id(each), where.removeprefix("self."))

@@ -16,7 +16,7 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
     logger,
 )
 from dspy.promptune.compile.attributes import attach_unsearched
-from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets
+from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets, check_teacher
 from dspy.promptune.compile.door import check_lms, check_program, checked_options, lms_of, split_size
 from dspy.promptune.compile.engine import FIRST_BLOCK, FIRST_SHARE, OPEN_BLOCK, Engine, Task, optimize
 from dspy.promptune.compile.loading import by_blocks, check_embedder, ours, searches_early
@@ -184,8 +184,7 @@ class CompileRun(_upstream.MIPROv2):
         self, program: Module, trainset: list[Example], seed: int, teacher: Any, **options: Any
     ) -> dict[int, list[list[Any]]]:
         bootstrapped, labeled = options["max_bootstrapped_demos"], options["max_labeled_demos"]
-        zero_shot = bootstrapped == 0 and labeled == 0
-        self._zero_shot = zero_shot
+        zero_shot = self._zero_shot = bootstrapped == 0 and labeled == 0
         rules = self._rules(options["max_errors"])
         self._attempts = Attempts(trainset, self.metric) if self._options.reflect else None
         self._engine.check(program, rules)
@@ -195,7 +194,6 @@ class CompileRun(_upstream.MIPROv2):
         books.begin(lambda: self._manifest(program, trainset, options, teacher))
         if books.store is None or not books.store.resumed:
             check()
-        self._begin(program, trainset, rules, 1 if zero_shot and not self._own["demo_sets"] else 2)
         if zero_shot:
             bootstrapped, labeled = BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT, LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT
         chosen = BootstrapOptions(
@@ -206,6 +204,8 @@ class CompileRun(_upstream.MIPROv2):
             sound=lambda: self._engine.go_ahead.give(BOOTSTRAP),
             ready=None if zero_shot else lambda demos: self._begin_demos(program, demos, chosen.num_sets),
         )  # fmt: skip
+        check_teacher(program, trainset, chosen)
+        self._begin(program, trainset, rules, 1 if zero_shot and not self._own["demo_sets"] else 2)
         logger.info("Step 1: bootstrapping %s.", counted(chosen.num_sets, "demo set"))
         self._engine.show_calls("Step 1 of 3, demo sets", BOOTSTRAP, self._expected.bootstrap)
         produce = lambda: bootstrap_demo_sets(  # noqa: E731

@@ -58,6 +58,7 @@ class JobPayload:
         examples: The validation examples of the block.
         threads: Examples at once, and language-model calls in flight, at most.
         allowance: What the block may spend.
+        silent: Positions of examples to which replies were empty, while others have been answered since.
         stop: A file; once it is there, the run was stopped.
     """
 
@@ -67,6 +68,7 @@ class JobPayload:
     examples: bytes
     threads: int
     allowance: BudgetLimits = field(default_factory=BudgetLimits)
+    silent: Sequence[int] = ()
     stop: str = ""
 
     def __repr__(self) -> str:
@@ -83,6 +85,7 @@ class Record:
         refused: Whether a language model gave no answer to one of these.
         unreadable: Number of answers that could not be read; they are scored.
         unread: Why, by example, for some of them.
+        silent: Examples to which every reply was empty.
         error: Why the block ended early, in words.
         transient: Whether trying again may help.
         broken: Whether it was the metric that returned no number.
@@ -100,6 +103,7 @@ class Record:
     refused: bool = False
     unreadable: int = 0
     unread: Mapping[int, str] = field(default_factory=dict)
+    silent: Sequence[int] = ()
     error: str | None = None
     transient: bool = False
     short: bool = False

@@ -18,6 +18,7 @@ import dspy
 import dspy.utils.callback_context as callback_context
 from dspy.promptune.allocation.records import STOPPED, Job, JobKind
 from dspy.promptune.distributed.metrics import score_of
+from dspy.promptune.distributed.silence import SilentPairs
 from dspy.promptune.distributed.states import Abandoned, Head, Lost, Silent, State
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.answers import of_model, says_nothing, unanswered
@@ -122,6 +123,7 @@ class ProgramEvaluator:
 
     Attributes:
         cut: Examples that were not waited for at the end.
+        silence: Prompts to whose calls for an example nothing but empty replies came.
         late: Examples that workers elsewhere gave up; in threads it is the pool that counts them.
 
     Args:
@@ -154,9 +156,7 @@ class ProgramEvaluator:
         self._seconds: deque[float] = deque(maxlen=200)
         self._losses: dict[int, int] = {}
         self._answered: set[int] = set()
-        self._heard = 0  # answers of programs so far, about,
-        self._silent: dict[tuple[Key, int], int] = {}  # how many there were when a pair was first asked in vain,
-        self._vain: set[tuple[Key, int]] = set()  # and the pairs that were asked in vain since the last answer
+        self.silence = SilentPairs()
         self._sound: set[Key] = set()  # prompts with which program and metric went through an example
         self._tell_broken = broken
         self._broken: MetricError | None = None
@@ -282,8 +282,7 @@ class ProgramEvaluator:
             self._keep(state.job, {index: rules.failure_score})
             self._note(state, index, dspy.Prediction(), rules.failure_score, unread=error)
             return
-        self._heard += 1
-        self._vain.clear()
+        self.silence.answered()
         self._answered.add(index)
         score = self._tried(state, index, lambda: score_of(rules.metric, example, prediction), _no_verdict)
         self._losses.pop(index, None)
@@ -301,7 +300,7 @@ class ProgramEvaluator:
             Silent: Nor does it to this prompt, whose replies are empty.
         """
         pair, empty = (state.job.key, index), 0
-        heard = self._silent.get(pair, self._heard)
+        answers = self.silence.asked(pair)
         for attempt in range(self._rules.retries + 1):
             if state.over or self._pool.stopped.is_set():
                 raise Abandoned
@@ -310,16 +309,11 @@ class ProgramEvaluator:
             except Exception as error:
                 if not lost(error):
                     raise
-                if says_nothing(error):
-                    empty += 1
-                    self._vain.add(pair)
-                    again = pair in self._silent
-                    others = self._heard > heard or (again and self._heard > 0 and self._vain == {pair})
-                    if empty + again > 1 and others:
-                        self._vain.discard(pair)
-                        raise Silent(error) from error
+                empty += says_nothing(error)
+                if says_nothing(error) and self.silence.stays(pair, empty, answers):
+                    raise Silent(error) from error
                 if attempt == self._rules.retries and empty:
-                    self._silent[pair] = heard
+                    self.silence.note([pair], answers)
                 if attempt == self._rules.retries:
                     raise Lost(error) if self._lose(state, index, error) else Abandoned from error
         raise Abandoned

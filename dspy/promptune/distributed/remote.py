@@ -18,6 +18,7 @@ from dspy.promptune.allocation.outcome import Outcome, added
 from dspy.promptune.allocation.records import STOPPED, Job
 from dspy.promptune.distributed.payload import JobPayload, PayloadBuilder, Record
 from dspy.promptune.distributed.programs import EvaluationRules, ProgramCache
+from dspy.promptune.distributed.silence import SilentPairs
 from dspy.promptune.distributed.stopping import StopMark
 from dspy.promptune.distributed.worker import evaluate_block
 from dspy.promptune.errors import EvaluationError, MetricError
@@ -111,6 +112,7 @@ class RemoteEvaluator:
         self._builder = builder
         self._packed: dict[Key, bytes] = {}
         self._sound: set[Key] = set()  # prompts with which program and metric went through an example
+        self._silence = SilentPairs()
         self._waiting: deque[_Block] = deque()
         self._out: dict[str, _Block] = {}
         self._sent_at, self._heard_at = 0.0, math.inf  # a cluster may take its time until it answers first
@@ -201,6 +203,7 @@ class RemoteEvaluator:
                 examples=self._builder.examples(block.examples),
                 threads=len(block.rounds),
                 allowance=block.allowance,
+                silent=self._silence.among(block.going.job.key, block.examples),
                 stop=self._mark.path,
             )
             try:
@@ -315,8 +318,10 @@ class RemoteEvaluator:
         going.raised.update((block.examples[i], text) for i, text in record.raised.items())
         outcome.raised.update(going.raised)
         going.refused = going.refused or record.refused
-        if len(scores) > record.unreadable:
+        if (answered := len(scores) - record.unreadable) > 0:
+            self._silence.answered(answered)
             self._sound.add(going.job.key)
+        self._silence.note((going.job.key, block.examples[i]) for i in record.silent)
         outcome.unread.update((block.examples[i], text) for i, text in record.unread.items())
         outcome.errors = len(going.raised)
         if outcome.errors >= self._rules.max_errors:

@@ -79,13 +79,14 @@ def _evaluated(
     positions = tuple(range(len(rules.valset)))
     with own_calls_held(), gateway.active(**_guarded(settings)), pool, _interruptible(gateway):
         work = ProgramEvaluator(ProgramCache(program, ()), rules, pool, 1, keep=lambda _, scores: kept.update(scores))
+        work.silence.expect(((), i) for i in payload.silent)
         work.start(Job(0, (), positions, "block"), positions, done)
         while not over.wait(1.0):
             if meter.run_over or gateway.limiter.stopped:
                 work.stop()
         while pool.free < pool.workers:
             time.sleep(POLL_SECONDS)
-    return _fields(ended[0], kept, gateway, pool)
+    return {**_fields(ended[0], kept, gateway, pool), "silent": [i for _, i in work.silence.pairs]}
 
 
 def _fields(outcome: Outcome, kept: dict[int, float], gateway: LMGateway, pool: Pool) -> dict[str, Any]:

@@ -337,7 +337,7 @@ def _steps(trace: Any, program: Module) -> dict[int, tuple[Mapping[str, Any], Ma
     """
     predictors = program.predictors()
     numbers = {id(each): i for i, each in enumerate(predictors)}
-    steps = {}
+    steps: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for called, inputs, outputs in trace:
         same = [i for i, each in enumerate(predictors) if each.signature.equals(called.signature)]
         i = numbers.get(id(called), same[0] if len(same) == 1 else None)
