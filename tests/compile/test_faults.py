@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import pkgutil
 import re
 import signal
@@ -633,3 +634,17 @@ def test_an_empty_reply_that_stays_so_is_not_asked_for_again_and_again(n_jobs, s
     assert len(asked) > 8 // share and max(asked.values()) <= 12
     assert sum(asked.values()) <= 4 * len(asked)
     assert {trial.state for trial in run.trials} == {TrialState.COMPLETE} and "could not be read" in str(run.verdict())
+
+
+def test_a_storage_that_breaks_before_the_first_trial_ends_the_run_with_what_it_has(tmp_path):
+    """A database that is damaged while instructions are proposed costs none of the scores that there are by then."""
+    task, file, cut = TaskRule(ANSWERS, quality=Quality(0.5)), tmp_path / "runs.db", []
+
+    def rule(messages):
+        if "proposed_instruction" in str(messages) and not cut:
+            cut.append(os.truncate(file, file.stat().st_size // 2))
+        return task(messages)
+
+    found = compiled(RuleLM(rule), sampler="qei", embedder="ngram", minibatch_size=None, storage=file)
+    run = found.optimization_run
+    assert "cannot be used" in run.ended and run.calls >= len(VALSET) and found.score > 0

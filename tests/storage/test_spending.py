@@ -205,3 +205,20 @@ def test_all_drivers_tell_what_all_have_spent(tmp_path):
         runs = at_once(one, one)
         made = server.requests
     assert [sum(step.get("calls", 0) for step in run.spent.values()) for run in runs] == [made, made]
+
+
+def test_calls_under_way_at_the_end_are_counted_with_their_step():
+    """They were made: with what such calls usually take, and to be written down until they have ended."""
+    meter = BudgetMeter(BudgetLimits(max_lm_calls=100))
+    for _ in range(6):
+        assert meter.admit()
+        meter.ended()
+        meter.took("m", 10, 0.0000004)
+    with meter.step("reflect"):
+        assert meter.admit() and meter.admit()
+    assert "calls" not in meter.spent().get("reflect", {})
+    assert meter.spent(at_end=True)["reflect"] == {"calls": 2, "tokens": 0.0, "cost": 0.0, "seconds": 0.0}
+    assert meter.spent()["search"]["cost"] == 0.0000024
+    assert meter.admit() and meter.spent(at_end=True)["search"]["tokens"] == 70
+    _, reserved, _ = meter.reserve(ahead=False)
+    assert (reserved["reflect"]["calls"], reserved["search"]["calls"]) == (2, 1)

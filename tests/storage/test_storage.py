@@ -124,6 +124,19 @@ def test_a_lost_connection_is_called_so(said):
     assert told.endswith("port 1 failed: Connection refused. Start the server, or correct host and port.")
 
 
+def test_a_server_that_takes_no_writes_is_no_file():
+    """The remedy for a database server that was made read-only does not speak of files."""
+    told = str(explain(OSError("cannot execute INSERT in a read-only transaction"), "postgresql://me:***@host/base"))
+    assert told.endswith("Give the user the right to write, or use a server that takes writes.")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    """A storage within what is a file is refused, and nobody is told to create that."""
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(StorageError, match=r"has no folder: .*notes is a file\.$"):
+        open_storage(tmp_path / "notes" / "runs.db")
+
+
 def test_a_run_leaves_one_file(tmp_path):
     """Where a run has ended, and where it was refused, nothing is beside its SQLite file; nor beside a user's own."""
     path = tmp_path / "runs.db"
