@@ -617,7 +617,7 @@ def test_answers_of_the_cache_are_no_calls(monkeypatch):
 
 
 @pytest.mark.parametrize("n_jobs", [1, 4])
-@pytest.mark.parametrize("share", [8, 2])
+@pytest.mark.parametrize("share", [8, 4])
 def test_an_empty_reply_that_stays_so_is_not_asked_for_again_and_again(n_jobs, share):
     """Where a model has nothing to say to some prompts on some examples, that answer is wrong, and no trial fails."""
     task, asked = TaskRule(ANSWERS, quality=Quality(0.8)), Counter()

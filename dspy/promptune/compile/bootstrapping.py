@@ -22,7 +22,7 @@ from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_en
 from dspy.promptune.counted import counted
 from dspy.promptune.distributed.metrics import Metric
 from dspy.promptune.errors import EvaluationError, MetricError
-from dspy.promptune.limits.answers import may_repeat, says_nothing
+from dspy.promptune.limits.answers import empty_replies, may_repeat
 from dspy.promptune.limits.budgets import BOOTSTRAP
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import cause, said
@@ -316,7 +316,7 @@ def _check_all(sets: list[DemoSet], report: StepReport) -> None:
 def _unreadable(report: StepReport) -> bool:
     """Whether all that failed were answers that cannot be read, which score 0 in a search."""
     errors = [each.error for each in report.failures if each.step == BOOTSTRAP]
-    return all(isinstance(error, AdapterParseError) and not says_nothing(error) for error in errors)
+    return all(isinstance(error, AdapterParseError) and not empty_replies(error) for error in errors)
 
 
 def _failed(what: str, report: StepReport, more: str = "") -> EvaluationError:

@@ -21,7 +21,7 @@ from dspy.promptune.distributed.metrics import score_of
 from dspy.promptune.distributed.silence import SilentPairs
 from dspy.promptune.distributed.states import Abandoned, Head, Lost, Silent, State
 from dspy.promptune.errors import EvaluationError, MetricError
-from dspy.promptune.limits.answers import of_model, says_nothing, unanswered
+from dspy.promptune.limits.answers import empty_replies, of_model, unanswered
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.pool import Pool
 from dspy.promptune.limits.task import waiting
@@ -156,7 +156,7 @@ class ProgramEvaluator:
         self._seconds: deque[float] = deque(maxlen=200)
         self._losses: dict[int, int] = {}
         self._answered: set[int] = set()
-        self.silence = SilentPairs()
+        self.silence, self._unjudged = SilentPairs(), SilentPairs()
         self._sound: set[Key] = set()  # prompts with which program and metric went through an example
         self._tell_broken = broken
         self._broken: MetricError | None = None
@@ -274,7 +274,7 @@ class ProgramEvaluator:
     def _score(self, state: State, index: int) -> None:
         rules, example = self._rules, self._rules.valset[index]
         try:
-            prediction = self._tried(state, index, lambda: state.program(**example.inputs()), unanswered)
+            prediction = self._tried(state, index, lambda: state.program(**example.inputs()), unanswered, self.silence)
         except (AdapterParseError, Silent) as unread:
             error = unread.error if isinstance(unread, Silent) else unread
             logger.debug("Unreadable answer: %s", said(error))
@@ -282,16 +282,19 @@ class ProgramEvaluator:
             self._keep(state.job, {index: rules.failure_score})
             self._note(state, index, dspy.Prediction(), rules.failure_score, unread=error)
             return
-        self.silence.answered()
         self._answered.add(index)
-        score = self._tried(state, index, lambda: score_of(rules.metric, example, prediction), _no_verdict)
+        score = self._tried(
+            state, index, lambda: score_of(rules.metric, example, prediction), _no_verdict, self._unjudged
+        )
         self._losses.pop(index, None)
         self._sound.add(state.job.key)
         with waiting():
             self._keep(state.job, {index: score})
         self._note(state, index, prediction, score)
 
-    def _tried(self, state: State, index: int, call: Callable[[], Any], lost: Callable[[BaseException], bool]) -> Any:
+    def _tried(
+        self, state: State, index: int, call: Callable[[], Any], lost: Callable[..., bool], silence: SilentPairs
+    ) -> Any:
         """What a program or a metric returns, tried again where a language model gave it no answer.
 
         Raises:
@@ -299,21 +302,25 @@ class ProgramEvaluator:
             Lost: None ever does.
             Silent: Nor does it to this prompt, whose replies are empty.
         """
-        pair, empty = (state.job.key, index), 0
-        answers = self.silence.asked(pair)
+        pair, replies = (state.job.key, index), 0
+        since = silence.since(pair)
         for attempt in range(self._rules.retries + 1):
             if state.over or self._pool.stopped.is_set():
                 raise Abandoned
             try:
-                return call()
+                found = call()
+                silence.answered()
+                return found
             except Exception as error:
                 if not lost(error):
                     raise
-                empty += says_nothing(error)
-                if says_nothing(error) and self.silence.stays(pair, empty, answers):
-                    raise Silent(error) from error
-                if attempt == self._rules.retries and empty:
-                    self.silence.note([pair], answers)
+                if empty := empty_replies(error):
+                    replies += empty
+                    since = silence.asked_in_vain(pair, since)
+                    if silence.is_silent(pair, replies, since):
+                        raise Silent(error) from error
+                if attempt == self._rules.retries and replies:
+                    silence.note([pair], since)
                 if attempt == self._rules.retries:
                     raise Lost(error) if self._lose(state, index, error) else Abandoned from error
         raise Abandoned

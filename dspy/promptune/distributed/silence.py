@@ -11,20 +11,23 @@ __all__ = ["Pair", "SilentPairs"]
 Pair = tuple[Key, int]
 """A prompt and the index of a validation example."""
 
-ANY = -1  # so many answers there were when a pair was first asked, that there are more by now
+REPLIES = 6  # empty ones in one job, in two attempts at least, that are no accident
+LAST = 3  # pairs that may be silent though no other is answered: more, and the model is down
+ANY = -1  # so many answers there were when a pair was first asked in vain, that there are more by now
 
 
 class SilentPairs:
-    """Tells an empty reply that stays one from a model that is down for a while.
+    """Tells empty replies that stay so from a model that is down for a while.
 
-    A pair is asked in vain where every reply is empty, the model's own retries included. It stays empty where it is
-    asked in vain again, and others were answered meanwhile or, where it is the only one, before.
+    A pair is silent where it is asked in vain again, in the same job or in a later one, and others were answered
+    between the two. So are the last few, in a second job, though nobody else is asked any more.
     """
 
     def __init__(self) -> None:
         self._answers = 0  # so far, about
         self._first: dict[Pair, int] = {}  # how many there were when a pair was first asked in vain, a whole job long
-        self._vain: set[Pair] = set()  # asked in vain since the last answer
+        self._vain: set[Pair] = set()  # asked in vain since the last answer,
+        self._last = 0  # and how many of these were silent, though no other was answered
 
     @property
     def pairs(self) -> list[Pair]:
@@ -35,25 +38,31 @@ class SilentPairs:
         """So many answers came."""
         self._answers += count
         self._vain.clear()
+        self._last = 0
 
-    def asked(self, pair: Pair) -> int:
-        """A pair is asked: how many answers there were when it was first asked in vain, or are now."""
-        return self._first.get(pair, self._answers)
+    def since(self, pair: Pair) -> int | None:
+        """How many answers there were when a pair was first asked in vain in an earlier job, if it was."""
+        return self._first.get(pair)
 
-    def stays(self, pair: Pair, times: int, answers: int) -> bool:
-        """A pair was asked in vain so many times in this job, since so many answers: whether it is silent."""
+    def asked_in_vain(self, pair: Pair, since: int | None) -> int:
+        """Another attempt at a pair brought empty replies; how many answers there were at the first such attempt."""
         self._vain.add(pair)
-        again = pair in self._first
-        others = self._answers > answers or (again and self._answers > 0 and self._vain == {pair})
-        if times + again < 2 or not others:
-            return False
-        self._vain.discard(pair)
-        return True
+        return self._answers if since is None else since
 
-    def note(self, pairs: Iterable[Pair], answers: int | None = None) -> None:
-        """These were asked in vain a whole job long, which began when there were so many answers."""
+    def is_silent(self, pair: Pair, replies: int, since: int) -> bool:
+        """Whether a pair is silent after so many empty replies in this job; ``since`` is of :meth:`asked_in_vain`."""
+        again, others = pair in self._first, self._answers > since
+        last = again and not others and self._answers > 0 and len(self._vain) + self._last <= LAST
+        silent = last or (others and (again or replies >= REPLIES))
+        if silent:
+            self._vain.discard(pair)
+            self._last += last
+        return silent
+
+    def note(self, pairs: Iterable[Pair], since: int | None = None) -> None:
+        """These were asked in vain a whole job long, at first when there were so many answers, or as many as now."""
         for pair in pairs:
-            self._first.setdefault(pair, self._answers if answers is None else answers)
+            self._first.setdefault(pair, self._answers if since is None else since)
 
     def expect(self, pairs: Iterable[Pair]) -> None:
         """These were so elsewhere, and others have been answered since."""
@@ -61,4 +70,5 @@ class SilentPairs:
 
     def among(self, key: Key, examples: Sequence[int]) -> list[int]:
         """Positions of the examples that were asked in vain, while others have been answered since."""
-        return [i for i, example in enumerate(examples) if self._answers > self.asked((key, example))]
+        asked = [self._first.get((key, example), self._answers) for example in examples]
+        return [i for i, answers in enumerate(asked) if self._answers > answers]

@@ -17,7 +17,7 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-__all__ = ["NoAnswerError", "blank", "is_empty", "may_repeat", "of_call", "says_nothing", "unanswered", "whole"]
+__all__ = ["NoAnswerError", "blank", "empty_replies", "is_empty", "may_repeat", "of_call", "unanswered", "whole"]
 
 DEPTH = 8  # links of a chain of errors that are looked at
 NOT_AN_ANSWER = {"reasoning_content", "logprobs", "citations"}  # parts of an output that come beside an answer
@@ -30,7 +30,13 @@ NO_TEXT = "not valid Unicode"  # how DSPy says that a prompt holds half a charac
 
 
 class NoAnswerError(LMServerError):
-    """The reply holds neither text nor a tool call: no choices, no content, or white space alone."""
+    """The reply holds neither text nor a tool call: no choices, no content, or white space alone.
+
+    Attributes:
+        replies: How many such a call had by then.
+    """
+
+    replies = 1
 
 
 def is_empty(text: str) -> bool:
@@ -95,12 +101,14 @@ def unanswered(error: BaseException) -> bool:
     return False
 
 
-def says_nothing(error: BaseException) -> bool:
-    """Whether an error means that the reply of a language model had nothing in it."""
-    return any(
-        isinstance(link, NoAnswerError) or (isinstance(link, AdapterParseError) and BLANK_REPLY in str(link))
-        for link in _causes(error)
-    )
+def empty_replies(error: BaseException) -> int:
+    """How many replies of a language model, one after another, had nothing in them, where an error means that."""
+    for link in _causes(error):
+        if isinstance(link, NoAnswerError):
+            return link.replies
+        if isinstance(link, AdapterParseError) and BLANK_REPLY in str(link):
+            return 1
+    return 0
 
 
 def of_model(error: BaseException) -> bool:

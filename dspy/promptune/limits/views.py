@@ -133,7 +133,7 @@ class _GatewayLM:
             try:
                 with _among_callbacks(gateway), _heard(gateway, self, "__call__", args, kwargs):
                     outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
-                return _answer(self, outputs)
+                return _answer(self, outputs, attempt)
             except Exception as error:
                 if attempt == self._own_retries() or not may_repeat(error):
                     raise
@@ -153,7 +153,7 @@ class _GatewayLM:
             try:
                 with _among_callbacks(gateway), _heard(gateway, self, "acall", args, kwargs):
                     outputs = await super().acall(*args, **kwargs)  # type: ignore[misc]
-                return _answer(self, outputs)
+                return _answer(self, outputs, attempt)
             except Exception as error:
                 gateway.take_back()
                 if attempt == self._own_retries() or not may_repeat(error):
@@ -165,10 +165,12 @@ class _GatewayLM:
         raise AssertionError("unreachable")
 
 
-def _answer(lm: Any, outputs: Any) -> Any:
-    """What came back, if it is an answer."""
+def _answer(lm: Any, outputs: Any, attempt: int) -> Any:
+    """What came back, if it is an answer; ``attempt`` counts from 0."""
     if blank(outputs):
-        raise NoAnswerError("The reply holds no answer: neither text nor a tool call.", model=str(lm.model))
+        error = NoAnswerError("The reply holds no answer: neither text nor a tool call.", model=str(lm.model))
+        error.replies = attempt + 1
+        raise error
     return _whole(outputs)
 
 
