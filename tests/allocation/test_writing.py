@@ -92,15 +92,14 @@ def test_parents_are_drawn_by_what_they_may_be_worth():
     assert {policy._parent(pool, posterior) for _ in range(50)} == {(0,), (1,)}
 
 
-def test_a_predictor_about_which_nothing_is_ever_written_has_no_turn():
-    """After three requests in a row that brought nothing for a part the others take turns, until none has any left."""
+def test_a_predictor_that_is_never_called_has_no_turn():
+    """Nothing more is asked for it, and that nothing came of it makes no request for the others rarer."""
     space = PromptSpace({i: [f"text {i}"] for i in range(3)}).open()
     policy, (first, second, third) = WritingPolicy(space, random.Random(0)), space.names
-    for _ in range(3):
-        policy.wrote(Text(second, -1, (0, 0, 0), refused="it was not called"))
-        policy.wrote(Text(first, space.append(first, f"text {len(policy.asked)}"), (0, 0, 0)))
+    policy.wrote(Text(first, -1, (0, 0, 0), refused="a copy"))
+    policy.wrote(Text(second, -1, (0, 0, 0), refused="never called", failed=True, uncalled=True))
+    assert policy.fruitless == 1
     assert sorted(policy._next_part() for _ in range(4)) == [first, first, third, third]
-    for _ in range(3):
-        policy.wrote(Text(first, -1, (0, 0, 0), refused="a copy"))
-        policy.wrote(Text(third, -1, (0, 0, 0), refused="a copy"))
-    assert {policy._next_part() for _ in range(3)} == {first, second, third}
+    for part in (first, third):
+        policy.wrote(Text(part, -1, (0, 0, 0), refused="never called", failed=True, uncalled=True))
+    assert policy._next_part() is None

@@ -632,7 +632,7 @@ def test_an_empty_reply_that_stays_so_is_not_asked_for_again_and_again(n_jobs, s
     found = compiled(RuleLM(rule), sampler="qei", embedder="ngram", minibatch_size=None, n_jobs=n_jobs)
     run = found.optimization_run
     assert len(asked) > 8 // share and max(asked.values()) <= 12
-    assert sum(asked.values()) <= 4 * len(asked)
+    assert sum(asked.values()) <= 5 * len(asked)
     assert {trial.state for trial in run.trials} == {TrialState.COMPLETE} and "could not be read" in str(run.verdict())
 
 

@@ -58,8 +58,8 @@ class MinibatchPolicy:
     with the highest average over its minibatches that was never evaluated in full is; there may be none, and then the
     search goes on. What these evaluations will cost is kept back, however many minibatches run at once. The winner is
     the highest full evaluation if there is one, otherwise the highest average, unless ``believed`` knows better.
-    Without full evaluations in between, what was evaluated in full before counts like any minibatch. A minibatch that
-    the end of the budget cut short says too little to make a winner.
+    Without full evaluations in between, what was evaluated in full before counts like any minibatch. A minibatch of
+    which the end of the budget left less than half says too little to make a winner.
 
     Args:
         propose: The prompt of the next minibatch: an Optuna sampler, usually. Where it proposes one that is out of the
@@ -122,7 +122,7 @@ class MinibatchPolicy:
             if self._best_full is None or mean > self._full[self._best_full]:
                 self._best_full = job.key
         else:
-            if len(job.examples) >= self._size or self._complete(job.key) or self.faults.keys():
+            if 2 * len(job.examples) >= self._size or self._complete(job.key) or self.faults.keys():
                 self._means.add(job.key, mean)
             self._since_full += 1
 
@@ -145,7 +145,7 @@ class MinibatchPolicy:
     # ------------------------------------------------------------------
 
     def _trusted(self) -> Key | None:
-        """What a model believes to be the best, if a whole minibatch of it was scored."""
+        """What a model believes to be the best, if a minibatch of it was scored."""
         key = self._believed()
         return key if key in self._means or key in self._full else None
 

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from dspy.promptune.errors import OptionError
+from dspy.promptune.errors import EvaluationError, OptionError
 
-__all__ = ["LONGEST", "Propose", "WriteRequest", "Written"]
+__all__ = ["LONGEST", "Propose", "UncalledError", "WriteRequest", "Written"]
 
 LONGEST = 20_000  # characters of a text that is used
+
+
+class UncalledError(EvaluationError):
+    """There is nothing to learn about a predictor: it is never called."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Written:
     calls: float = 1.0
     evidence: Sequence[Mapping[str, Any]] = ()
     error: BaseException | None = None
+
+    @property
+    def noted(self) -> dict[str, bool]:
+        """What is written down of the error, if there is one."""
+        return {} if self.error is None else {"failed": True, "uncalled": isinstance(self.error, UncalledError)}
 
     def __post_init__(self) -> None:
         texts = [self.texts] if isinstance(self.texts, str) else self.texts

@@ -24,7 +24,6 @@ LAST = 0.25  # of the calls: what is left at the end belongs to measuring what t
 SPACING = 8.0  # calls of measuring between two texts at least, so that each is looked at
 UNKNOWN = 4.0  # calls that a text may take of those that are being written while none has come
 FAILURES = 6  # requests in a row that brought nothing, after which no more are made; each doubles the spacing
-SILENT = 3  # requests for one part in a row that brought nothing, after which the others take turns without it
 LATEST = 8  # requests of which the next one's cost is the mean
 PRIOR = (0.06, 3.0)  # sd of a child about its parent, in ranges of the metric, and how many texts' record it is worth
 
@@ -43,6 +42,7 @@ class Text:
         proposed: Whether it was proposed before anything was measured, and came late: nothing was written from.
         refused: Why nothing came; empty for a text.
         failed: Whether that was an error, which may not come again in another start.
+        uncalled: Whether it was that the predictor is never called: nothing more is asked for it.
     """
 
     part: str
@@ -54,6 +54,7 @@ class Text:
     proposed: bool = False
     refused: str = ""
     failed: bool = False
+    uncalled: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,9 @@ class WritingPolicy:
 
     @property
     def fruitless(self) -> int:
-        """The latest requests, as many as brought nothing in a row."""
-        return _fruitless(self.asked)
+        """The latest requests, as many as brought nothing in a row though their predictor is called."""
+        latest = (text for text in reversed(self.asked) if not text.uncalled)
+        return sum(1 for _ in itertools.takewhile(lambda text: text.refused, latest))
 
     @property
     def expected(self) -> float:
@@ -149,7 +151,8 @@ class WritingPolicy:
             return None
         if not state.blocked and not self._worth_it(state, pool, posterior):
             return None
-        return WriteDecision(self._next_part(), self._parent(pool, posterior))
+        part = self._next_part()
+        return None if part is None else WriteDecision(part, self._parent(pool, posterior))
 
     def proven(self, pool: Sequence[Key], posterior: PoolPosterior) -> bool:
         """Whether the best prompt with a written text is better than the best without, by ``PROOF``."""
@@ -180,14 +183,13 @@ class WritingPolicy:
         since = state.spent - max((text.at for text in self.asked), default=-math.inf)
         return state.blocked or since >= SPACING * (1 + state.in_flight) * 2**fruitless
 
-    def _next_part(self) -> str:
-        """Whose turn it is. A predictor that is never called has none: nothing can be learned about it."""
-        silent = {
-            name for name in self._parts if _fruitless([text for text in self.asked if text.part == name]) >= SILENT
-        }
+    def _next_part(self) -> str | None:
+        """Whose turn it is, if anybody's."""
+        uncalled = {text.part for text in self.asked if text.uncalled}
         turns = [(self._turn + 1 + i) % len(self._parts) for i in range(len(self._parts))]
-        self._turn = next((turn for turn in turns if self._parts[turn] not in silent), turns[0])
-        return self._parts[self._turn]
+        self._turn = next((turn for turn in turns if self._parts[turn] not in uncalled), self._turn)
+        part = self._parts[self._turn]
+        return None if part in uncalled else part
 
     def _is_written(self, key: Key) -> bool:
         named = zip(self._space.names, key, strict=True)
@@ -233,8 +235,3 @@ class WritingPolicy:
         mean = float(differences.sum()) / n
         second = (weight * spread**2 + float(np.sum(differences**2 + known))) / n
         return mean, math.sqrt(max(second - mean**2, 1e-8 * posterior.unit**2))
-
-
-def _fruitless(asked: Sequence[Text]) -> int:
-    """The latest of these requests, as many as brought nothing in a row."""
-    return sum(1 for _ in itertools.takewhile(lambda text: text.refused, reversed(asked)))

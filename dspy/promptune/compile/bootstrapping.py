@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.counted import counted
-from dspy.promptune.distributed.metrics import Metric
+from dspy.promptune.distributed.metrics import Metric, of_metric
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.answers import empty_replies, may_repeat
 from dspy.promptune.limits.budgets import BOOTSTRAP
@@ -308,7 +308,7 @@ def _check_all(sets: list[DemoSet], report: StepReport) -> None:
         "The program answered no example of the trainset %s: there are no bootstrapped demos. "
         "If that is a surprise, look at the %s%s.",
         "rightly" if readable else "in a form that can be read",
-        "metric" if readable else "signature, the adapter",
+        "metric" if readable else "signature and the adapter",
         "" if tried[0].metric_threshold is None else f" and at metric_threshold={tried[0].metric_threshold:g}",
     )
 
@@ -316,7 +316,7 @@ def _check_all(sets: list[DemoSet], report: StepReport) -> None:
 def _unreadable(report: StepReport) -> bool:
     """Whether all that failed were answers that cannot be read, which score 0 in a search."""
     errors = [each.error for each in report.failures if each.step == BOOTSTRAP]
-    return all(isinstance(error, AdapterParseError) and not empty_replies(error) for error in errors)
+    return all(isinstance(each, AdapterParseError) and not (empty_replies(each) or of_metric(each)) for each in errors)
 
 
 def _failed(what: str, report: StepReport, more: str = "") -> EvaluationError:

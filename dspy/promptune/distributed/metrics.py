@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,8 +16,9 @@ from dspy.promptune.counted import counted
 from dspy.promptune.errors import EvaluationError, MetricError, OptionError
 from dspy.promptune.limits.gateway import in_event_loop
 
-__all__ = ["Metric", "check_metric", "feedback_of", "score_of", "takes_predictor", "verdict_of"]
+__all__ = ["Metric", "check_metric", "feedback_of", "of_metric", "score_of", "takes_predictor", "verdict_of"]
 
+MARK = "_promptune_metric"  # attribute of an error that a metric ended with
 ARGUMENTS = 3  # example, prediction, trace
 MOST = 5  # GEPA's metrics: also the name of a predictor and its trace, which are ``None`` where only a score is wanted
 OF_PREDICTOR = ("pred_name", "pred_trace")  # what GEPA calls them
@@ -33,7 +35,17 @@ class Metric:
 
     def __call__(self, example: Any, prediction: Any, trace: Any = None) -> float:
         """The score, as :func:`score_of` has it."""
-        return score_of(self.metric, example, prediction, trace)
+        try:
+            return score_of(self.metric, example, prediction, trace)
+        except Exception as error:
+            with contextlib.suppress(AttributeError, TypeError):
+                setattr(error, MARK, True)
+            raise
+
+
+def of_metric(error: BaseException) -> bool:
+    """Whether it was a :class:`Metric` that ended with this error, and not the program."""
+    return bool(getattr(error, MARK, False))
 
 
 def check_metric(metric: Any) -> None:

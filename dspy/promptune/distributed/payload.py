@@ -85,7 +85,7 @@ class Record:
         refused: Whether a language model gave no answer to one of these.
         unreadable: Number of answers that could not be read; they are scored.
         unread: Why, by example, for some of them.
-        silent: Examples to which every reply was empty.
+        silent: Examples to which every reply was empty, here or, as the payload says, before.
         error: Why the block ended early, in words.
         transient: Whether trying again may help.
         broken: Whether it was the metric that returned no number.

@@ -380,7 +380,7 @@ def _checked(record: Any, examples: int) -> Record:
     """A record of this version, about these examples; a worker may run another, and an executor may be any."""
     if not isinstance(record, Record):
         raise TypeError(f"the executor returned a {type(record).__name__} instead of a record")
-    strange = [i for i in (*record.scores, *record.raised) if not 0 <= i < examples]
+    strange = [i for i in (*record.scores, *record.raised, *record.silent) if not 0 <= i < examples]
     numbers = [*record.scores.values(), *record.counts.values(), *record.spent.values()]
     if strange or not all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers):
         raise ValueError("its record is about other examples, or holds what is no number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from dspy.promptune.space import Key
@@ -20,12 +21,14 @@ class SilentPairs:
     """Tells empty replies that stay so from a model that is down for a while.
 
     A pair is silent where it is asked in vain again, in the same job or in a later one, and others were answered
-    between the two. So are the last few, in a second job, though nobody else is asked any more.
+    between the two. So are the last few in a third job, though nobody else is asked any more: a
+    job is tried again at once, but not twice before others are.
     """
 
     def __init__(self) -> None:
         self._answers = 0  # so far, about
-        self._first: dict[Pair, int] = {}  # how many there were when a pair was first asked in vain, a whole job long
+        self._first: dict[Pair, int] = {}  # how many there were when a pair was first asked in vain, a whole job long,
+        self._jobs: Counter[Pair] = Counter()  # and how many such jobs there were
         self._vain: set[Pair] = set()  # asked in vain since the last answer,
         self._last = 0  # and how many of these were silent, though no other was answered
 
@@ -52,7 +55,7 @@ class SilentPairs:
     def is_silent(self, pair: Pair, replies: int, since: int) -> bool:
         """Whether a pair is silent after so many empty replies in this job; ``since`` is of :meth:`asked_in_vain`."""
         again, others = pair in self._first, self._answers > since
-        last = again and not others and self._answers > 0 and len(self._vain) + self._last <= LAST
+        last = not others and self._jobs[pair] > 1 and self._answers > 0 and len(self._vain) + self._last <= LAST
         silent = last or (others and (again or replies >= REPLIES))
         if silent:
             self._vain.discard(pair)
@@ -62,6 +65,7 @@ class SilentPairs:
     def note(self, pairs: Iterable[Pair], since: int | None = None) -> None:
         """These were asked in vain a whole job long, at first when there were so many answers, or as many as now."""
         for pair in pairs:
+            self._jobs[pair] += 1
             self._first.setdefault(pair, self._answers if since is None else since)
 
     def expect(self, pairs: Iterable[Pair]) -> None:

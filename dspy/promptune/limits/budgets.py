@@ -230,7 +230,7 @@ class BudgetMeter:
         return None
 
     def _of_call(self, kind: str, step: str | None = None) -> float:
-        """What one call of a step, that which is going on, takes: tokens, dollars, or one call."""
+        """What one call of ``step`` (by default that which is going on) takes: tokens, dollars, or one call."""
         if kind == "calls":
             return 1.0
         step = step or dspy.settings.get(STEP, SEARCH)

@@ -18,7 +18,7 @@ import dspy
 from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 from dspy.promptune.limits import tally as tallies
 from dspy.promptune.limits.answers import of_call
-from dspy.promptune.limits.budgets import BudgetMeter
+from dspy.promptune.limits.budgets import SEARCH, STEP, BudgetMeter
 from dspy.promptune.limits.concurrency import ConcurrencyLimit
 from dspy.promptune.limits.tally import Tally
 from dspy.promptune.limits.task import TASK, Task, given_up, hold, waiting
@@ -52,6 +52,7 @@ class _Call:
     task: Task | None = None
     began: float = field(default_factory=time.monotonic)
     counted: bool = True  # False: inside a call of the same model, which is counted
+    step: str = SEARCH  # whose account it is on, wherever it ends
 
 
 class _Flight(threading.Event):
@@ -128,7 +129,7 @@ class LMGateway(BaseCallback):
             if call.round is not None:
                 self.limiter.give_back()
             raise Stopped(self.meter.refusal())
-        call.instance, call.tally = instance, tallies.begin()
+        call.instance, call.tally, call.step = instance, tallies.begin(), dspy.settings.get(STEP, SEARCH)
         call.task, call.began = dspy.settings.get(TASK), time.monotonic()
         _within.set((*_within.get(), (self, _state(instance) if alone else 0)))
         with self._lock:
@@ -209,7 +210,8 @@ class LMGateway(BaseCallback):
             call = self._open.pop(call_id, None)
         if call is None:
             return
-        self._charge(call, exception)
+        with dspy.context(**{STEP: call.step}):
+            self._charge(call, exception)
         if exception is None:
             self._excuse(call)
         self._land(call, answered=exception is None)

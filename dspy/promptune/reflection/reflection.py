@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
-from dspy.promptune.allocation.requests import WriteRequest, Written
+from dspy.promptune.allocation.requests import UncalledError, WriteRequest, Written
 from dspy.promptune.distributed.metrics import feedback_of, takes_predictor, verdict_of
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.answers import unanswered
@@ -220,7 +220,7 @@ class Reflector:
         text, failed = "", None
         try:
             if not shown:
-                raise EvaluationError(f"no training example that was tried called {name}, so there is nothing to learn")
+                raise UncalledError(f"no training example that was tried called {name}, so there is nothing to learn")
             text = self._revised(request, program, shown)
         except Exception as error:  # what the evidence took counts all the same
             failed = error

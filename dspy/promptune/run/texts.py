@@ -51,8 +51,8 @@ def appended(space: PromptSpace, noted: Mapping[str, Any], *, again: bool = Fals
     if part not in space.names or parent is None:
         return None
     if "refused" in noted:
-        why, failed = noted["refused"], noted.get("failed", False)
-        return Text(part, -1, parent, noted["calls"], noted["at"], refused=why, failed=failed)
+        marks = {name: noted.get(name, False) for name in ("failed", "uncalled")}
+        return Text(part, -1, parent, noted["calls"], noted["at"], refused=noted["refused"], **marks)
     place = space.names.index(part)
     known, proposed = len(space.parts[place]), noted.get("origin") == PROPOSED
     index = space.append(part, noted["text"], None if proposed else parent[place])

@@ -243,7 +243,7 @@ class Writing:
         if written.error is not None:
             why = said(written.error)
             logger.warning("Writing an instruction failed: %s.", why)
-        refused: dict[str, Any] = {"refused": why} | ({"failed": True} if written.error is not None else {})
+        refused: dict[str, Any] = {"refused": why, **written.noted}
         brought = [{"text": text} for text in good] or [refused]
         for i, each in enumerate(brought):
             more = {"sibling": True} if i else {"evidence": list(written.evidence)} if written.evidence else {}

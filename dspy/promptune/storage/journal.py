@@ -112,9 +112,9 @@ class JournalFile(JournalFileBackend):
                 raise OSError("the file was cut short by somebody else")
             _cut_half_record(file)
             file.write(text)
-            self._written = file.tell()
             file.flush()
             os.fsync(file.fileno())
+            self._written = file.tell()
 
 
 def _cut_half_record(file: Any) -> None:

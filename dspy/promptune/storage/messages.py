@@ -64,7 +64,7 @@ _LOST = ("rollback() fully", "terminating connection", "closed the connection", 
          "the database system is")  # fmt: skip
 _UNREACHABLE = ("connection refused", "timeout expired", "connection reset", "broken pipe", "no route to host",
                 "network is unreachable", "server has gone away", "lost connection", "can't connect")  # fmt: skip
-_GONE = ("disk i/o error", "unable to open database file", "readonly database")
+_GONE = ("disk i/o error", "unable to open database file", "readonly database", "no such file")
 _ANY = "Correct it, or choose another storage."
 _REMEDIES = (
     ("authentication failed", "Correct user name and password."),
@@ -75,7 +75,7 @@ _REMEDIES = (
     ("relation |no such table", "There are no runs in it: correct the name."),
     ("does not exist", "Create the database first, or correct its name."),
     ("cut short", "Restore it from a copy and run again with resume=True, or name another file."),
-    ("was deleted|no such file", "Its runs are lost with it: run again with another storage."),
+    ("was deleted", "Its runs are lost with it: run again with another storage."),
     ("already finished", "Another run has taken the study over."),
     ("was lost", "Start the server again, and run again with resume=True."),
     ("malformed", "The file is damaged: restore it from a copy, or name another file."),
