@@ -69,6 +69,13 @@ def test_allowed_keys_are_the_whole_space():
         space.key({"0_predictor_instruction": 0, "0_predictor_demos": 0})
 
 
+def test_instructions_are_a_list_of_texts():
+    """A text in the place of the list is no list of letters, and a generator is read once."""
+    with pytest.raises(SpaceError, match="give a list of texts"):
+        PromptSpace({0: "abc"})
+    assert PromptSpace({0: (text for text in ("a", "b"))}).size == 2
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

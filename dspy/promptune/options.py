@@ -81,6 +81,11 @@ def check_sampler(sampler: Any, options: Mapping[str, Any]) -> None:
         raise OptionError(f"sampler={sampler!r} is unknown: it must be one of {known}, a sampler or a callable.")
     if not (sampler is None or isinstance(sampler, str) or callable(sampler) or hasattr(sampler, "sample_relative")):
         raise OptionError(f"sampler={sampler!r}: it must be a name, an optuna.samplers.BaseSampler or a callable.")
+    if any(kind.__name__ == "GridSampler" for kind in type(sampler).__mro__):
+        raise OptionError(
+            f"sampler={sampler!r:.80}: a GridSampler counts the trials that it proposed, and a search has others; take "
+            "BruteForceSampler, or sampler='random'."
+        )
     if sampler not in OURS and options:
         name, value = next(iter(options.items()))
         what = repr(sampler or "tpe") if sampler is None or isinstance(sampler, str) else "a sampler that is given"

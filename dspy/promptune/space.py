@@ -381,10 +381,13 @@ def _parts(instructions: Mapping[int, Sequence[str]], demos: Mapping[int, Sequen
         raise SpaceError(f"demos has predictors {sorted(demos)}, instructions {sorted(instructions)}: they must agree.")
     parts = []
     for i in predictors:
-        for text in instructions[i]:
+        if isinstance(instructions[i], str):
+            raise SpaceError(f"The instructions of predictor {i} are one text: give a list of texts.")
+        texts = tuple(instructions[i])
+        for text in texts:
             if not isinstance(text, str):
                 raise SpaceError(f"Instruction {text!r} of predictor {i} is {type(text).__name__}: it must be text.")
-        parts.append(Part(instruction_name(i), i, "instruction", tuple(instructions[i])))
+        parts.append(Part(instruction_name(i), i, "instruction", texts))
         if demos is not None:
             parts.append(Part(f"{i}_predictor_demos", i, "demos", tuple(demos[i])))
     for part in parts:

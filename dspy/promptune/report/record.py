@@ -293,7 +293,8 @@ def _history(given: Any, evaluations: Sequence[Evaluation], space: PromptSpace) 
     ended = sorted((each for each in evaluations if each.state != "running"), key=lambda each: each.span.ended)
     entries = [(int(calls), tuple(key)) for calls, key in given or ()]
     total = sum(each.paid for each in ended)
-    known = [(calls, found) for calls, key in entries if (found := space.find(key)) is not None]
+    shown = {each.key for each in evaluations if each.scores}  # of a first evaluation that was cut no trial has scores
+    known = [(calls, found) for calls, key in entries if (found := space.find(key)) in shown and found is not None]
     if not known or known[-1][0] > total or _begins_late(known, ended):
         return tuple(_replay(ended)), bool(ended)
     moments, paid, position = [], 0, 0

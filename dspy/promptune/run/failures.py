@@ -23,7 +23,7 @@ MANY = 0.2  # of the scored examples, from which on their failures are what a re
 KINDS = 8  # different errors that are logged one by one
 SHOWN = 300  # characters of an error
 CUT = (NOT_FINISHED, STOPPED, DIED)
-UNFINISHED = ("TakenError", *CUT, *(f"EvaluationError: {words}" for words in CUT))
+UNFINISHED = ("TakenError", "Stopped", *CUT, *(f"EvaluationError: {words}" for words in CUT))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,8 @@ class StudyTrials:
     """
 
     def __init__(self, study: Study, space: PromptSpace) -> None:
-        self.study = study
-        self.space = space
+        self.study, self.space = study, space
+        study.stop = lambda: None  # type: ignore[method-assign] # a sampler that has been through: the policy goes on
         self._closed: dict[str, BaseDistribution] = {**space.distributions()}
         self._ids: dict[int, int] = {}
         self._asked: dict[Key, tuple[int, int]] = {}  # trials that a sampler made for its proposals: number and id

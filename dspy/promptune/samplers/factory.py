@@ -9,6 +9,7 @@ from typing import Any
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from dspy.promptune.errors import OptionError
+from dspy.promptune.options import check_sampler
 from dspy.promptune.samplers.options import folded
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.space import PromptSpace
@@ -76,6 +77,7 @@ def make_sampler(
     """
     if isinstance(name, BaseSampler):
         _refuse(options, "a sampler that is already built takes no options: set them where it is built")
+        check_sampler(name, {})
         return name.bind(space) if isinstance(name, QEISampler) else name
     if name is not None and not isinstance(name, str):
         _refuse(options, "a callable that builds a sampler takes only the space")
