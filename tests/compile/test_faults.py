@@ -465,6 +465,10 @@ def test_a_call_that_hangs_in_steps_1_and_2_is_given_up():
         gate.set()
     assert hung == {"answer", "observations", "proposed_instruction"}
     assert found.score > 0 and time.monotonic() - begin < 30
+    made, spent = Counter(call.label for call in lm.calls), found.optimization_run.spent
+    proposing = sum(count for label, count in made.items() if label != "answer")
+    assert spent["propose"]["calls"] == proposing and "reflect" not in spent  # a call that is given up is its step's
+    assert sum(step.get("calls", 0) for step in spent.values()) == made.total()
 
 
 def test_half_a_character_is_no_fault(tmp_path):
