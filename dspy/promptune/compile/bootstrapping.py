@@ -288,9 +288,8 @@ def _run(sets: list[DemoSet], pool: Submitter, report: StepReport, ready: Callab
 
 
 def _check(sets: list[DemoSet], demo_set: DemoSet, report: StepReport) -> None:
-    """Nothing has worked yet and as many examples failed as one set may have: no set will fare better.
-
-    Under another instruction answers may be ones that can be read: of those that cannot, each set may have so many."""
+    """Nothing has worked yet and as many examples failed as one set may have: no set will fare better."""
+    # answers that cannot be read may be ones that can under another instruction: of those each set may have so many
     failed = demo_set.failed if _unreadable(report) else sum(each.failed for each in sets)
     if failed and failed >= demo_set.max_errors and not any(each.sound for each in sets):
         raise _failed(f"All of the first {counted(failed, 'example')}", report, "; max_errors allows more")

@@ -65,7 +65,7 @@ def check_program(student: Module) -> None:
     if not predictors:
         where = f"; those in {', '.join(hidden)} are not seen by DSPy" if hidden else ""
         frozen = [path for path, module in student.named_sub_modules() if getattr(module, "_compiled", False)][:3]
-        where += f"; {', '.join(frozen)} is compiled, which freezes it: set _compiled = False" if frozen else ""
+        where += f"; compiled modules are frozen ({', '.join(frozen)}): set _compiled = False" if frozen else ""
         raise SpaceError(
             f"{name} has no predictors: nothing can be optimized{where}. Give a program with at least one dspy.Predict."
         )

@@ -339,10 +339,12 @@ def _steps(trace: Any, program: Module) -> dict[int, tuple[Mapping[str, Any], Ma
     numbers = {id(each): i for i, each in enumerate(predictors)}
     steps: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for called, inputs, outputs in trace:
-        same = [i for i, each in enumerate(predictors) if each.signature.equals(called.signature)]
-        i = numbers.get(id(called), same[0] if len(same) == 1 else None)
-        if i is not None:
-            steps[i] = (inputs, dict(outputs.items()))
+        if id(called) in numbers:
+            same = [numbers[id(called)]]
+        else:
+            same = [i for i, each in enumerate(predictors) if each.signature.equals(called.signature)]
+        if len(same) == 1:
+            steps[same[0]] = (inputs, dict(outputs.items()))
     return steps
 
 
