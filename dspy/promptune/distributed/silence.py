@@ -21,8 +21,8 @@ class SilentPairs:
     """Tells empty replies that stay so from a model that is down for a while.
 
     A pair is silent where it is asked in vain again, in the same job or in a later one, and others were answered
-    between the two. So are the last few in a third job, though nobody else is asked any more: a
-    job is tried again at once, but not twice before others are.
+    between the two. So are the last few in a third job, though nobody else is asked any more: a job is tried again at
+    once, but not twice before others are.
     """
 
     def __init__(self) -> None:
