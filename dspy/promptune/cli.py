@@ -173,7 +173,10 @@ def _export(args: argparse.Namespace) -> None:
 def _no_program(study: Study) -> str:
     if "no_best_program" in study.user_attrs:
         return str(study.user_attrs["no_best_program"])
-    return "it searched a table" if study.user_attrs.get("kind") == "search" else "it has not ended"
+    if study.user_attrs.get("kind") == "search":
+        return "it searched a table"
+    ended = study.user_attrs.get("ended")
+    return f"no prompt was scored, and {ended}" if ended else "it has not ended"
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -349,8 +352,8 @@ def _attributes(study: Study) -> Mapping[str, Any]:
 
 def _found(study: Study) -> tuple[dict[str, str], dict[str, str]]:
     """What a run found, in a sentence, and the texts of its winner; nothing of a study that cannot be read as a run."""
-    from dspy.promptune.report.record import record_of
-    from dspy.promptune.report.verdict import Verdict
+    from dspy.promptune.findings.record import record_of
+    from dspy.promptune.findings.verdict import Verdict
 
     verdict: dict[str, str] = {}
     winner: dict[str, str] = {}

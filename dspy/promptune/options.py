@@ -24,8 +24,8 @@ __all__ = [
     "check_jobs",
     "check_sampler",
     "check_search",
-    "check_seed",
     "check_steps",
+    "checked_seed",
     "embedder_of",
     "with_batch_size",
 ]
@@ -125,10 +125,15 @@ def check_steps(full_eval_steps: Any, minibatch_size: Any, sampler: Any, options
         )
 
 
-def check_seed(seed: Any) -> None:
-    """Refuse a seed that is neither an integer nor ``None``."""
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+def checked_seed(seed: Any) -> int | None:
+    """A seed as Python's own integer, as it is written down; ``None`` stays.
+
+    Raises:
+        OptionError: It is neither an integer, Python's or numpy's, nor ``None``.
+    """
+    if seed is not None and not _integer(seed):
         raise OptionError(f"seed={seed!r}: it must be an integer, 0 included, or None.")
+    return None if seed is None else int(seed)
 
 
 def _check_acquisition(sampler: Any, acquisition: Any, n_batches: int = 0) -> None:

@@ -27,15 +27,15 @@ def best_so_far(run: Any, against: str = "calls") -> Figure:
         run: The run.
         against: ``"calls"`` (examples scored) or ``"seconds"`` (of the search).
     """
+    from dspy.promptune.findings.record import record_of
     from dspy.promptune.report.curves import draw_best_so_far
-    from dspy.promptune.report.record import record_of
 
     return draw_best_so_far(record_of(run), against)
 
 
 def timeline(run: Any) -> Figure:
     """What ran when: a lane for each worker, with its waits and failures, and one for the proposals."""
-    from dspy.promptune.report.record import record_of
+    from dspy.promptune.findings.record import record_of
     from dspy.promptune.report.timeline import draw_timeline
 
     return draw_timeline(record_of(run))
@@ -48,8 +48,8 @@ def estimates(run: Any) -> Figure:
     of examples it was scored on; otherwise a list of the 30 best that were tried, with intervals. Where the run's own
     embedder cannot be had (of a stored run, one that was a callable), hashed n-grams stand in for it.
     """
+    from dspy.promptune.findings.record import record_of
     from dspy.promptune.report.prompts import draw_estimates
-    from dspy.promptune.report.record import record_of
 
     return draw_estimates(record_of(run))
 
@@ -59,15 +59,15 @@ def effects(run: Any) -> Figure:
 
     An effect is the mean of the posterior means over everything it can be combined with; its bar is their spread.
     """
+    from dspy.promptune.findings.record import record_of
     from dspy.promptune.report.prompts import draw_effects
-    from dspy.promptune.report.record import record_of
 
     return draw_effects(record_of(run))
 
 
 def spending(run: Any) -> Figure:
     """How many examples each prompt was scored on, evaluation by evaluation: the 25 with the most, and the others."""
+    from dspy.promptune.findings.record import record_of
     from dspy.promptune.report.racing import draw_spending
-    from dspy.promptune.report.record import record_of
 
     return draw_spending(record_of(run))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
+from dspy.promptune.demos import demo_set_text, first_equal, is_demo_set
 from dspy.promptune.errors import SpaceError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dspy.primitives.module import Module
 
-__all__ = ["Key", "Part", "PromptSpace", "demo_set_text", "equal_candidates", "same_fields"]
+__all__ = ["Key", "Part", "PromptSpace"]
 
 Key = tuple[int, ...]
 """A combination: one index a part, in the order instruction, demos of predictor 0, then of predictor 1, ..."""
@@ -59,7 +59,7 @@ class Part:
     @cached_property
     def first(self) -> tuple[int, ...]:
         """For each index, the index of the first candidate that is equal."""
-        return _first_equal(self.candidates)
+        return first_equal(self.candidates)
 
     @cached_property
     def bare(self) -> tuple[bool, ...]:
@@ -110,7 +110,8 @@ class PromptSpace:
         self.sizes: tuple[int, ...] = tuple(len(part) for part in self.parts)
         self.allowed: tuple[Key, ...] | None = None
         if allowed is not None:
-            self.allowed = tuple(sorted({self._checked(key) for key in allowed}))
+            keys = allowed if isinstance(allowed, Iterable) else [allowed]
+            self.allowed = tuple(sorted({self._checked(key) for key in keys}))
             if not self.allowed:
                 raise SpaceError("allowed is empty: a space needs at least one combination; pass None to allow all.")
         self._members = None if self.allowed is None else frozenset(self.allowed)
@@ -305,6 +306,8 @@ class PromptSpace:
         return tuple(part.first[int(i)] for part, i in zip(self.parts, indices, strict=True))
 
     def _checked(self, key: Sequence[int]) -> Key:
+        if not isinstance(key, Sequence):
+            raise SpaceError(f"Key {key!r}: give one index a part, for {', '.join(self.names)}.")
         if len(key) != len(self.sizes):
             wanted = f"{len(self.sizes)} ({', '.join(self.names)})"
             raise SpaceError(f"Key {tuple(key)} is of length {len(key)}: this space needs {wanted}.")
@@ -319,61 +322,10 @@ def instruction_name(predictor: int) -> str:
     return f"{predictor}_predictor_instruction"
 
 
-def demo_set_text(candidate: Any) -> str:
-    """One text for a candidate: itself, or its examples written out as ``field: value`` lines."""
-    if isinstance(candidate, str):
-        return candidate
-    return "\n\n".join(_example_text(example) for example in candidate)
-
-
-def _example_text(example: Any) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in _fields(example).items())
-
-
-def _fields(example: Any) -> dict[str, Any]:
-    """What a prompt shows of an example: everything but upstream's mark of a bootstrapped one."""
-    return {name: value for name, value in example.items() if name != "augmented"}
-
-
-def _first_equal(candidates: Sequence[Any]) -> tuple[int, ...]:
-    """For each candidate the index of the first one that is equal: same text, and equal values behind it."""
-    first: list[int] = []
-    alike: dict[str, list[int]] = {}
-    for i, candidate in enumerate(candidates):
-        known = alike.setdefault(demo_set_text(candidate), [])
-        first.append(next((j for j in known if equal_candidates(candidates[j], candidate)), i))
-        if first[i] == i:
-            known.append(i)
-    return tuple(first)
-
-
-def same_fields(one: Any, other: Any) -> bool:
-    """Whether two examples (or mappings) show the same; values that cannot be compared, as arrays, are pickled."""
-    first, second = _fields(one), _fields(other)
-    return first.keys() == second.keys() and all(_same(value, second[name]) for name, value in first.items())
-
-
-def _same(one: Any, other: Any) -> bool:
-    try:
-        return one is other or bool(one == other)
-    except Exception:  # whatever an array, or a class of the user's, raises
-        try:
-            return pickle.dumps(one) == pickle.dumps(other)
-        except Exception:
-            return one is other
-
-
-def equal_candidates(one: Any, other: Any) -> bool:
-    """Whether two candidates with the same text are the same."""
-    if isinstance(one, str) or isinstance(other, str):
-        return bool(one is other or one == other)
-    try:
-        return len(one) == len(other) and all(itertools.starmap(same_fields, zip(one, other, strict=True)))
-    except Exception:  # no examples: values of a user's own in place of demos
-        return False
-
-
 def _parts(instructions: Mapping[int, Sequence[str]], demos: Mapping[int, Sequence[Any]] | None) -> tuple[Part, ...]:
+    for name, given in {"instructions": instructions, "demos": {} if demos is None else demos}.items():
+        if not isinstance(given, Mapping):
+            raise SpaceError(f"{name}={given!r:.80}: give a dict of lists, {{predictor: candidates}}.")
     predictors = range(len(instructions))
     if not instructions or set(instructions) != set(predictors):
         raise SpaceError(f"Predictors {sorted(instructions)}: number them 0 to V-1, with at least one predictor.")
@@ -381,16 +333,24 @@ def _parts(instructions: Mapping[int, Sequence[str]], demos: Mapping[int, Sequen
         raise SpaceError(f"demos has predictors {sorted(demos)}, instructions {sorted(instructions)}: they must agree.")
     parts = []
     for i in predictors:
-        if isinstance(instructions[i], str):
-            raise SpaceError(f"The instructions of predictor {i} are one text: give a list of texts.")
-        texts = tuple(instructions[i])
+        texts = _listed(f"instructions of predictor {i}", instructions[i], "texts")
         for text in texts:
             if not isinstance(text, str):
                 raise SpaceError(f"Instruction {text!r} of predictor {i} is {type(text).__name__}: it must be text.")
         parts.append(Part(instruction_name(i), i, "instruction", texts))
         if demos is not None:
-            parts.append(Part(f"{i}_predictor_demos", i, "demos", tuple(demos[i])))
+            sets = _listed(f"demo sets of predictor {i}", demos[i], "demo sets, each a list of examples")
+            for one in sets:
+                if not isinstance(one, str) and not is_demo_set(one):
+                    raise SpaceError(f"Demo set {one!r:.80} of predictor {i}: give a list of dspy.Example or mappings.")
+            parts.append(Part(f"{i}_predictor_demos", i, "demos", sets))
     for part in parts:
         if not part.candidates:
             raise SpaceError(f"{part.name} has no candidates: give at least one, such as the program's own.")
     return tuple(parts)
+
+
+def _listed(what: str, given: Any, wanted: str) -> tuple[Any, ...]:
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise SpaceError(f"The {what} are {given!r:.80}: give a list of {wanted}.")
+    return tuple(given)

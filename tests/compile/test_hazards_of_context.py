@@ -14,7 +14,7 @@ import pytest
 
 import dspy
 from dspy.promptune import PromptSpace
-from dspy.promptune.compile.proposing import ProposeOptions, propose_instructions
+from dspy.promptune.candidates.proposing import ProposeOptions, propose_instructions
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.pool import Pool
 from dspy.propose import GroundedProposer

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import dspy
-from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets
-from dspy.promptune.compile.proposing import ProposeOptions, propose_instructions, start_summary
-from dspy.promptune.compile.step_report import StepReport
+from dspy.promptune.candidates.bootstrapping import BootstrapOptions, bootstrap_demo_sets
+from dspy.promptune.candidates.proposing import ProposeOptions, propose_instructions, start_summary
+from dspy.promptune.candidates.step_report import StepReport
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.gateway import LMGateway, Stopped
 from dspy.promptune.limits.pool import Pool

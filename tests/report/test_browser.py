@@ -13,8 +13,8 @@ import optuna
 import pytest
 
 from dspy.promptune import EvaluationError
+from dspy.promptune.findings.record import record_of
 from dspy.promptune.report.page import write
-from dspy.promptune.report.record import record_of
 from dspy.promptune.run.naming import prompt_name
 from tests.report.conftest import MARKUP, Table
 

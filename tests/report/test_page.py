@@ -15,9 +15,9 @@ import pytest
 
 from dspy.promptune import OptionError, PromptSpace, StorageError, search
 from dspy.promptune.cli import main
+from dspy.promptune.findings.record import record_of
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.page import page, summary
-from dspy.promptune.report.record import record_of
 from tests.report.conftest import MARKUP, Table
 
 

@@ -5,9 +5,9 @@ import optuna
 import pytest
 
 from dspy.promptune import OptionError, PromptSpace, plots, search
-from dspy.promptune.report.beliefs import effects_of
+from dspy.promptune.findings.beliefs import effects_of
+from dspy.promptune.findings.record import record_of
 from dspy.promptune.report.compared import labels
-from dspy.promptune.report.record import record_of
 from tests.report.conftest import Table
 
 FIGURES = [getattr(plots, name) for name in plots.__all__]

@@ -9,12 +9,12 @@ from optuna.distributions import CategoricalDistribution
 
 from dspy.promptune import PromptSpace, search
 from dspy.promptune.cli import main
-from dspy.promptune.report.clock import clock_of, lanes_of
-from dspy.promptune.report.headline import duration
+from dspy.promptune.findings.clock import clock_of, lanes_of
+from dspy.promptune.findings.headline import duration
+from dspy.promptune.findings.record import record_of
+from dspy.promptune.findings.statistics import difference, interval
+from dspy.promptune.findings.verdict import Verdict
 from dspy.promptune.report.page import page
-from dspy.promptune.report.record import record_of
-from dspy.promptune.report.statistics import difference, interval
-from dspy.promptune.report.verdict import Verdict
 from dspy.promptune.run.tables import trial_rows
 from tests.report.conftest import Table
 

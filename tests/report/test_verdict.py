@@ -10,16 +10,16 @@ import pytest
 
 import dspy
 from dspy.promptune import EvaluationError, OptionError, PromptSpace, plots, search
-from dspy.promptune.report.cases import cases_of
-from dspy.promptune.report.headline import headline
-from dspy.promptune.report.held_out import held_out
-from dspy.promptune.report.leaderboard import leaderboard, texts_of
-from dspy.promptune.report.lineage import lineage
+from dspy.promptune.findings.cases import cases_of
+from dspy.promptune.findings.headline import headline
+from dspy.promptune.findings.held_out import held_out
+from dspy.promptune.findings.leaderboard import leaderboard, texts_of
+from dspy.promptune.findings.lineage import lineage
+from dspy.promptune.findings.record import Moment, record_of
+from dspy.promptune.findings.scale import Scale
+from dspy.promptune.findings.verdict import Verdict
 from dspy.promptune.report.page import page
-from dspy.promptune.report.record import Moment, record_of
 from dspy.promptune.report.reproduce import command
-from dspy.promptune.report.scale import Scale
-from dspy.promptune.report.verdict import Verdict
 from dspy.promptune.run.failures import ExampleFailures
 from tests.report.conftest import ANSWERS, EXAMPLES, Table, compiled, exact
 from tests.server import Quality, RuleLM, TaskRule
@@ -303,6 +303,17 @@ def test_a_test_set_is_shown(program, tmp_path):
         program.optimization_run.report(tmp_path / "report.html", testset=[])
     with pytest.raises(OptionError, match=r"dspy\.Evaluate"):
         Table().search().report(tmp_path / "report.html", testset=EXAMPLES[52:])
+    with pytest.raises(OptionError, match=r"Example 0 of testset is a int: give a list of dspy\.Example"):
+        program.optimization_run.report(tmp_path / "report.html", testset=[1, 2])
+
+
+def test_a_test_set_without_a_model_is_no_result(program, tmp_path):
+    """Where no program answers, a test set is refused with the remedy, few examples or many, instead of 0 right."""
+    with dspy.context(lm=None):
+        for size in (2, 12):
+            with pytest.raises(EvaluationError, match=r"dspy\.configure\(lm=\.\.\.\)"):
+                program.optimization_run.report(tmp_path / "report.html", testset=EXAMPLES[-size:])
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_held_out_examples_are_compared():

@@ -12,7 +12,7 @@ import pytest
 from dspy.promptune import OptionError, PromptSpace, Written, search
 from dspy.promptune.allocation.writing import FAILURES
 from dspy.promptune.errors import StorageError
-from dspy.promptune.report.record import record_of
+from dspy.promptune.findings.record import record_of
 from dspy.promptune.run import writing
 from dspy.promptune.run.texts import refusals
 

@@ -16,8 +16,8 @@ import pytest
 import dspy
 from dspy.promptune import EvaluationError, OptionError, PromptSpace, search
 from dspy.promptune.cli import main
-from dspy.promptune.report.record import record_of
-from dspy.promptune.report.verdict import Verdict
+from dspy.promptune.findings.record import record_of
+from dspy.promptune.findings.verdict import Verdict
 from tests.server import LMServer, TaskRule
 from tests.storage.lives import QUESTIONS, compiled
 from tests.tables import Table

@@ -1,1 +1,1 @@
-"""DSPy programs: demo sets, proposed instructions, evaluation, and upstream's attributes."""
+"""`compile`: options, callbacks, and the steps of a run put together, with upstream's attributes."""

@@ -32,12 +32,16 @@ def checked_options(given: Mapping[str, Any], metric: Any) -> dict[str, Any]:
     check_metric(metric)
     if given["minibatch"]:
         check_integer("minibatch_full_eval_steps", given["minibatch_full_eval_steps"], 1)
-    sets = {name: _examples(name, given[name]) for name in ("trainset", "valset")}
+    sets = {name: checked_examples(name, given[name]) for name in ("trainset", "valset")}
     return {**given, **sets}
 
 
-def _examples(name: str, examples: Any) -> Any:
-    """A data set as a list; generators are read, ``None`` is left to upstream."""
+def checked_examples(name: str, examples: Any) -> Any:
+    """A data set as a list; generators are read, ``None`` is left to upstream.
+
+    Raises:
+        OptionError: It is no list, or something in it is no example or has no inputs.
+    """
     if examples is None:
         return None
     if not isinstance(examples, Iterable) or isinstance(examples, (str, bytes, Mapping)):

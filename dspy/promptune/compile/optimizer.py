@@ -15,15 +15,15 @@ from dspy._upstream.teleprompt.mipro_optimizer_v2 import (
     LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT,
     logger,
 )
+from dspy.promptune.candidates.bootstrapping import BootstrapOptions, bootstrap_demo_sets, check_teacher
+from dspy.promptune.candidates.own import extended, own_candidates
+from dspy.promptune.candidates.proposing import ProposeOptions, propose_instructions, start_summary
+from dspy.promptune.candidates.step_report import StepReport
 from dspy.promptune.compile.attributes import attach_unsearched
-from dspy.promptune.compile.bootstrapping import BootstrapOptions, bootstrap_demo_sets, check_teacher
 from dspy.promptune.compile.door import check_lms, check_program, checked_options, lms_of, split_size
 from dspy.promptune.compile.engine import FIRST_BLOCK, FIRST_SHARE, OPEN_BLOCK, Engine, Task, optimize
 from dspy.promptune.compile.loading import by_blocks, check_embedder, ours, searches_early
 from dspy.promptune.compile.options import CompileOptions, upstream_budget
-from dspy.promptune.compile.own import extended, own_candidates
-from dspy.promptune.compile.proposing import ProposeOptions, propose_instructions, start_summary
-from dspy.promptune.compile.step_report import StepReport
 from dspy.promptune.counted import counted
 from dspy.promptune.distributed.programs import EvaluationRules
 from dspy.promptune.errors import OptionError, StorageError
@@ -35,7 +35,7 @@ from dspy.promptune.limits.budgets import BOOTSTRAP, PROPOSE, SEARCH
 from dspy.promptune.limits.estimate import Estimate, estimate
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import own_calls_held, through_gateway
-from dspy.promptune.options import check_integer, check_seed
+from dspy.promptune.options import check_integer, checked_seed
 from dspy.promptune.reflection.arrivals import Arrivals
 from dspy.promptune.reflection.reflection import Attempts, Reflector
 from dspy.promptune.storage.run_store import open_run_store
@@ -135,8 +135,7 @@ class CompileRun(_upstream.MIPROv2):
         cls, optimizer: _upstream.MIPROv2, student: Module, options: CompileOptions, given: dict[str, Any]
     ) -> CompileRun:
         """An optimizer as it is for one compile: nothing of it stays behind."""
-        seed = optimizer.seed if given["seed"] is None else given["seed"]
-        check_seed(seed)
+        seed: Any = checked_seed(optimizer.seed if given["seed"] is None else given["seed"])
         check_program(student)
         check_lms(
             reflection_lm=options.reflection_lm, prompt_model=optimizer.prompt_model, task_model=optimizer.task_model

@@ -23,6 +23,7 @@ from dspy.promptune.gp.parts import Array
 MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
 PERCENT = 100.0  # scores from 0 to this, the larger half included, are percentages
 SMALL = 0.05  # where none of the scores is above this, 1 is not what the metric runs to
+LEAST = 1e-150  # shortest range: the square of a shorter one is no float any more
 MANY, FEW_ITERATIONS = 200, 8  # beyond so many observations an iteration is slow, and hyper-parameters hardly move
 
 
@@ -133,9 +134,8 @@ def range_of(values: Array, scores: Array) -> float:
         return 1.0
     if low >= 0 and PERCENT / 2 <= high <= PERCENT:
         return PERCENT
-    if len(scores):
-        return max(high, 0.0) - min(low, 0.0)
-    return 6 * float(values.std()) or max(abs(high), 1.0)
+    spread = max(high, 0.0) - min(low, 0.0) if len(scores) else 6 * float(values.std()) or max(abs(high), 1.0)
+    return max(spread, LEAST)
 
 
 class PromptGP(Module):  # type: ignore[misc]

@@ -7,13 +7,13 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.errors import OptionError
-from dspy.promptune.report.record import RunRecord
+from dspy.promptune.findings.record import RunRecord
 from dspy.promptune.space import Key
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["COLORS", "SCALE", "as_text", "chance", "empty", "figure", "hover", "prompt_lines"]
+__all__ = ["COLORS", "SCALE", "as_text", "empty", "figure", "hover", "prompt_lines"]
 
 COLORS = {
     "block": "#3b82f6", "minibatch": "#14b8a6", "full": "#8b5cf6", "failed": "#ef4444", "running": "#64748b",
@@ -82,8 +82,3 @@ def prompt_lines(record: RunRecord, key: Key) -> str:
         where = as_text(record.of_predictor(part.predictor))
         found.append(f"<b>{what} {index}{where}</b><br>{hover(text or '(none)', SHOWN // (1 + several))}")
     return "<br>".join(found)
-
-
-def chance(probability: float) -> str:
-    """A probability as people read it; what is estimated from draws is never said to be 0 %."""
-    return "< 1 %" if probability < 0.005 else f"{100 * probability:.0f} %"

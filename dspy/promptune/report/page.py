@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
+from dspy.promptune.findings.headline import duration, headline
+from dspy.promptune.findings.held_out import HeldOut, evaluated
+from dspy.promptune.findings.leaderboard import leaderboard
+from dspy.promptune.findings.lineage import lineage
+from dspy.promptune.findings.record import Evaluation, RunRecord, record_of
+from dspy.promptune.findings.scale import chance
+from dspy.promptune.findings.verdict import Verdict, shortened
 from dspy.promptune.outputs import output
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.curves import draw_switch
-from dspy.promptune.report.drawing import chance, graph_objects
-from dspy.promptune.report.headline import duration, headline
-from dspy.promptune.report.held_out import HeldOut, evaluated
-from dspy.promptune.report.leaderboard import leaderboard
-from dspy.promptune.report.lineage import lineage
+from dspy.promptune.report.drawing import graph_objects
 from dspy.promptune.report.prompts import draw_effects, draw_estimates
 from dspy.promptune.report.racing import draw_spending
-from dspy.promptune.report.record import Evaluation, RunRecord, record_of
 from dspy.promptune.report.reproduce import command
 from dspy.promptune.report.timeline import draw_timeline
-from dspy.promptune.report.verdict import Verdict, shortened
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import Key
 from dspy.promptune.visible import without_halves
@@ -86,7 +87,7 @@ FIGURES = (
 def write(
     run: Any, path: str | os.PathLike[str], testset: Sequence[Any] | None = None, *, renewed: int | None = None
 ) -> Path:
-    """Write the page of a run (see :func:`~dspy.promptune.report.record.record_of`) to a file, and return its path.
+    """Write the page of a run (see :func:`~dspy.promptune.findings.record.record_of`) to a file, and return its path.
 
     ``renewed`` is after how many seconds an open page loads itself again.
 

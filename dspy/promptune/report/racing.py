@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dspy.promptune.counted import counted
+from dspy.promptune.findings.record import Evaluation, RunRecord, mean
 from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, prompt_lines
-from dspy.promptune.report.record import Evaluation, RunRecord, mean
 from dspy.promptune.space import Key
 
 if TYPE_CHECKING:

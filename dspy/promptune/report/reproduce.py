@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dspy.promptune.allocation.policy import FULL_EVERY
-from dspy.promptune.report.record import RunRecord
+from dspy.promptune.findings.record import RunRecord
 
 __all__ = ["command"]
 

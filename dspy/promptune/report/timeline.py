@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.counted import counted
+from dspy.promptune.findings.record import Evaluation, RunRecord
 from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects, hover
-from dspy.promptune.report.record import Evaluation, RunRecord
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

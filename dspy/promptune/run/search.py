@@ -13,7 +13,7 @@ from dspy.promptune.allocation.records import AllocationPolicy, Assignment, Scor
 from dspy.promptune.errors import EvaluationError, OptionError, StorageError
 from dspy.promptune.identity.manifest import embedder_known, search_manifest
 from dspy.promptune.interrupts import Interrupt, interrupts
-from dspy.promptune.options import check_jobs, check_search, check_seed, check_steps, with_batch_size
+from dspy.promptune.options import check_jobs, check_search, check_steps, checked_seed, with_batch_size
 from dspy.promptune.run.evaluators import Evaluate, Evaluator, Inline, Threaded, keep_nothing
 from dspy.promptune.run.events import SearchCallback, SearchEvents, check_callbacks
 from dspy.promptune.run.listeners import LoopListener
@@ -277,7 +277,7 @@ def search(
     """
     check_jobs(n_jobs, batch_size, schedule)
     plan = make_schedule(n_jobs, batch_size, schedule)
-    check_seed(seed)
+    seed = checked_seed(seed)
     check_search(n_examples, max_calls, minibatch_size, retries=retries, propose=propose)
     check_steps(full_eval_steps, minibatch_size, sampler, sampler_options)
     check_callbacks(callbacks)

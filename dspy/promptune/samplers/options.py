@@ -58,4 +58,4 @@ class QEIOptions:
 
 def folded(seed: int | None) -> int | None:
     """A seed of any size as one of those that NumPy's generators know."""
-    return None if seed is None else seed % 2**32
+    return None if seed is None else int(seed) % 2**32

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.errors import OptionError
-from dspy.promptune.report.cases import Cases, compare
-from dspy.promptune.report.scale import Scale, scale_of
-from dspy.promptune.report.statistics import difference
-from dspy.promptune.report.verdict import instead, sure
+from dspy.promptune.counted import counted
+from dspy.promptune.errors import EvaluationError, OptionError
+from dspy.promptune.findings.cases import Cases, compare
+from dspy.promptune.findings.scale import Scale, scale_of
+from dspy.promptune.findings.statistics import difference
+from dspy.promptune.findings.verdict import instead, sure
+from dspy.promptune.secrets import said
 
 if TYPE_CHECKING:
     from dspy.promptune.run.search import Compared
@@ -33,21 +35,38 @@ def evaluated(programs: Compared | None, testset: Sequence[Any], scale: Scale) -
     ``scale`` is that of the run.
 
     Raises:
-        OptionError: The programs are not at hand, or there is no example.
+        OptionError: The programs are not at hand, there is no example, or one is none.
+        EvaluationError: One of the programs failed on every example, or on too many to go on.
     """
-    import dspy
+    from dspy.promptune.compile.door import checked_examples
 
     if programs is None:
         raise OptionError(
             "testset= needs the original program and the winner, and this run was loaded or searched a table: evaluate "
             "both with dspy.Evaluate."
         )
-    if not testset:
+    examples = checked_examples("testset", testset)
+    if not examples:
         raise OptionError("testset=[] has no examples: give at least one, or leave it out.")
+    before, after = (_rows(program, examples, programs) for program in (programs.original, programs.winner))
+    return held_out(before, after, scale)
+
+
+def _rows(program: Any, examples: Sequence[Any], programs: Compared) -> list[tuple[Any, Any, float]]:
+    """What ``dspy.Evaluate`` has of each example; one on which the program failed counts 0 there."""
+    import dspy
+
     evaluate = dspy.Evaluate(
-        devset=list(testset), metric=programs.metric, num_threads=programs.num_threads, display_progress=False
+        devset=list(examples), metric=programs.metric, num_threads=programs.num_threads, display_progress=False
     )
-    return held_out(evaluate(programs.original).results, evaluate(programs.winner).results, scale)
+    remedy = "dspy.configure(lm=...) must be as it was for the search; the errors are in the log"
+    try:
+        rows: list[tuple[Any, Any, float]] = evaluate(program).results
+    except Exception as error:
+        raise EvaluationError(f"The test set could not be evaluated: {said(error)} {remedy}.") from error
+    if all(isinstance(row[1], dspy.Prediction) and not len(row[1]) for row in rows):
+        raise EvaluationError(f"The program failed on all of {counted(len(rows), 'test example')}: {remedy}.")
+    return rows
 
 
 def held_out(

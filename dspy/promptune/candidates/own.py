@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dspy.promptune.demos import demo_set_text, equal_candidates
 from dspy.promptune.errors import OptionError
 from dspy.promptune.limits.answers import is_empty, whole
-from dspy.promptune.space import demo_set_text, equal_candidates
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module

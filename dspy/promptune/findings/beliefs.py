@@ -16,8 +16,8 @@ from dspy.promptune.errors import EmbeddingError
 from dspy.promptune.space import Key
 
 if TYPE_CHECKING:
+    from dspy.promptune.findings.record import RunRecord
     from dspy.promptune.gp.posterior import PoolPosterior
-    from dspy.promptune.report.record import RunRecord
 
 __all__ = ["Beliefs", "Effect", "believe", "effects_of"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dspy.promptune.report.record import RunRecord
+    from dspy.promptune.findings.record import RunRecord
 
 __all__ = ["Case", "Cases", "cases_of"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dspy.promptune.report.record import RunRecord, mean
-from dspy.promptune.report.statistics import interval
+from dspy.promptune.findings.record import RunRecord, mean
+from dspy.promptune.findings.statistics import interval
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import Key
 

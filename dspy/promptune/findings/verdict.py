@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dspy.promptune.counted import counted, dollars
-from dspy.promptune.report.cases import Cases, cases_of
-from dspy.promptune.report.drawing import chance
-from dspy.promptune.report.headline import Expectation, duration, expectation, total
-from dspy.promptune.report.pair import Pair, Row, pair_of
-from dspy.promptune.report.record import RunRecord, mean
-from dspy.promptune.report.scale import Scale
-from dspy.promptune.report.statistics import Difference, interval
+from dspy.promptune.findings.cases import Cases, cases_of
+from dspy.promptune.findings.headline import Expectation, duration, expectation, total
+from dspy.promptune.findings.pair import Pair, Row, pair_of
+from dspy.promptune.findings.record import RunRecord, mean
+from dspy.promptune.findings.scale import Scale, chance
+from dspy.promptune.findings.statistics import Difference, interval
 from dspy.promptune.run.naming import prompt_name
 
 __all__ = ["Verdict", "instead", "scored", "shortened", "shown", "sure"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dspy.promptune.counted import counted
-from dspy.promptune.report.leaderboard import Standing
-from dspy.promptune.report.record import RunRecord
+from dspy.promptune.findings.leaderboard import Standing
+from dspy.promptune.findings.record import RunRecord
 
 __all__ = ["Line", "lineage"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dspy.promptune.counted import counted, dollars
-from dspy.promptune.report.drawing import chance
-from dspy.promptune.report.pair import Pair, Row, pair_of
-from dspy.promptune.report.record import RunRecord, mean
-from dspy.promptune.report.scale import Scale
-from dspy.promptune.report.statistics import interval
+from dspy.promptune.findings.pair import Pair, Row, pair_of
+from dspy.promptune.findings.record import RunRecord, mean
+from dspy.promptune.findings.scale import Scale, chance
+from dspy.promptune.findings.statistics import interval
 
 __all__ = ["Expectation", "Number", "duration", "expectation", "headline", "total"]
 

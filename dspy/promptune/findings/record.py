@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.promptune.allocation.records import is_text
 from dspy.promptune.errors import StorageError
+from dspy.promptune.findings.clock import Span, clock_of
+from dspy.promptune.findings.scale import Scale, scale_of
 from dspy.promptune.identity.encoding import decode
-from dspy.promptune.report.clock import Span, clock_of
-from dspy.promptune.report.scale import Scale, scale_of
 from dspy.promptune.run.failures import ExampleFailures, failures_of, unfinished
 from dspy.promptune.run.texts import lineage_of, refusals, restored
 from dspy.promptune.secrets import SecretMasker
@@ -22,8 +22,8 @@ from dspy.promptune.space import Key, PromptSpace
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from dspy.promptune.findings.beliefs import Beliefs
     from dspy.promptune.gp.data import Observation
-    from dspy.promptune.report.beliefs import Beliefs
 
 __all__ = ["Evaluation", "Moment", "RunRecord", "record_of"]
 
@@ -161,7 +161,7 @@ class RunRecord:
     @cached_property
     def beliefs(self) -> Beliefs | None:
         """What the model believes of the prompts at the end; ``None`` while nothing was scored."""
-        from dspy.promptune.report.beliefs import believe
+        from dspy.promptune.findings.beliefs import believe
 
         return believe(self) if self.rows else None
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dspy.promptune.counted import bounded
-from dspy.promptune.report.statistics import Difference
+from dspy.promptune.findings.statistics import Difference
 
-__all__ = ["Scale", "scale_of"]
+__all__ = ["Scale", "chance", "scale_of"]
 
 MOST_PLACES = 6
 
@@ -78,3 +78,8 @@ def scale_of(scores: Iterable[float]) -> Scale:
     if bounded(found):
         return Scale()
     return Scale(percent=False, span=(max(found) - min(found)) or abs(found[0]))
+
+
+def chance(probability: float) -> str:
+    """A probability as people read it; what is estimated from draws is never said to be 0 %."""
+    return "< 1 %" if probability < 0.005 else f"{100 * probability:.0f} %"

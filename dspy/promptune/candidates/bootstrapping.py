@@ -18,15 +18,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
+from dspy.promptune.candidates.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.counted import counted
+from dspy.promptune.demos import same_fields
 from dspy.promptune.distributed.metrics import Metric, of_metric
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.answers import empty_replies, may_repeat
 from dspy.promptune.limits.budgets import BOOTSTRAP
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import cause, said
-from dspy.promptune.space import same_fields
 from dspy.teleprompt.bootstrap import BootstrapFewShot
 from dspy.teleprompt.vanilla import LabeledFewShot
 from dspy.utils.exceptions import AdapterParseError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.promptune.allocation.requests import LONGEST
-from dspy.promptune.compile.step_report import StepReport, Submitter, as_they_end
+from dspy.promptune.candidates.step_report import StepReport, Submitter, as_they_end
 from dspy.promptune.errors import EvaluationError
 from dspy.promptune.limits.answers import is_empty
 from dspy.promptune.limits.gateway import Stopped

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from dspy.promptune.report.record import RunRecord
-from dspy.promptune.report.statistics import Difference, difference
+from dspy.promptune.findings.record import RunRecord
+from dspy.promptune.findings.statistics import Difference, difference
 
 __all__ = ["Pair", "Row", "pair_of"]
 
