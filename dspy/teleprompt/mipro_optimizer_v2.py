@@ -194,12 +194,14 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         given, began = dict(locals()), time.monotonic()
         upstream = {name: given[name] for name in _UPSTREAM_OPTIONS}
         added = {name: given[name] for name in _ADDED_OPTIONS if _is_given(given[name], _DEFAULTS[name])}
-        upstream["minibatch_size"] = int(minibatch_size)
+        by_default = minibatch_size is None or isinstance(minibatch_size, _Default)
+        if by_default:
+            upstream["minibatch_size"] = int(_DEFAULTS["minibatch_size"])
         best: OptimizedModule
         if not added or added == {"sampler": "tpe"}:
             best = super().compile(student, **upstream)
             return best
-        if not isinstance(minibatch_size, _Default):
+        if not by_default:
             added["minibatch_size"] = minibatch_size
         interrupt = Interrupt()
         with interrupts(interrupt):  # while the rest is being loaded, too

@@ -58,6 +58,22 @@ class Play:
         return self
 
 
+def test_a_block_that_the_budget_cuts_short_makes_no_winner():
+    """One right answer does not win over half of twelve, as the first of a block that was cut; half a block may."""
+    space, best = by_length(8), []
+    for seen in (1, 2):
+        table = ScoreTable()
+        for key, count in {(0,): 12, (1,): seen, (2,): 6}.items():
+            for example in range(count):
+                table.add(key, example, float(key == (1,) or example % 2))
+        sampler, budget = (
+            make_sampler("qei", space=space, seed=0, embedder=letters),
+            Budget(n_examples=40, max_calls=20),
+        )
+        best.append(RacingPolicy(sampler, space, table, budget, rng=random.Random(0)).best())
+    assert best[0] != (1,) and best[1] == (1,)
+
+
 @pytest.mark.parametrize(
     ("budget", "message"),
     [

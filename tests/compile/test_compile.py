@@ -241,12 +241,12 @@ def test_batches_do_not_depend_on_threads():
 
 
 def test_an_explicit_minibatch_size_is_obeyed_even_if_it_is_the_default():
-    """35 that was asked for gives minibatches of 35; 35 by default lets our sampler decide."""
+    """35 that was asked for gives minibatches of 35; 35 by default, or ``None``, lets our sampler decide."""
     sizes = []
-    for given in ({"minibatch_size": 35}, {}):
+    for given in ({"minibatch_size": 35}, {}, {"minibatch_size": None}):
         trials = compiled(sampler="onehot", num_trials=3, **given).optimization_run.trials
         sizes.append({len(t.user_attrs["examples"]) for t in trials if t.user_attrs["kind"] != "full"})
-    assert max(sizes[0]) == 35 and max(sizes[1]) < 35
+    assert max(sizes[0]) == 35 and max(sizes[1]) < 35 and max(sizes[2]) < 35
 
 
 def test_a_validation_set_smaller_than_the_default_minibatch_is_no_error():

@@ -211,6 +211,17 @@ class Locked(dspy.Module):
         return self.answer(question=question)
 
 
+class BesideALock(dspy.Module):
+    """A program with a predictor in a dictionary that cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.box = {"lock": threading.Lock(), "answer": dspy.Predict("question -> answer")}
+
+    def forward(self, question):
+        return self.box["answer"](question=question)
+
+
 class Nested(dspy.Module):
     """A program with a predictor where DSPy does not look."""
 
@@ -236,6 +247,7 @@ class Nested(dspy.Module):
         ({"valset": [*VALSET, {"question": "q"}]}, "Example 24 of valset is a dict"),
         ({"valset": "question"}, "list of dspy.Example"),
         ({"program": Locked()}, "2 predictors instead of 1"),
+        ({"program": BesideALock()}, "shares 1 predictor with it"),
         ({"program": Nested(seen=False)}, "steps"),
     ],
 )
@@ -248,11 +260,15 @@ def test_what_cannot_be_optimized_is_refused_before_any_call(options, message):
 
 
 @pytest.mark.parametrize("name", ["prompt_model", "reflection_lm"])
-def test_a_language_model_that_is_only_named_is_refused(name):
-    """The name of a model in the place of a model is refused before any call, with what to write instead."""
-    named, lm = {name: "openai/gpt-4o"}, rule_lm()
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("openai/gpt-4o", "='openai/gpt-4o' is a text: give .*dspy.LM"), (str.upper, "=.* give a language model, .*LM")],
+)
+def test_what_is_no_language_model_is_refused(name, given, message):
+    """The name of a model, or a function, in the place of one is refused before any call, with the remedy."""
+    named, lm = {name: given}, rule_lm()
     first, second = (named, {}) if name == "prompt_model" else ({}, {**named, "reflect": True})
-    with dspy.context(lm=lm), pytest.raises(OptionError, match=rf"{name}='openai/gpt-4o' is a text: give .*dspy.LM"):
+    with dspy.context(lm=lm), pytest.raises(OptionError, match=name + message):
         dspy.MIPROv2(metric=lambda e, p, t=None: True, **first).compile(
             dspy.Predict("question -> answer"), trainset=VALSET, sampler="qei", **second
         )

@@ -78,12 +78,18 @@ def check_program(student: Module) -> None:
             "%s is optimized in part only: DSPy does not see predictors in containers within containers, such as %s. "
             "Keep them in attributes, or in lists and dictionaries that are attributes.", name, ", ".join(hidden[:3]),
         )  # fmt: skip
-    copied = len(student.deepcopy().predictors())
-    if copied != len(predictors):
+    copies = student.deepcopy().predictors()
+    if len(copies) != len(predictors):
         raise SpaceError(
-            f"A copy of {name} has {counted(copied, 'predictor')} instead of {len(predictors)}: something in it "
+            f"A copy of {name} has {counted(len(copies), 'predictor')} instead of {len(predictors)}: something in it "
             "cannot be copied (a lock, a client, an open file), so predictors that it shares would be several. Leave "
             "it out of the program, or copy it in __deepcopy__."
+        )
+    if shared := {id(each) for each in copies} & {id(each) for each in predictors}:
+        raise SpaceError(
+            f"A copy of {name} shares {counted(len(shared), 'predictor')} with it, so all prompts would be one: what "
+            "holds the predictor cannot be copied, as a dictionary with a lock, a client or an open file beside it. "
+            "Keep the predictor in an attribute of its own."
         )
 
 
@@ -113,10 +119,14 @@ def _predictors(path: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
 
 
 def check_lms(**lms: Any) -> None:
-    """Refuse what is the name of a language model, and none."""
+    """Refuse what is no language model, such as its name."""
     for name, lm in lms.items():
         if isinstance(lm, str):
             raise OptionError(f"{name}={lm!r} is a text: give the language model, dspy.LM({lm!r}).")
+        if lm is not None and not isinstance(lm, dspy.BaseLM):
+            raise OptionError(
+                f"{name}={lm!r:.80} is a {type(lm).__name__}: give a language model, such as dspy.LM(...)."
+            )
 
 
 def lms_of(program: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from dspy.promptune.limits.answers import NoAnswerError, blank, may_repeat, whol
 from dspy.promptune.limits.gateway import GATEWAY, LMGateway, Stopped, expect, inside, request_key
 from dspy.promptune.limits.tally import MODEL_CLASS, Tally
 from dspy.promptune.limits.task import waiting
+from dspy.promptune.limits.threads import contexts_carried
 from dspy.utils.exceptions import is_retryable_lm_error
 
 __all__ = ["OWN", "own_calls_held", "through_gateway", "without_gateway"]
@@ -55,10 +56,11 @@ def without_gateway(lm: Any) -> Any:
 
 @contextlib.contextmanager
 def own_calls_held() -> Iterator[None]:
-    """In this block, language models whose class replaces DSPy's way of calling are views within a run's context.
+    """In this block, a run sees the calls of threads that its programs start, and of models that call in their own way.
 
-    Such a model tells no callbacks, and where a metric calls it outside of any module nothing else would notice.
-    Outside a run's context it is called as ever; after the last of several blocks the classes are as they were.
+    Language models whose class replaces DSPy's way of calling are views within a run's context: such a model tells no
+    callbacks, and where a metric calls it outside of any module nothing else would notice. Outside a run's context it
+    is called as ever; after the last of several blocks the classes are as they were.
     """
     global _holders
     with _lock:
@@ -70,7 +72,8 @@ def own_calls_held() -> Iterator[None]:
                     setattr(kind, name, _held(name, own))
                     _replaced.append((kind, name, own))
     try:
-        yield
+        with contexts_carried():
+            yield
     finally:
         with _lock:
             _holders -= 1

@@ -1,0 +1,92 @@
+"""A program's own threads are part of the run that evaluates it."""
+
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import dspy
+from tests.compile.hazards import compiled, rule_lm
+
+pytestmark = pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
+
+SHARED = ThreadPoolExecutor(2)  # made long before any run, as in a module of a user's
+
+
+class Asking(dspy.Module):
+    """Asks three times, each in a thread of its own; the last answer counts."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.answer, self.how = dspy.Predict("question -> answer"), how
+
+    def forward(self, question):
+        return getattr(self, f"by_{self.how}")(question)[-1]
+
+    def by_pool(self, question):
+        with ThreadPoolExecutor(3) as pool:
+            return [each.result() for each in [pool.submit(self.answer, question=question) for _ in range(3)]]
+
+    def by_shared_pool(self, question):
+        return [each.result() for each in [SHARED.submit(self.answer, question=question) for _ in range(3)]]
+
+    def by_threads(self, question):
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(self.answer(question=question))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+
+@pytest.mark.parametrize("how", ["pool", "shared_pool", "threads"])
+def test_calls_of_a_programs_own_threads_are_held_and_counted(how):
+    """Whatever threads a program calls from, ``max_lm_calls`` and ``max_concurrency`` hold, and every call counts."""
+    own = threading.Thread.start, ThreadPoolExecutor.submit
+    lm = rule_lm(seconds=0.003)
+    found = compiled(lm, Asking(how), max_lm_calls=150, max_concurrency=3)
+    spent = found.optimization_run.spent
+    assert len(lm.calls) <= 150 and lm.level.most <= 3
+    assert spent["search"]["calls"] > 40 and sum(step.get("calls") or 0 for step in spent.values()) == len(lm.calls)
+    assert (threading.Thread.start, ThreadPoolExecutor.submit) == own
+
+
+class Served(dspy.Module):
+    """Answers by a thread that it starts when it is first asked, and that serves all copies for ever."""
+
+    asked: queue.Queue = queue.Queue()
+    started = threading.Lock()
+
+    def __init__(self):
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+
+    def forward(self, question):
+        if self.started.acquire(blocking=False):
+            threading.Thread(target=self.serve, daemon=True).start()
+        back = queue.Queue()
+        self.asked.put((self.answer, question, back))
+        return back.get(timeout=30)
+
+    @classmethod
+    def serve(cls):
+        while True:
+            predictor, question, back = cls.asked.get()
+            try:
+                back.put(predictor(question=question))
+            except BaseException as error:
+                back.put(error)
+
+
+def test_a_thread_that_outlives_the_run_is_free_of_it():
+    """A server that a program started in a run calls the model of today, without the run's budget, when it is over."""
+    found = compiled(rule_lm(), Served(), max_lm_calls=60)
+    later = rule_lm()
+    dspy.configure(lm=later)
+    try:
+        assert isinstance(found(question="question 3"), dspy.Prediction)
+    finally:
+        dspy.configure(lm=None)
+    assert len(later.calls) == 1
