@@ -30,8 +30,8 @@ __all__ = ["main"]
 WORDS = {"examples_scored": "examples scored", "lm_calls": "LM calls"}  # of a summary, where they are not its names
 GOES_ON = "not ended: resume=True continues it"
 LIVE = (
-    "To see the trials as they come: pip install optuna-dashboard, then optuna-dashboard sqlite:///runs.db for "
-    'storage="runs.db" (or optuna-dashboard runs.log, or the database\'s URL), and open the address that it prints.'
+    "To see the trials as they come: pip install optuna-dashboard, then\n\n    optuna-dashboard sqlite:///runs.db\n\n"
+    'for storage="runs.db" (or optuna-dashboard runs.log, or the database\'s URL), and open the address it prints.'
 )
 STORAGE = "a SQLite file, an Optuna journal (*.log), or a URL such as postgresql://user@host/base"
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _why(error: Exception, storage: str) -> str:
     """What went wrong, in one line."""
-    if isinstance(error, PromptuneError):
+    if isinstance(error, (PromptuneError, ImportError)):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
         return f"{error.filename or 'A file'} cannot be written: {error.strerror}."
@@ -81,12 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--program", type=Path, metavar="FILE", help="the best program as JSON, for program.load(FILE)")
     report = _command(commands, "report", "write a run's report, one page of HTML", _report)
     report.add_argument("--study", metavar="NAME", help="which run; not needed where there is only one")
-    report.add_argument("-o", "--output", type=Path, metavar="FILE", default=Path("report.html"), help="the page")
+    report.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", default=Path("report.html"), help="the page; default: report.html"
+    )
     report.add_argument(
         "--watch", type=_seconds, nargs="?", const=10, metavar="SECONDS",
         help="write the page again every 10 (or SECONDS) seconds until the run ends; an open page renews itself",
     )  # fmt: skip
-    report.epilog = LIVE
+    report.epilog, report.formatter_class = LIVE, argparse.RawDescriptionHelpFormatter
     prune = _command(commands, "prune", "delete runs and all that they have paid for", _prune)
     prune.add_argument("--study", metavar="NAME", help="only this one, whoever made it; default: all runs of promptune")
     prune.add_argument("--yes", action="store_true", help="do it; without this nothing is deleted")
@@ -223,11 +225,7 @@ def _end_of(study: Study) -> str:
 
 
 def _seconds(text: str) -> int:
-    """A whole number of seconds, one at least.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
+    """A whole number of seconds, one at least; argparse shows what is said of another."""
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of seconds, 1 or more")
     return int(text)
@@ -287,13 +285,14 @@ def _studies(storage: str, *, read_only: bool = True) -> list[Study]:
 
 def _study(args: argparse.Namespace, *, read_only: bool = True) -> Study:
     found = _studies(args.storage, read_only=read_only)
-    names = ", ".join(repr(study.study_name) for study in found) or "none"
+    where, names = _place(args.storage), ", ".join(repr(study.study_name) for study in found)
     named = [study for study in found if args.study in (None, study.study_name)]
     if len(named) == 1:
         return named[0]
     if args.study is None:
-        raise StorageError(f"Which run? Name it with --study; there are {names} in {_place(args.storage)}.")
-    raise StorageError(f"There is no run {args.study!r} in {_place(args.storage)}: there are {names}.")
+        many = f"Which run? Name it with --study; there are {names} in {where}."
+        raise StorageError(many if found else f"There are no runs in {where}.")
+    raise StorageError(f"There is no run {args.study!r} in {where}: there are {names or 'none'}.")
 
 
 def _place(storage: str) -> str:

@@ -136,16 +136,20 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
         ``timeout``).
 
         Args:
+            minibatch_size: Examples of one evaluation. Upstream's default is 35. With our samplers it is left out by
+                default, and prompts are raced on small blocks; a number that is given, 35 too, turns that off.
             sampler: ``None`` or ``"tpe"`` (Optuna's TPE), ``"qei"``, ``"qlogei"``, ``"qlognei"``, ``"thompson"``
                 (Gaussian process over what the prompts mean), ``"onehot"`` (the same without meaning), ``"botorch"``
                 (the same, with BoTorch's batches), ``"gp"``, ``"random"``, an ``optuna.samplers.BaseSampler``, or a
                 callable that builds one from the :class:`dspy.promptune.PromptSpace`.
             embedder: ``"minilm"``, ``"ngram"``, ``"onehot"``, a ``dspy.Embedder``, or a callable, texts to array.
-            acquisition: ``"qei"``, ``"qlogei"``, ``"qlognei"`` or ``"thompson"``.
+            acquisition: ``"qei"``, ``"qlogei"``, ``"qlognei"`` or ``"thompson"``: what ``"onehot"`` and ``"botorch"``
+                choose by; default ``"qei"``.
             batch_size: Prompts proposed together; default ``n_jobs``.
-            max_space_size: Combinations looked at in one proposal.
-            n_batches: Random batches scored jointly by qExpectedImprovement in one proposal.
-            min_cold_start: Results to wait for, proposing at random, before the model is asked.
+            max_space_size: Combinations looked at in one proposal; default 1,000.
+            n_batches: Random batches scored jointly by the acquisition in one proposal; default 0: the batch is built
+                prompt by prompt (``"botorch"``: 100).
+            min_cold_start: Results to wait for, proposing at random, before the model is asked; default 3.
             instructions: Instructions of your own, candidates beside the proposed ones: a list for a program of one
                 predictor, or ``{predictor: [...]}`` by the predictor's name or number.
             demo_sets: Demo sets of your own, candidates beside the bootstrapped ones: a list of lists of
@@ -187,6 +191,8 @@ class MIPROv2(_upstream.MIPROv2, Teleprompter):
 
         Raises:
             OptionError: An unknown sampler, an option it does not take, or a value out of its range.
+            SpaceError: A program without predictors, or one that cannot be copied.
+            EmbeddingError: An unknown embedder, or one that failed.
             EvaluationError: No evaluation succeeded.
             StorageError: The storage cannot be used, or holds another run under this name.
             BudgetError: A budget that does not reach as far as the first evaluation.

@@ -208,7 +208,9 @@ def test_a_small_chance_is_told_alike_everywhere(record, probability, words):
     found = replace(record)
     found.__dict__["beliefs"] = replace(record.beliefs, p_best=shown)
     text = page(found).replace("\u00a0", " ")
-    assert f"; best of all with {escape(words)}" in text and f'data-label="P(best)">{escape(words)}<' in text
+    assert (
+        f"; {escape(words)} likely to be the best of all" in text and f'data-label="P(best)">{escape(words)}<' in text
+    )
 
 
 def test_where_the_rest_of_the_probability_lies_is_said(record):

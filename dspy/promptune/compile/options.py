@@ -98,7 +98,7 @@ class CompileOptions:
             raise OptionError(f"reflection_lm={self.reflection_lm!r} acts with reflect=True only.")
         if self.reflect and (embedder_of(self.sampler, self.sampler_options) is None or self.minibatch_size):
             raise OptionError(
-                f"reflect=True needs beliefs about prompts: use sampler='qei' without minibatch_size, not "
+                f"reflect=True needs a model of the prompts: use sampler='qei' without minibatch_size, not "
                 f"sampler={self.sampler!r} with minibatch_size={self.minibatch_size!r}."
             )
 

@@ -114,7 +114,7 @@ class Recorder(LoopListener):
         self._engine.progress.close()
         gateway, work = self._engine.gateway, self._engine.work
         logger.info(
-            "%s, cached ones too; %d at once at most, %d shared, %d retried, %d refused, %d out of time.",
+            "%s, answers of the cache included; %d at once at most, %d shared, %d retried, %d refused, %d out of time.",
             counted(gateway.calls, "language-model call"), gateway.limiter.peak, gateway.shared, gateway.retried,
             gateway.limiter.refused, self._engine.pool.given_up + (work.late if work is not None else 0),
         )  # fmt: skip

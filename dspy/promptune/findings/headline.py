@@ -92,7 +92,7 @@ def _best(record: RunRecord) -> str:
     if record.chances is None:
         return ""
     mine, tried, untried = record.chances
-    words = f"; best of all with {chance(mine)}"
+    words = f"; {chance(mine)} likely to be the best of all"
     if mine >= SURE or len(record.space) < 2:
         return words
     count = counted(len(record.space) - len(record.rows), "combination")
