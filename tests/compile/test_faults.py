@@ -222,6 +222,17 @@ class BesideALock(dspy.Module):
         return self.box["answer"](question=question)
 
 
+class Awaited(dspy.Module):
+    """A program that can only be awaited."""
+
+    def __init__(self):
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+
+    async def aforward(self, question):
+        return await self.answer.acall(question=question)
+
+
 class Nested(dspy.Module):
     """A program with a predictor where DSPy does not look."""
 
@@ -248,6 +259,7 @@ class Nested(dspy.Module):
         ({"valset": "question"}, "list of dspy.Example"),
         ({"program": Locked()}, "2 predictors instead of 1"),
         ({"program": BesideALock()}, "shares 1 predictor with it"),
+        ({"program": Awaited()}, r"no forward\(\), .*dspy\.syncify"),
         ({"program": Nested(seen=False)}, "steps"),
     ],
 )

@@ -65,6 +65,9 @@ def check_program(student: Module) -> None:
         SpaceError: It has no predictors, or a copy of it has others.
     """
     name, predictors = type(student).__name__, student.predictors()
+    if not hasattr(student, "forward"):
+        remedy = "give dspy.syncify(program)" if hasattr(student, "aforward") else "define one"
+        raise SpaceError(f"{name} has no forward(), by which it would be evaluated: {remedy}.")
     hidden = _hidden(student, {id(each) for each in predictors})
     if not predictors:
         where = f"; those in {', '.join(hidden)} are not seen by DSPy" if hidden else ""

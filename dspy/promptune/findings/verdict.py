@@ -107,6 +107,11 @@ class Verdict:
         found.append(f"Spent    {self.spent()}")
         failed = [f"Failed   {self._failed()}"] if self.record.having("failed") else []
         failed += [f"Missing  {line}" for line in shortened(self.record.missing, SAID)]
+        if (refused := self.record.facts.get("refused")) and not self.record.facts.get("lineage"):
+            requests = counted(len(refused), "request")
+            failed.append(
+                f"Missing  No instruction was written: {requests} brought nothing, the last: {shown(refused[-1])}"
+            )
         return found + failed + ([] if failures.many else [f"Failing  {line}" for line in failures.lines()])
 
     def _gain(self) -> str:
