@@ -90,3 +90,32 @@ def test_a_thread_that_outlives_the_run_is_free_of_it():
     finally:
         dspy.configure(lm=None)
     assert len(later.calls) == 1
+
+
+class Whole(Asking):
+    """Asks in threads, of every fourth question nine times, and says whether all had their answers."""
+
+    def __init__(self):
+        super().__init__("threads")
+
+    def forward(self, question):
+        number = 1 if int(question.split()[-1]) % 4 else 9
+        answers = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(self.answer(question=question))) for _ in range(number)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return dspy.Prediction(answer="whole" if len(answers) == number else "torn")
+
+
+def test_what_a_stopped_thread_leaves_behind_is_not_scored(capsys):
+    """Where a budget stops a program's thread, the program's answer without it is no score, and nothing is printed."""
+    for most in (120, 140, 160, 180):
+        found = compiled(rule_lm(seconds=0.002), Whole(), metric=lambda e, p, t=None: p.answer == "whole",
+                         num_threads=4, max_lm_calls=most, minibatch_size=5)  # fmt: skip
+        scores = [score for trial in found.optimization_run.trials for score in trial.user_attrs.get("scores", ())]
+        assert len(scores) > 20 and set(scores) == {1.0}
+    assert "Exception in thread" not in capsys.readouterr().err

@@ -24,7 +24,7 @@ from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.limits.answers import empty_replies, of_model, unanswered
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.pool import Pool
-from dspy.promptune.limits.task import waiting
+from dspy.promptune.limits.task import waiting, with_threads
 from dspy.promptune.limits.views import through_gateway
 from dspy.promptune.run.evaluators import Done, Keep, keep_nothing
 from dspy.promptune.secrets import readable, said
@@ -308,7 +308,7 @@ class ProgramEvaluator:
             if state.over or self._pool.stopped.is_set():
                 raise Abandoned
             try:
-                found = call()
+                found = with_threads(call)
                 silence.answered()
                 return found
             except Exception as error:

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 import dspy
-from dspy.promptune.limits.task import TASK, Task
+from dspy.promptune.limits.task import TASK, Task, with_threads
 
 __all__ = ["Limited", "Pool", "PoolStoppedError"]
 
@@ -288,4 +288,4 @@ def _run(task: Task) -> Callable[[], None]:
 
 def _call(task: Task) -> Any:
     with dspy.context(trace=[], **{TASK: task}):
-        return task.function(*task.args)
+        return with_threads(lambda: task.function(*task.args))

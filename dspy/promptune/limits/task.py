@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 
-__all__ = ["TASK", "Task", "given_up", "hold", "waiting"]
+__all__ = ["TASK", "Task", "given_up", "hold", "waiting", "with_threads"]
 
+T = TypeVar("T")
 TASK = "promptune_task"  # the setting of DSPy that holds the running task: it travels to a program's own threads
 
 
@@ -24,6 +25,10 @@ class Task:
 
     The clock stands still while one of the task's threads or coroutines waits and none of them holds anything: then
     the task cannot go on.
+
+    Attributes:
+        ended: The error of a thread of its own that the run has stopped: what the task makes without it counts for
+            nothing.
     """
 
     future: Future[Any]
@@ -34,6 +39,7 @@ class Task:
     limit: float | None = None
     abandoned: bool = False
     per_call: bool = False
+    ended: BaseException | None = None
     _held: dict[str, Callable[[BaseException], None]] = field(default_factory=dict)
     _waiting: int = 0
     _idle: float = 0.0
@@ -96,6 +102,16 @@ def given_up() -> bool:
     """Whether the running task was given up: nobody waits for what it would bring."""
     task: Task | None = dspy.settings.get(TASK)
     return task is not None and task.abandoned
+
+
+def with_threads(call: Callable[[], T]) -> T:
+    """What ``call`` returns or raises, unless the run has stopped one of the running task's own threads meanwhile."""
+    task: Task | None = dspy.settings.get(TASK)
+    try:
+        return call()
+    finally:
+        if task is not None and task.ended is not None:
+            raise task.ended
 
 
 @contextlib.contextmanager

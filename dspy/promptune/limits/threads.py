@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary
 
 import dspy
 from dspy.dsp.utils.settings import dotdict, thread_local_overrides
-from dspy.promptune.limits.task import TASK
+from dspy.promptune.limits.gateway import Stopped
+from dspy.promptune.limits.task import TASK, Task
 
 __all__ = ["contexts_carried"]
 
@@ -53,13 +54,22 @@ _own_start, _own_submit = threading.Thread.start, ThreadPoolExecutor.submit
 
 
 def _start(self: threading.Thread) -> None:
-    if dspy.settings.get(TASK) is not None and not _of_pool(self):
+    task: Task | None = dspy.settings.get(TASK)
+    if task is not None and not _of_pool(self):
         context, settings = contextvars.copy_context(), dotdict(thread_local_overrides.get())
         context.run(thread_local_overrides.set, settings)
-        self.run = partial(context.run, self.run)  # type: ignore[method-assign]
+        self.run = partial(_run, task, context, self.run)  # type: ignore[method-assign]
         with _lock:
             _started[self] = settings
     _own_start(self)
+
+
+def _run(task: Task, context: contextvars.Context, run: Callable[[], None]) -> None:
+    """A thread's work; nobody hears how it ends but the task."""
+    try:
+        context.run(run)
+    except Stopped as error:
+        task.ended = error
 
 
 def _of_pool(thread: threading.Thread) -> bool:
