@@ -310,12 +310,26 @@ def test_a_test_set_is_shown(program, tmp_path):
 
 
 def test_a_test_set_without_a_model_is_no_result(program, tmp_path):
-    """Where no program answers, a test set is refused with the remedy, few examples or many, instead of 0 right."""
+    """Where the winner never answers, a test set is refused with the remedy, few examples or many: no 0 right."""
     with dspy.context(lm=None):
         for size in (2, 12):
             with pytest.raises(EvaluationError, match=r"dspy\.configure\(lm=\.\.\.\)"):
                 program.optimization_run.report(tmp_path / "report.html", testset=EXAMPLES[-size:])
     assert not (tmp_path / "report.html").exists()
+
+
+def test_an_original_that_fails_throughout_is_compared(program, tmp_path):
+    """An original program that fails on all of a test set, however many examples, has 0 right beside the winner."""
+    run = program.optimization_run
+
+    class Failing(dspy.Module):
+        def forward(self, **inputs):
+            raise ValueError("cannot be read")
+
+    found = replace(run, programs=replace(run.programs, original=Failing()))
+    with dspy.context(lm=RuleLM(TaskRule(ANSWERS, quality=Quality(0.2)))):
+        shown = found.report(tmp_path / "report.html", testset=EXAMPLES[44:]).read_text(encoding="utf-8")
+    assert re.search(r"\d+ of 16 test examples right instead of 0", shown)
 
 
 def test_held_out_examples_are_compared():

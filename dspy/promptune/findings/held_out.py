@@ -12,7 +12,6 @@ from dspy.promptune.findings.cases import Cases, compare
 from dspy.promptune.findings.scale import Scale, scale_of
 from dspy.promptune.findings.statistics import difference
 from dspy.promptune.findings.verdict import instead, sure
-from dspy.promptune.secrets import said
 
 if TYPE_CHECKING:
     from dspy.promptune.run.search import Compared
@@ -36,8 +35,9 @@ def evaluated(programs: Compared | None, testset: Sequence[Any], scale: Scale) -
 
     Raises:
         OptionError: The programs are not at hand, there is no example, or one is none.
-        EvaluationError: One of the programs failed on every example, or on too many to go on.
+        EvaluationError: The winner failed on every example.
     """
+    import dspy
     from dspy.promptune.compile.door import checked_examples
 
     if programs is None:
@@ -48,25 +48,17 @@ def evaluated(programs: Compared | None, testset: Sequence[Any], scale: Scale) -
     examples = checked_examples("testset", testset)
     if not examples:
         raise OptionError("testset=[] has no examples: give at least one, or leave it out.")
-    before, after = (_rows(program, examples, programs) for program in (programs.original, programs.winner))
-    return held_out(before, after, scale)
-
-
-def _rows(program: Any, examples: Sequence[Any], programs: Compared) -> list[tuple[Any, Any, float]]:
-    """What ``dspy.Evaluate`` has of each example; one on which the program failed counts 0 there."""
-    import dspy
-
     evaluate = dspy.Evaluate(
-        devset=list(examples), metric=programs.metric, num_threads=programs.num_threads, display_progress=False
-    )
-    remedy = "dspy.configure(lm=...) must be as it was for the search; the errors are in the log"
-    try:
-        rows: list[tuple[Any, Any, float]] = evaluate(program).results
-    except Exception as error:
-        raise EvaluationError(f"The test set could not be evaluated: {said(error)} {remedy}.") from error
-    if all(isinstance(row[1], dspy.Prediction) and not len(row[1]) for row in rows):
-        raise EvaluationError(f"The program failed on all of {counted(len(rows), 'test example')}: {remedy}.")
-    return rows
+        devset=examples, metric=programs.metric, num_threads=programs.num_threads, display_progress=False,
+        max_errors=len(examples) + 1,
+    )  # fmt: skip
+    after = evaluate(programs.winner).results  # an example on which a program fails counts 0
+    if all(isinstance(prediction, dspy.Prediction) and not len(prediction) for _, prediction, _ in after):
+        raise EvaluationError(
+            f"The winner failed on all of {counted(len(after), 'test example')}: dspy.configure(lm=...) must be as it "
+            "was for the search; the errors are in the log."
+        )
+    return held_out(evaluate(programs.original).results, after, scale)
 
 
 def held_out(
