@@ -24,6 +24,7 @@ from dspy.promptune import EmbeddingError, EvaluationError, OptionError, QEISamp
 from dspy.promptune.compile.options import CompileOptions
 from dspy.promptune.options import SAMPLER_OPTIONS
 from dspy.promptune.run.loop import SearchLoop
+from dspy.promptune.run.naming import prompt_name
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMServerError
 from dspy.utils.usage_tracker import track_usage
@@ -247,6 +248,19 @@ def test_an_explicit_minibatch_size_is_obeyed_even_if_it_is_the_default():
         trials = compiled(sampler="onehot", num_trials=3, **given).optimization_run.trials
         sizes.append({len(t.user_attrs["examples"]) for t in trials if t.user_attrs["kind"] != "full"})
     assert max(sizes[0]) == 35 and max(sizes[1]) < 35 and max(sizes[2]) < 35
+
+
+def test_the_log_names_leaders_and_not_every_block(caplog):
+    """INFO messages say which prompt leads, on all its scores, and leave the blocks of a race to DEBUG."""
+    with caplog.at_level("DEBUG", logger="dspy.promptune"):
+        run = compiled(sampler="onehot", num_trials=6).optimization_run
+    ours = [record for record in caplog.records if record.name.endswith("recorder")]
+    led = [record.getMessage() for record in ours if record.getMessage().startswith("In the lead: ")]
+    blocks = [record for record in ours if " (block): " in record.getMessage()]
+    assert len(blocks) == sum(trial.user_attrs["kind"] == "block" for trial in run.trials) > 3
+    assert {record.levelname for record in blocks} == {"DEBUG"}
+    assert f" on {len(VALSET)} examples, the original prompt." in led[0]
+    assert led[-1].endswith(f" examples, {prompt_name(run.space, run.space.key(run.best_params))}.")
 
 
 def test_a_validation_set_smaller_than_the_default_minibatch_is_no_error():

@@ -21,6 +21,7 @@ from dspy.promptune.run.listeners import LoopListener
 from dspy.promptune.run.loop import SearchLoop
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.search import Run
+from dspy.promptune.space import Key
 
 if TYPE_CHECKING:
     from dspy.promptune.compile.engine import Engine
@@ -63,12 +64,17 @@ class Recorder(LoopListener):
         scores = () if outcome.error else tuple(row[example] for example in job.examples)
         self.entries.append(Entry(job, scores, len(outcome.scores), outcome.error))
         if outcome.error is None:
-            mean = math.fsum(scores) / len(scores)
-            logger.info("Trial %d (%s): %s.", job.number, job.kind, self._told(job, scores, mean))
+            level = logging.DEBUG if job.kind == "block" else logging.INFO  # a few examples say little
+            logger.log(level, "Trial %d (%s): %s.", job.number, job.kind, self._told(job.key, scores))
 
-    def _told(self, job: Job, scores: Sequence[float], mean: float) -> str:
-        count = counted(len(scores), "example")
-        return f"{score_text(mean, self.run.table.bounded)} on {count}, {prompt_name(self.run.space, job.key)}"
+    def on_best(self, key: Key) -> None:
+        """Another prompt leads."""
+        if row := self.run.table.row(key):
+            logger.info("In the lead: %s.", self._told(key, tuple(row.values())))
+
+    def _told(self, key: Key, scores: Sequence[float]) -> str:
+        mean, count = math.fsum(scores) / len(scores), counted(len(scores), "example")
+        return f"{score_text(mean, self.run.table.bounded)} on {count}, {prompt_name(self.run.space, key)}"
 
     def all_entries(self) -> list[Entry]:
         """Every job of the run that ended, those of other drivers included."""
