@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import dspy
+from dspy.promptune.limits import threads
+from dspy.promptune.limits.threads import contexts_carried
 from tests.compile.hazards import compiled, rule_lm
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
@@ -119,3 +121,30 @@ def test_what_a_stopped_thread_leaves_behind_is_not_scored(capsys):
         scores = [score for trial in found.optimization_run.trials for score in trial.user_attrs.get("scores", ())]
         assert len(scores) > 20 and set(scores) == {1.0}
     assert "Exception in thread" not in capsys.readouterr().err
+
+
+def test_another_librarys_way_of_starting_threads_stays(monkeypatch):
+    """Whoever else replaces ``Thread.start``, before a run or within it, is called and is there afterwards."""
+    started = []
+    monkeypatch.setattr(threads, "_standing_in", False)  # is so again at the end, and so are both classes
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", ThreadPoolExecutor.submit)
+
+    def replaced():
+        own = threading.Thread.start
+
+        def start(self):
+            started.append(self)
+            own(self)
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+        return start
+
+    before = replaced()
+    with contexts_carried():
+        threading.Thread(target=len, args=("",)).start()
+    assert threading.Thread.start is before and len(started) == 1
+    with contexts_carried():
+        within = replaced()
+    with contexts_carried():
+        threading.Thread(target=len, args=("",)).start()
+    assert threading.Thread.start is within and len(started) == 3

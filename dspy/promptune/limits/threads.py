@@ -24,23 +24,20 @@ def contexts_carried() -> Iterator[None]:
     """In this block, the threads that a task of a run starts work in a copy of its context.
 
     So does what a task submits to a ``ThreadPoolExecutor``, wherever that was made. Python starts threads in an empty
-    context, where neither the run nor ``dspy.context`` is known. After the last of several blocks ``threading`` is as
-    it was, and threads that go on, as those of a server that a program has started, know of no run any more.
+    context, where neither the run nor ``dspy.context`` is known. After the last of several blocks both classes are as
+    they were, and threads that go on, as those of a server that a program has started, know of no run any more.
     """
     global _holders
     with _lock:
         _holders += 1
-        if _holders == 1:
-            threading.Thread.start = _start  # type: ignore[method-assign]
-            ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
+        _stand_in()
     try:
         yield
     finally:
         with _lock:
             _holders -= 1
             if not _holders:
-                threading.Thread.start = _own_start  # type: ignore[method-assign]
-                ThreadPoolExecutor.submit = _own_submit  # type: ignore[method-assign]
+                _step_back()
                 for thread, settings in list(_started.items()):
                     if thread.is_alive() and not settings[TASK].abandoned:
                         settings.clear()
@@ -50,7 +47,25 @@ def contexts_carried() -> Iterator[None]:
 _lock = threading.Lock()
 _holders = 0
 _started: WeakKeyDictionary[threading.Thread, dict[str, Any]] = WeakKeyDictionary()  # and the settings in their context
-_own_start, _own_submit = threading.Thread.start, ThreadPoolExecutor.submit
+_standing_in = False
+_own_start, _own_submit = threading.Thread.start, ThreadPoolExecutor.submit  # what ours stand in for
+
+
+def _stand_in() -> None:
+    global _standing_in, _own_start, _own_submit
+    if not _standing_in:
+        _standing_in, _own_start, _own_submit = True, threading.Thread.start, ThreadPoolExecutor.submit
+        threading.Thread.start = _start  # type: ignore[method-assign]
+        ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
+
+
+def _step_back() -> None:
+    """Where another library has replaced them meanwhile, ours stay below its own, and do nothing without a task."""
+    global _standing_in
+    if threading.Thread.start is _start and ThreadPoolExecutor.submit is _submit:
+        threading.Thread.start = _own_start  # type: ignore[method-assign]
+        ThreadPoolExecutor.submit = _own_submit  # type: ignore[method-assign]
+        _standing_in = False
 
 
 def _start(self: threading.Thread) -> None:
