@@ -59,7 +59,7 @@ class Play:
 
 
 def test_a_block_that_the_budget_cuts_short_makes_no_winner():
-    """One right answer does not win over half of twelve, as the first of a block that was cut; half a block may."""
+    """One right answer does not win over half of twelve, as one left of a cut block; two may."""
     space, best = by_length(8), []
     for seen in (1, 2):
         table = ScoreTable()

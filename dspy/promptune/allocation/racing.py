@@ -118,8 +118,8 @@ class RacingPolicy:
             self._known[job.key] = None
 
     def best(self) -> Key:
-        """The measured combination with the highest posterior mean; one with less than half a block says too little."""
-        least = min(self._block, self._budget.n_examples) / 2
+        """The measured combination with the highest posterior mean; one with less than a first block says too little."""
+        least = min(FIRST_BLOCK, self._budget.n_examples)
         out = self._faults.out | {key for key in self._known if len(self._row(key)) < least}
         if self._known and self._believing():
             return self._beliefs.best(out)
