@@ -118,7 +118,7 @@ class RacingPolicy:
             self._known[job.key] = None
 
     def best(self) -> Key:
-        """The measured combination with the highest posterior mean; one with less than a first block says too little."""
+        """The measured prompt with the highest posterior mean; less than a first block of scores says too little."""
         least = min(FIRST_BLOCK, self._budget.n_examples)
         out = self._faults.out | {key for key in self._known if len(self._row(key)) < least}
         if self._known and self._believing():
