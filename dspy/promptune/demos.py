@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["demo_set_text", "equal_candidates", "first_equal", "is_demo_set", "same_fields"]
@@ -65,5 +65,9 @@ def equal_candidates(one: Any, other: Any) -> bool:
 
 
 def is_demo_set(one: Any) -> bool:
-    """Whether something is a list of examples or mappings."""
-    return isinstance(one, Sequence) and all(callable(getattr(demo, "items", None)) for demo in one)
+    """Whether something is a list of ``dspy.Example`` or of mappings."""
+    return isinstance(one, Sequence) and not isinstance(one, (str, bytes)) and all(map(_is_example, one))
+
+
+def _is_example(one: Any) -> bool:
+    return isinstance(one, Mapping) or (hasattr(one, "inputs") and hasattr(one, "items"))

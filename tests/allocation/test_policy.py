@@ -66,10 +66,8 @@ def test_a_block_that_the_budget_cuts_short_makes_no_winner():
         for key, count in {(0,): 12, (1,): seen, (2,): 6}.items():
             for example in range(count):
                 table.add(key, example, float(key == (1,) or example % 2))
-        sampler, budget = (
-            make_sampler("qei", space=space, seed=0, embedder=letters),
-            Budget(n_examples=40, max_calls=20),
-        )
+        sampler = make_sampler("qei", space=space, seed=0, embedder=letters)
+        budget = Budget(n_examples=40, max_calls=20)
         best.append(RacingPolicy(sampler, space, table, budget, rng=random.Random(0)).best())
     assert best[0] != (1,) and best[1] == (1,)
 

@@ -33,9 +33,11 @@ class Asking(dspy.Module):
     def by_shared_pool(self, question):
         return [each.result() for each in [SHARED.submit(self.answer, question=question) for _ in range(3)]]
 
-    def by_threads(self, question):
+    def by_threads(self, question, number=3):
         answers = []
-        threads = [threading.Thread(target=lambda: answers.append(self.answer(question=question))) for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda: answers.append(self.answer(question=question))) for _ in range(number)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -102,14 +104,7 @@ class Whole(Asking):
 
     def forward(self, question):
         number = 1 if int(question.split()[-1]) % 4 else 9
-        answers = []
-        threads = [
-            threading.Thread(target=lambda: answers.append(self.answer(question=question))) for _ in range(number)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        answers = self.by_threads(question, number)
         return dspy.Prediction(answer="whole" if len(answers) == number else "torn")
 
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dspy.promptune.demos import demo_set_text, equal_candidates
+from dspy.promptune.demos import demo_set_text, equal_candidates, is_demo_set
 from dspy.promptune.errors import OptionError
 from dspy.promptune.limits.answers import is_empty, whole
 
@@ -90,7 +90,7 @@ def _checked(name: str, candidates: Any, fields: list[str]) -> list[Any]:
         if name == "instructions":
             if not isinstance(one, str) or is_empty(one):
                 raise OptionError(f"{name}: {one!r} is no instruction: give texts that are not empty.")
-        elif isinstance(one, (str, Mapping)) or not isinstance(one, Sequence) or not all(map(_is_example, one)):
+        elif not is_demo_set(one):
             raise OptionError(f"{name}: {one!r} is no demo set: give lists of dspy.Example or of mappings.")
         else:
             for demo in one:
@@ -99,7 +99,3 @@ def _checked(name: str, candidates: Any, fields: list[str]) -> list[Any]:
         if (text := demo_set_text(one)) != whole(text):
             raise OptionError(f"{name}: {one!r} holds half a character (a lone surrogate), which no model can be sent.")
     return list(candidates)
-
-
-def _is_example(one: Any) -> bool:
-    return isinstance(one, Mapping) or (hasattr(one, "inputs") and hasattr(one, "items"))
