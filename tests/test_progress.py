@@ -37,16 +37,16 @@ class Terminal(io.StringIO):
     [
         (
             None,
-            "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed; 1,400 LM calls, 17 in flight; 12,345 tokens; $0.50",
+            "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed; 1,400 LM calls; 17 in flight; 12,345 tokens; $0.50",
         ),
-        (90, "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed; 1,400 LM calls, 17 in flight; $0.50"),
-        (60, "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed"),
+        (90, "best 81.2 %; 3 raised; 8 running, 30 done; 2 failed; 1,400 LM calls; 17 in flight; $0.50"),
+        (60, "best 81.2 %; 3 raised; 2 failed; 1,400 LM calls; $0.50"),
         (30, "best 81.2 %; 3 raised"),
         (5, ""),
     ],
 )
 def test_the_most_important_parts_are_shown_where_there_is_little_room(width, text):
-    """The best score, what raised and what failed stay longest; tokens and dollars go first."""
+    """The best score, what raised and what failed stay longest, then calls and dollars; tokens go first."""
     assert STANDING.text(width) == text
 
 
@@ -58,7 +58,7 @@ def test_a_metric_that_does_not_go_to_1_is_told_in_its_own_units():
 
 def test_what_is_not_known_is_not_shown():
     """Without usage there are no tokens, without a result no best, without failures none."""
-    assert Standing(count=0, running=1, in_flight=3).text() == "1 running, 0 done; 0 LM calls, 3 in flight"
+    assert Standing(count=0, running=1, in_flight=3).text() == "1 running, 0 done; 0 LM calls; 3 in flight"
 
 
 def test_the_time_left_is_that_of_the_last_minute():

@@ -86,11 +86,12 @@ class Standing:
         found = [
             (0, f"best {score_text(self.best, self.percent)}{on}" if self.best is not None else ""),
             (1, ", ".join(wrong)),
-            (3, f"{self.running} running, {self.done} done" if self.running is not None else ""),
+            (5, f"{self.running} running, {self.done} done" if self.running is not None else ""),
             (2, f"{self.failed} failed" if self.failed else ""),
-            (4, f"{counted(self.calls, 'LM call')}, {self.in_flight} in flight"),
-            (6, counted(self.tokens, "token") if self.tokens is not None else ""),
-            (5, dollars(self.cost) if self.cost else ""),
+            (3, counted(self.calls, "LM call")),
+            (6, f"{self.in_flight} in flight"),
+            (7, counted(self.tokens, "token") if self.tokens is not None else ""),
+            (4, dollars(self.cost) if self.cost else ""),
         ]
         return [(rank, words) for rank, words in found if words]
 

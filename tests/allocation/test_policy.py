@@ -58,6 +58,16 @@ class Play:
         return self
 
 
+@pytest.mark.parametrize("size", [None, 20])
+def test_a_prompt_that_is_level_with_the_original_does_not_take_its_place(size):
+    """Where every prompt is right on the same examples, and all are scored, the original is returned."""
+    for seed in range(5):
+        play = Play(by_length(6), score=lambda key, example: float(example % 3 == 0), seed=seed, minibatch_size=size)
+        play.run()
+        assert play.table.count((0,)) == 40
+        assert play.policy.best() == (0,)
+
+
 def test_a_block_that_the_budget_cuts_short_makes_no_winner():
     """One right answer does not win over half of twelve, as one left of a cut block; two may."""
     space, best = by_length(8), []

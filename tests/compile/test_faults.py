@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 import dspy
 from dspy.promptune import EvaluationError, OptionError
 from dspy.promptune.errors import MetricError
+from dspy.promptune.findings.record import record_of
 from dspy.utils.exceptions import LMAuthError, LMServerError
 from tests.errors import UnreadableError
 from tests.server import LMServer, Quality, RuleLM, TaskRule, max_in_flight
@@ -558,6 +559,26 @@ def test_an_interrupt_gives_the_best_so_far_in_every_phase(monkeypatch, python_h
     found = compiled()
     assert left == [0] and isinstance(found, dspy.Predict)
     assert found.optimization_run.ended
+
+
+def test_what_an_interrupted_evaluation_scored_is_kept(caplog, python_hears_interrupts):
+    """Scores of an evaluation that never ended are in the record, which has as many as were paid for."""
+    seen, asked = [], {example.question for example in VALSET}
+
+    def pressing_metric(example, prediction, trace=None):
+        if example.question in asked:
+            seen.append(example)
+            if len(seen) == len(VALSET) + 8 + 2:
+                signal.raise_signal(signal.SIGINT)
+                while "Interrupted" not in caplog.text:
+                    time.sleep(0.01)
+        return exact(example, prediction)
+
+    lm, one = rule_lm(seconds=0.03), {"num_threads": 1}
+    run = compiled(lm, metric=pressing_metric, init=one, n_jobs=1).optimization_run
+    states = [trial.state for trial in run.trials]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    assert sum(len(row) for row in record_of(run).rows.values()) == run.calls > len(VALSET) + 8
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -14,7 +14,7 @@ from dspy.promptune.allocation.records import Assignment, Job, ScoreTable
 from dspy.promptune.errors import BudgetError
 from dspy.promptune.space import Key, PromptSpace
 
-__all__ = ["Budget", "MinibatchPolicy", "whole"]
+__all__ = ["Budget", "MinibatchPolicy", "unless_level", "whole"]
 
 FULL_EVERY = 5  # upstream's minibatch_full_eval_steps
 MINIBATCH = 35  # upstream's minibatch_size
@@ -139,8 +139,9 @@ class MinibatchPolicy:
         """The combination that the run would return now."""
         found = self._trusted() or self._best_full or self._means.best(self._in_running) or self._means.best()
         if found is None:  # an evaluation that failed may have left scores
-            found = max(self._table.keys(), key=self._average, default=None)
-        return found or next(iter(self._space.keys()))
+            found = max(self._table.keys(), key=self._table.mean, default=None)
+        first = next(iter(self._space.keys()))
+        return unless_level(found or first, first, self._table, len(self._examples))
 
     # ------------------------------------------------------------------
 
@@ -148,10 +149,6 @@ class MinibatchPolicy:
         """What a model believes to be the best, if a minibatch of it was scored."""
         key = self._believed()
         return key if key in self._means or key in self._full else None
-
-    def _average(self, key: Key) -> float:
-        row = self._table.row(key)
-        return math.fsum(row.values()) / len(row)
 
     def _kept_back(self) -> int:
         """Calls that the full evaluations will take which this many minibatches, and one more, make due."""
@@ -234,6 +231,16 @@ class MinibatchPolicy:
     def _complete(self, key: Key) -> bool:
         """Whether a prompt is scored on every example that it may be evaluated on."""
         return self._table.count(key) >= len(self._examples) or bool(self.faults.keys() and not self._open(key))
+
+
+def unless_level(key: Key, first: Key, table: ScoreTable, n_examples: int) -> Key:
+    """A prompt; the original, which is the first, where both have all their scores and its mean is as high.
+
+    A model may believe more of a prompt that is like others which did well, but nobody changes a program for that.
+    """
+    if table.count(first) < n_examples or table.count(key) < n_examples:
+        return key
+    return first if table.mean(first) >= table.mean(key) else key
 
 
 def whole(key: Key, table: ScoreTable, examples: Sequence[int], left: int) -> Assignment | None:

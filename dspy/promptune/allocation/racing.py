@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dspy.promptune.allocation.beliefs import Beliefs
 from dspy.promptune.allocation.faults import Faults
 from dspy.promptune.allocation.ledger import RunningJobs
-from dspy.promptune.allocation.policy import Budget, whole
+from dspy.promptune.allocation.policy import Budget, unless_level, whole
 from dspy.promptune.allocation.records import Assignment, Job, ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
 from dspy.promptune.gp.posterior import PoolPosterior
@@ -37,7 +37,8 @@ class RacingPolicy:
     examples as far as both went. Which prompt gets the next block is decided by the sampler's acquisition
     (:data:`dspy.promptune.gp.allocation.RULES`) from the joint posterior, running blocks counted as done. The last
     calls, :data:`FINAL` of all, go to the leaders (:func:`dspy.promptune.gp.allocation.finalist`): what is doubtful
-    then is which of them is best. The winner is the prompt with the highest posterior mean among those measured.
+    then is which of them is best. The winner is the prompt with the highest posterior mean among those measured; it
+    has to beat the original where both have all their scores.
 
     Args:
         sampler: Its model and options are used.
@@ -118,14 +119,22 @@ class RacingPolicy:
             self._known[job.key] = None
 
     def best(self) -> Key:
-        """The measured prompt with the highest posterior mean; less than a first block of scores says too little."""
+        """The measured prompt with the highest posterior mean; less than a first block of scores says too little.
+
+        The original has to be beaten, if both have all their scores.
+        """
+        first = next(iter(self._space.keys()))
+        return unless_level(self._believed_best(first), first, self._table, self._budget.n_examples)
+
+    def _believed_best(self, first: Key) -> Key:
+        """The best prompt as far as is believed, or known; the first where nothing is."""
         least = min(FIRST_BLOCK, self._budget.n_examples)
         out = self._faults.out | {key for key in self._known if len(self._row(key)) < least}
         if self._known and self._believing():
             return self._beliefs.best(out)
         measured = [key for key in sorted(self._known) if self._row(key)]
         keys = [key for key in measured if key not in out] or measured
-        return max(keys, key=self._average) if keys else next(iter(self._space.keys()))
+        return max(keys, key=self._average) if keys else first
 
     def grown(self, child: Key | None = None, *, sibling: bool = False) -> None:
         """A candidate was appended to the space; ``child`` is a prompt with it, to be looked at first.

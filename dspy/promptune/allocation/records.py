@@ -143,6 +143,11 @@ class ScoreTable:
         """How many combinations have a score."""
         return len(self._scores)
 
+    def mean(self, key: Key) -> float:
+        """Mean of a combination's scores so far; NaN without any."""
+        row = self.row(key)
+        return math.fsum(row.values()) / len(row) if row else math.nan
+
     def missing(self, key: Key, examples: Iterable[int]) -> list[int]:
         """Those of ``examples`` that the combination has no score for, in their order."""
         row = self._scores.get(key, {})

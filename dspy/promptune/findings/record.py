@@ -40,7 +40,7 @@ class Evaluation:
         key: The combination; ``None`` where it is not one of the space.
         kind: "block", "minibatch" or "full".
         state: "complete", "failed", "unfinished" or "running".
-        scores: By example, of those it was told with.
+        scores: By example, of those it was told with, or that it had when it was cut.
         paid: Examples that were newly scored for it.
         span: When it was proposed, asked for, begun and ended, in seconds of the run.
         lane: Of the timeline: evaluations of one lane never overlap.
@@ -273,7 +273,7 @@ def _evaluation(trial: FrozenTrial, key: Key | None, span: Span, lane: int, scru
     from dspy.promptune.storage.history import told_scores
 
     noted = trial.user_attrs
-    scores = dict(told_scores(trial)) or dict(trial.intermediate_values)
+    scores = dict(told_scores(trial)) or dict(trial.intermediate_values) or dict(noted.get("kept", ()))
     error = noted.get("error")
     states = {"COMPLETE": "complete", "FAIL": "unfinished" if unfinished(error) else "failed"}
     return Evaluation(
@@ -293,7 +293,7 @@ def _history(given: Any, evaluations: Sequence[Evaluation], space: PromptSpace) 
     ended = sorted((each for each in evaluations if each.state != "running"), key=lambda each: each.span.ended)
     entries = [(int(calls), tuple(key)) for calls, key in given or ()]
     total = sum(each.paid for each in ended)
-    shown = {each.key for each in evaluations if each.scores}  # of a first evaluation that was cut no trial has scores
+    shown = {each.key for each in evaluations if each.scores}  # earlier versions kept none of a cut one
     known = [(calls, found) for calls, key in entries if (found := space.find(key)) in shown and found is not None]
     if not known or known[-1][0] > total or _begins_late(known, ended):
         return tuple(_replay(ended)), bool(ended)

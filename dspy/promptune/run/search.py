@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -149,13 +148,12 @@ class Run:
         from dspy.promptune.allocation.expectation import expectation
 
         key = self._winner()
-        row = self.table.row(key)
         expected = expectation(self.sampler, self.table, key)
         return SearchRun(
             best_params=self.space.params(key),
             calls=self.table.calls,
             history=[(calls, self.space.params(best)) for calls, best in driver.log.history],
-            best_score=math.fsum(row.values()) / len(row) if row else math.nan,
+            best_score=self.table.mean(key),
             trials=self._trials(),
             order=driver.log.order,
             ended=ended,

@@ -24,7 +24,8 @@ class TrialNotes(LoopListener):
 
     The trial's user attributes are ``proposed`` (local time in ISO form, as Optuna's own times are), ``proposing`` and
     ``seconds`` (seconds), ``paid`` (examples newly scored), ``errors`` and ``unreadable`` (examples). Jobs that are
-    decided on outside have neither of the first two.
+    decided on outside have neither of the first two. One that did not end well has ``kept``, examples and scores that
+    it had until then.
 
     Args:
         trials: Of the study.
@@ -49,7 +50,7 @@ class TrialNotes(LoopListener):
             noted = {"errors": outcome.errors, "unreadable": outcome.unreadable, **spent}
             self._trials.note(job, **{name: round(amount, 8) for name, amount in noted.items() if amount})
             if outcome.error is not None:
-                self._trials.note(job, kind=job.kind, examples=list(job.examples))
+                self._trials.note(job, kind=job.kind, examples=list(job.examples), kept=list(outcome.scores.items()))
 
 
 class JobRecord(LoopListener):
