@@ -177,6 +177,8 @@ def _no_program(study: Study) -> str:
         return str(study.user_attrs["no_best_program"])
     if study.user_attrs.get("kind") == "search":
         return "it searched a table"
+    if "format" not in study.user_attrs:
+        return "promptune did not make it"
     ended = study.user_attrs.get("ended")
     return f"no prompt was scored, and {ended}" if ended else "it has not ended"
 

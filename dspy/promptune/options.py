@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, get_args
 
 from dspy.promptune.errors import OptionError
@@ -27,6 +27,7 @@ __all__ = [
     "check_steps",
     "checked_seed",
     "embedder_of",
+    "plain",
     "with_batch_size",
 ]
 
@@ -66,6 +67,13 @@ def check_integer(name: str, value: Any, least: int) -> None:
         raise OptionError(f"{name}={value!r}: it must be an integer of at least {least}.")
 
 
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numpy's numbers as Python's."""
+    if isinstance(value, (int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 def _integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -96,12 +104,18 @@ def check_sampler(sampler: Any, options: Mapping[str, Any]) -> None:
     _check_acquisition(sampler, options.get("acquisition"), options.get("n_batches", 0))
 
 
-def check_search(n_examples: Any, max_calls: Any, minibatch_size: Any, *, retries: Any, propose: Any) -> None:
-    """Refuse what is no number of examples, calls or retries, and a ``propose`` that cannot be called.
+def check_search(
+    space: Any, evaluate: Any, n_examples: Any, max_calls: Any, minibatch_size: Any, *, retries: Any, propose: Any
+) -> None:
+    """Refuse what is no space, no number of examples, calls or retries, and what cannot be called.
 
     Raises:
         OptionError: One of these, by name. An integer that allows nothing is left to the budget.
     """
+    if not hasattr(space, "distributions"):
+        raise OptionError(f"space={space!r:.80}: it must be a PromptSpace, as PromptSpace({{0: [text, ...]}}).")
+    if not callable(evaluate):
+        raise OptionError(f"evaluate={evaluate!r:.80}: it must be a function, (params, examples) -> scores.")
     size = {} if minibatch_size is None else {"minibatch_size": minibatch_size}
     for name, value in {"n_examples": n_examples, "max_calls": max_calls, **size}.items():
         if not _integer(value):

@@ -1,5 +1,6 @@
 """``compile(executor=...)`` on real processes: what comes back, what holds, and what is refused."""
 
+import contextvars
 import gc
 import logging
 import multiprocessing
@@ -50,6 +51,21 @@ def test_a_compile_on_workers_is_the_compile(request, name, compiled, server):
     assert requests == server.requests
     spent = [program.optimization_run.spent["search"] for program in (found, expected)]
     assert [each["tokens"] for each in spent] == [spent[0]["tokens"]] * 2 and spent[0]["tokens"] > 0
+
+
+class CarryingPool(ThreadPoolExecutor):
+    """A pool that carries the context of whoever submits, as tracing does."""
+
+    def submit(self, function, *args, **options):
+        return super().submit(contextvars.copy_context().run, function, *args, **options)
+
+
+def test_an_executor_may_carry_the_context(compiled, server):
+    """A block that runs in the run's own context neither waits for the run's limits nor counts its calls twice."""
+    with CarryingPool(2) as threads:
+        found = compiled(threads, schedule="batch", max_concurrency=2)
+    assert found.optimization_run.ended == "the budget is spent"
+    assert sum(each.get("calls", 0) for each in found.optimization_run.spent.values()) == server.requests
 
 
 def test_results_do_not_depend_on_who_evaluates_them(compiled):

@@ -119,6 +119,33 @@ def test_small_scores_are_told_apart_like_others():
     assert evidence([Observation((0,), 0.0, (0.0, 0.0))]).unit == 1.0
 
 
+@pytest.mark.parametrize("offset", [0.85, 1500.0, -1500.0, 1e6])
+def test_scores_that_take_up_little_of_their_range_are_told_apart_like_others(offset):
+    """Scores between 0 and .1 above a number of any size lead to the beliefs of scores from 0 to 1."""
+    rng = np.random.default_rng(1)
+    rows = [np.append(0.05 * i + 0.5 * rng.random(18), (0.0, 1.0)) for i in range(6)]
+    means = []
+    for level, times in ((0.0, 1.0), (offset, 0.1)):
+        seen = [level + times * row for row in rows]
+        seen = [Observation((i,), row.mean(), tuple(row), tuple(range(20))) for i, row in enumerate(seen)]
+        means.append(Surrogate([np.eye(6)]).posterior(seen, [(i,) for i in range(6)]).mean)
+    assert (means[1] - offset) / 0.1 == pytest.approx(means[0], abs=0.01)
+
+
+@pytest.mark.parametrize("penalty", [-100.0, -1e9])
+def test_scores_far_beyond_the_others_count_as_the_worst_there_are(penalty):
+    """A penalty among scores of 0 and 1 counts in full for its own prompt, and the others are told apart beside it."""
+    rows = [[float(e < 5 + 3 * i) for e in range(20)] for i in range(5)]
+    rows[4][1] = penalty
+    seen = [Observation((i,), float(np.mean(row)), tuple(row), tuple(range(20))) for i, row in enumerate(rows)]
+    data = evidence(seen)
+    assert data.unit == 11.0 and data.cut == {(4,): pytest.approx((penalty + 10) / 20)}
+    mean = Surrogate([np.eye(5)]).posterior(seen, [(i,) for i in range(5)]).mean
+    assert np.argsort(mean).tolist() == [4, 0, 1, 2, 3] and mean[3] - mean[0] > 0.2
+    assert mean[4] == pytest.approx(penalty / 20, rel=0.2)
+    assert not evidence(seen[:4]).cut
+
+
 def test_what_pytorch_says_of_gpytorch_is_not_shown():
     """PyTorch's warning about what gpytorch does when it is imported is not shown, another FutureWarning is."""
     with warnings.catch_warnings(record=True) as shown:

@@ -71,6 +71,14 @@ def test_texts_stay_texts(stored, text):
     assert any("&lt;img src=x" in json.dumps(json.loads(block)) for block in blocks)
 
 
+def test_what_a_browser_would_act_on_is_written_out():
+    """Control characters and marks that turn the direction of text are escapes in the page and in the summary."""
+    space = PromptSpace({0: ["Say it.", "Tell \x00\x1b[31m \u202eit."]})
+    run = search(space, lambda params, examples: [1.0] * len(examples), n_examples=4, max_calls=8, embedder="ngram")
+    for shown in (visible(page(run)), summary(replace(run, best_params={"0_predictor_instruction": 1}))):
+        assert not re.search("[\x00\x1b\u202e]", shown) and r"\x00\x1b[31m \u202eit." in shown
+
+
 def test_what_is_needed_to_reproduce_is_there(text):
     """Versions, seed, settings, options, metric and the call itself are on the page."""
     shown = visible(text)

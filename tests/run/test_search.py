@@ -246,6 +246,7 @@ def test_an_evaluation_that_returns_no_list_ends_the_search_at_once(table, retur
         ({"sampler": "tpe", "max_space_size": 10}, "max_space_size"),
         ({"sampler": "tpe", "batch_size": 4, "n_jobs": 2}, "batch_size=4: 'tpe' is asked for one trial at a time"),
         ({"sampler": optuna.samplers.RandomSampler(), "batch_size": 4, "schedule": "async"}, "batch_size=4: a sampler"),
+        ({"evaluate": 5}, "evaluate=5: it must be a function"),
         ({"propose": 3}, "propose=3: it must be a function"),
         ({"retries": -1}, "retries=-1: it must be an integer of at least 0"),
         *(({"max_calls": each}, f"max_calls={each!r}: it must be an integer") for each in (None, "5", 1.5, True)),
@@ -265,6 +266,30 @@ def test_a_number_of_examples_that_is_none_is_refused(table, n_examples):
     """The size of the validation set is checked like the other numbers."""
     with pytest.raises(OptionError, match=f"n_examples={n_examples!r}: it must be an integer of at least 1"):
         search(table.space, table, n_examples=n_examples, max_calls=10, sampler="random")
+
+
+def test_what_is_no_space_is_refused():
+    """The candidates as a dictionary are not a space yet, and the message shows how to make one."""
+    with pytest.raises(OptionError, match=r"space=\{0: \['a', 'b'\]\}: it must be a PromptSpace, as PromptSpace\("):
+        search({0: ["a", "b"]}, lambda params, examples: [1.0], n_examples=1, max_calls=1)
+
+
+def test_an_evaluation_may_use_up_its_examples(table):
+    """The list that an evaluation is given is its own."""
+
+    def evaluate(params, examples):
+        return [table(params, [examples.pop(0)])[0] for _ in range(len(examples))]
+
+    assert run(table, evaluate, n_jobs=1).calls == len(table.paid)
+
+
+def test_numpys_integers_can_be_stored(table, tmp_path):
+    """Sizes and budgets of numpy's types are written down as others, and taken up again with Python's."""
+    place, five = tmp_path / "runs.db", np.int64(5)
+    options = {"minibatch_size": five, "batch_size": five, "n_jobs": np.int64(2), "schedule": "batch"}
+    run(table, storage=place, max_calls=np.int64(60), **options)
+    again = run(table, storage=place, max_calls=80, resume=True, minibatch_size=5, n_jobs=2, schedule="batch")
+    assert again.calls == 80 == len(table.paid)
 
 
 def sampler_of(space):

@@ -277,6 +277,17 @@ def test_calls_that_are_no_number_of_calls_are_refused(calls):
     assert {why for why in refusals(found.trials) if "it must be a number of calls, 0 or more" in why}
 
 
+def test_of_many_texts_in_one_answer_twenty_are_used():
+    """A proposer that does not end has its first twenty looked at."""
+    endless = (f"Say it in {i} words." for i in itertools.count())
+    space = PromptSpace({0: ["Say it.", "Tell it."]})
+    found = search(
+        space, lambda params, examples: [float(example % 2) for example in examples], n_examples=N, max_calls=100,
+        seed=0, embedder="onehot", propose=lambda request: endless if request.number == 0 else [],
+    )  # fmt: skip
+    assert found.space.sizes == (22,)
+
+
 def test_one_text_need_not_be_in_a_list():
     """A proposer that returns a text has written one text, not one for each letter."""
     task = Task()

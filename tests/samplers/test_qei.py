@@ -265,6 +265,41 @@ def test_candidates_that_are_appended_are_believed_in_by_their_likeness():
     assert study.ask(space.distributions()).params["0_predictor_instruction"] in range(5)
 
 
+def test_a_plain_study_goes_on_with_candidates_that_were_appended():
+    """Nobody need tell the sampler that its space has grown."""
+    space = by_length(3).open()
+    study, sampler = start(space, min_cold_start=1)
+    for _ in range(6):
+        tell(study, space, lambda key: 0.5)
+    space.append("0_predictor_instruction", "x" * 9)
+    keys = {tell(study, space, lambda key: 0.2 + 0.2 * key[0]) for _ in range(12)}
+    assert (3,) in keys and sampler.best(study) == {"0_predictor_instruction": 3}
+
+
+@pytest.mark.parametrize("unit", [1.0, 100.0])
+def test_the_told_value_counts_beside_its_scores(unit):
+    """A value that is less than the mean of its scores, for a price of the prompt, is what is searched for."""
+    space = by_length(8)
+    study, sampler = start(space, embedder="onehot")
+    for number in range(32):
+        trial = study.ask(space.distributions())
+        (index,) = space.key(trial.params)
+        rng = random.Random(number)
+        scores = [unit * (rng.random() < 0.5 + 0.02 * index) for _ in range(25)]
+        trial.set_user_attr("scores", scores)
+        study.tell(trial, sum(scores) / 25 - 0.15 * unit * index)
+    assert sampler.best(study) == {"0_predictor_instruction": 0}
+
+
+def test_a_sampler_of_other_texts_reads_those_of_its_run():
+    """A sampler that was built for a space is for another one of the same size by its options alone."""
+    sampler = QEISampler(by_length(3), embedder=line, seed=0, batch_size=7)
+    space = PromptSpace({0: ["a", "b", "c"]}, allowed=[(0,), (2,)])
+    bound = sampler.bind(space)
+    assert bound.space is space and bound.options.batch_size == 7 and bound.embedder is line
+    assert sampler.bind(sampler.space) is sampler
+
+
 @pytest.mark.parametrize("acquisition", ["qei", "qlogei", "qlognei", "thompson"])
 def test_others_are_proposed_where_all_that_was_measured_is_out_of_the_running(acquisition):
     """Two prompts have results, and both fail twice after that: the third is asked for, by every acquisition."""

@@ -167,6 +167,15 @@ def test_a_change_can_be_forced(table, tmp_path, caught):
     assert found.calls == 80 and "n_examples was 12, is 11" in caught.text
 
 
+def test_another_number_of_candidates_cannot_be_forced(table, place):
+    """Trials of a larger space cannot go on in a smaller one: refused, and the study continues as it was."""
+    run(table, place, 60)
+    smaller = Table(instructions=3, demos=3, n_examples=12)
+    with pytest.raises(StorageError, match=r"candidates\.0_predictor_instruction has 4 there, not 3"):
+        run(smaller, place, 80, resume="force")
+    assert run(table, place, 80).calls == 80 and not smaller.paid
+
+
 def test_a_foreign_study_is_left_alone(table, tmp_path):
     """A study that was not made here, with trials in it, is refused."""
     place = str(tmp_path / "runs.db")

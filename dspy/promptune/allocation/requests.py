@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from numbers import Real
 from typing import Any
 
@@ -13,6 +14,7 @@ from dspy.promptune.errors import EvaluationError, OptionError
 __all__ = ["LONGEST", "Propose", "UncalledError", "WriteRequest", "Written"]
 
 LONGEST = 20_000  # characters of a text that is used
+MOST = 20  # texts of one answer that are used: each is to be looked at
 
 
 class UncalledError(EvaluationError):
@@ -53,6 +55,8 @@ class WriteRequest:
 class Written:
     """What a proposer returns that knows what it took: texts, and calls (examples run for evidence included).
 
+    Of many texts the first 20 are used.
+
     ``evidence`` is written down with the first text, as JSON: what it was written from. With an ``error`` there is no
     text, and the calls count all the same.
 
@@ -74,7 +78,7 @@ class Written:
         texts = [self.texts] if isinstance(self.texts, str) else self.texts
         if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
             raise OptionError(f"propose returned {texts!r}: return a list of texts, or Written(texts, calls=...).")
-        object.__setattr__(self, "texts", found := list(texts))
+        object.__setattr__(self, "texts", found := list(islice(texts, MOST)))
         if odd := [text for text in found if not isinstance(text, str)]:
             raise OptionError(f"propose returned {odd[0]!r} ({type(odd[0]).__name__}) as a text: return strings.")
         if not isinstance(self.calls, Real) or not 0 <= self.calls < math.inf:
@@ -82,7 +86,7 @@ class Written:
 
 
 Propose = Callable[[WriteRequest], "Sequence[str] | Written"]
-"""Writes: any number of texts for the part that is asked for, or a :class:`Written`.
+"""Writes: up to 20 texts for the part that is asked for, or a :class:`Written`.
 
 Of several texts the acquisition picks the one that is looked at first.
 """

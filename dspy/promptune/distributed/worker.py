@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import multiprocessing
 import os
 import pickle
@@ -40,7 +41,8 @@ POLL_SECONDS = 0.02
 def evaluate_block(payload: JobPayload) -> Record:
     """Run a block, and say how it ended; never raises for what a program, a metric or a language model does.
 
-    It returns when no call of the block is in flight any more, so that the places it was given are free again.
+    It returns when no call of the block is in flight any more, so that the places it was given are free again. It works
+    in a context of its own: an executor may carry the run's, whose limits are on the run's own calls.
     """
     start = time.monotonic()
     try:
@@ -57,7 +59,7 @@ def evaluate_block(payload: JobPayload) -> Record:
         timeout=frame.timeout,
         part=True,
     )
-    record = _evaluated(program, rules, payload, frame.settings)
+    record = contextvars.Context().run(_evaluated, program, rules, payload, frame.settings)
     return Record(**{**record, "seconds": time.monotonic() - start, "worker": _worker()})
 
 

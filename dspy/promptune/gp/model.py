@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,10 +19,13 @@ from dspy.promptune.gp.data import FLOOR, SPREAD, Observation, variances, weight
 from dspy.promptune.gp.errors import CommonErrors, common_errors
 from dspy.promptune.gp.kernel import PartsKernel
 from dspy.promptune.gp.parts import Array
+from dspy.promptune.space import Key
 
 MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
 PERCENT = 100.0  # scores from 0 to this, the larger half included, are percentages
-SMALL = 0.05  # where none of the scores is above this, 1 is not what the metric runs to
+EVERYWHERE = (-math.inf, math.inf)
+OUTLYING = 10.0  # ranges of the middle eight tenths of the scores, beyond which one is an outlier
+NARROW = 0.5  # share of a metric's range, below which scores that take up no more of it have a range of their own
 LEAST = 1e-150  # shortest range: the square of a shorter one is no float any more
 MANY, FEW_ITERATIONS = 200, 8  # beyond so many observations an iteration is slow, and hyper-parameters hardly move
 
@@ -43,6 +46,8 @@ class Evidence:
         common: That variance as it is where errors are common, over ``unit`` squared.
         centre: Mean of the observed values less what the prior expects, in the metric's own units.
         unit: Length of the metric's range, in its own units.
+        ends: Lowest and highest score that the model knows, in the metric's own units, see :func:`ends_of`.
+        cut: What the means of prompts are beyond that, by prompt, in the same units: none but for outliers.
     """
 
     rows: Array
@@ -56,6 +61,8 @@ class Evidence:
     common: float
     centre: float
     unit: float
+    ends: tuple[float, float]
+    cut: Mapping[Key, float]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -78,8 +85,9 @@ def evidence(observations: Sequence[Observation], kernel: PartsKernel | None = N
     """
     raw = np.array([one.value for one in observations], dtype=np.float64)
     scores = np.array([score for one in observations for score in one.scores or ()], dtype=np.float64)
-    unit = range_of(raw, scores)
-    scaled = observations if unit == 1.0 else [_over(one, unit) for one in observations]
+    ends = ends_of(raw, scores)
+    unit = range_of(raw.clip(*ends), scores.clip(*ends))
+    scaled = observations if (unit, ends) == (1.0, EVERYWHERE) else [_over(one, unit, ends) for one in observations]
     noise = variances(scaled)
     sizes = np.array([one.size for one in observations])
     known = np.isfinite(noise)
@@ -103,14 +111,19 @@ def evidence(observations: Sequence[Observation], kernel: PartsKernel | None = N
         common=_shrunk(per_score, len(columns)) if binary else per_score,
         centre=unit * centre,
         unit=unit,
+        ends=ends,
+        cut={} if ends == EVERYWHERE else _cut(observations, ends),
     )
 
 
-def _over(one: Observation, unit: float) -> Observation:
-    """The same measurement of a metric that runs from 0 to 1."""
-    scores = None if one.scores is None else tuple(score / unit for score in one.scores)
-    value = one.value / unit if scores is None else math.fsum(scores) / len(scores)
-    return Observation(one.key, value, scores, one.examples)
+def _over(one: Observation, unit: float, ends: tuple[float, float]) -> Observation:
+    """The same measurement of a metric that runs from 0 to 1, of scores beyond ``ends`` as if they were there."""
+    if one.scores is None:
+        return Observation(one.key, one.value / unit, None, one.examples)
+    scores = np.array(one.scores, dtype=np.float64)
+    inside = scores.clip(*ends)
+    value = one.value / unit + float(((inside - scores) / unit).mean())
+    return Observation(one.key, value, tuple((inside / unit).tolist()), one.examples)
 
 
 def _shrunk(per_score: float, examples: int) -> float:
@@ -118,10 +131,50 @@ def _shrunk(per_score: float, examples: int) -> float:
     return (per_score * examples + SPREAD[0] * SPREAD[1]) / (examples + SPREAD[1])
 
 
-def range_of(values: Array, scores: Array) -> float:
-    """Length of the metric's range: 1 for scores from 0 to 1, 100 for percentages, otherwise as far as scores went.
+def _cut(observations: Sequence[Observation], ends: tuple[float, float]) -> dict[Key, float]:
+    """How far the mean score of each prompt is from that of its scores within ``ends``, where it is."""
+    found: dict[Key, list[float]] = {}
+    for one in observations:
+        found.setdefault(one.key, []).extend(one.scores or ())
+    beyond = {key: np.array(scores) - np.clip(scores, *ends) for key, scores in found.items() if scores}
+    return {key: float(each.mean()) for key, each in beyond.items() if each.any()}
 
-    So it is for scores that are all small: what tells prompts apart would pass for noise in a range of 1.
+
+def ends_of(values: Array, scores: Array) -> tuple[float, float]:
+    """Where a metric ends for the model: scores that are far beyond nearly all others would hide what tells them apart.
+
+    A penalty of -10,000 beside scores of 0 and 1 tells the model no more than one of -10. For the mean of the prompt
+    that has it, the rest is added again. Metrics from 0 to 1 and percentages have ends of their own.
+
+    Args:
+        values: ``(n,)`` observed means.
+        scores: Per-example scores behind them.
+
+    Returns:
+        ``OUTLYING`` times the range of the middle eight tenths of the scores below and above it; infinite where no
+        score is beyond.
+    """
+    if len(scores) and metric_range(values, scores) not in (1.0, PERCENT):
+        low, high = (float(end) for end in np.quantile(scores, (0.1, 0.9)))
+        far = OUTLYING * (high - low)
+        if far > 0 and (float(scores.min()) < low - far or float(scores.max()) > high + far):
+            return low - far, high + far
+    return EVERYWHERE
+
+
+def range_of(values: Array, scores: Array) -> float:
+    """Length of the range that scores take up: the metric's, or their own where they take up less than half of that.
+
+    What tells prompts apart would pass for noise in a longer one: so it is for similarities from .85 to .95, for
+    ratings of some 1,500, and for scores that are all small. Arguments are those of :func:`metric_range`.
+    """
+    whole = metric_range(values, scores)
+    own = float(np.ptp(scores)) if len(scores) else 0.0
+    return max(own if 0 < own < NARROW * whole else whole, LEAST)
+
+
+def metric_range(values: Array, scores: Array) -> float:
+    """Length of the metric's range: 1 for scores from 0 to 1, 100 for percentages, otherwise as far as scores went.
 
     Args:
         values: ``(n,)`` observed means.
@@ -130,12 +183,13 @@ def range_of(values: Array, scores: Array) -> float:
     """
     seen = np.concatenate([values, scores])
     low, high = float(seen.min()), float(seen.max())
-    if low >= 0 and high <= 1 and (high > SMALL or high == low or not len(scores)):
+    if low >= 0 and high <= 1:
         return 1.0
     if low >= 0 and PERCENT / 2 <= high <= PERCENT:
         return PERCENT
-    spread = max(high, 0.0) - min(low, 0.0) if len(scores) else 6 * float(values.std()) or max(abs(high), 1.0)
-    return max(spread, LEAST)
+    if len(scores):
+        return max(high, 0.0) - min(low, 0.0)
+    return 6 * float(values.std()) or max(abs(high), 1.0)
 
 
 class PromptGP(Module):  # type: ignore[misc]

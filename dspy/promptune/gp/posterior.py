@@ -49,7 +49,8 @@ class PoolPosterior:
     def __init__(self, gp: PromptGP, pool: Array, data: Evidence) -> None:
         self.pool = pool
         self._gp = gp
-        self._centre, self._unit = data.centre, data.unit
+        self._centre, self._unit, self._ends = data.centre, data.unit, data.ends
+        self._cut: Array = np.array([data.cut.get(tuple(row), 0.0) for row in pool.tolist()] if data.cut else 0.0)
         self._per_score = None if data.binary else self._unit**2 * data.per_score
         self._errors, self._common = data.errors, data.common
         self._keys = _grown(data.rows, 16)
@@ -81,7 +82,7 @@ class PoolPosterior:
     @property
     def mean(self) -> Array:
         """Posterior means ``(P,)``."""
-        means: Array = self._centre + self._unit * self._mean
+        means: Array = self._centre + self._unit * self._mean + self._cut
         return means
 
     @property
@@ -136,7 +137,8 @@ class PoolPosterior:
         new = (prior - row @ self._cross[:n]) / pivot
         white = 0.0
         if value is not None:
-            residual = (value - self._centre) / self._unit - self._expected[j]
+            low, high = self._ends
+            residual = (min(max(value, low), high) - self._centre) / self._unit - self._expected[j]
             white = (residual - float(row @ self._white[:n])) / pivot
         self._factor[n, :n], self._factor[n, n] = row, pivot
         self._cross[n], self._prior[n], self._white[n], self._weights[n] = new, prior, white, share

@@ -17,7 +17,7 @@ from dspy.promptune.identity.belonging import user_classes
 from dspy.promptune.identity.encoding import as_json, digest, encode, know_types, restorable, type_name
 from dspy.promptune.identity.fingerprint import RULE, Fingerprint, fingerprint, lm_settings
 from dspy.promptune.limits.views import without_gateway
-from dspy.promptune.options import embedder_of
+from dspy.promptune.options import embedder_of, plain
 
 if TYPE_CHECKING:
     from dspy.primitives.module import Module
@@ -164,7 +164,10 @@ def search_manifest(space: PromptSpace, evaluate: Any, n_examples: int, options:
         "upstream": versions()["upstream"],
         "metric": name_of(evaluate),
         "code": {"metric": fingerprint(evaluate, "metric")},
-        "settings": {"n_examples": n_examples, "candidates": {name: digest(each) for name, each in candidates.items()}},
+        "settings": {
+            **options_of({"n_examples": n_examples}),
+            "candidates": {name: digest(each) for name, each in candidates.items()},
+        },
         "candidates": candidates,
         "options": options_of(options),
     }
@@ -211,7 +214,7 @@ def compile_manifest(
 
 def options_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as JSON: plain values as they are, of objects the name."""
-    return {name: value if restorable(value) else name_of(value) for name, value in options.items()}
+    return {name: plain(value) if restorable(value) else name_of(value) for name, value in options.items()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -231,6 +234,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if new.get("kind") == "search":  # of which the code that gives the scores is called otherwise
         return [re.sub("^metric", "evaluate", each) for each in found]
     return found
+
+
+def other_sizes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What of two runs has other numbers of candidates, in words, as far as they are known; their trials cannot mix."""
+    sizes = [{name: len(each) for name, each in (one.get("candidates") or {}).items()} for one in (old, new)]
+    changed = [name for name in sizes[0] if sizes[0][name] != sizes[1].get(name)] if all(sizes) else []
+    return ", ".join(f"candidates.{name} has {sizes[0][name]} there, not {sizes[1].get(name, 0)}" for name in changed)
 
 
 def noticed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -10,11 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import dspy
 from dspy.promptune.errors import OptionError
 from dspy.promptune.limits.amounts import amount, answered_by_cache, tokens_of, total
+from dspy.promptune.options import plain
 
 __all__ = [
     "BOOTSTRAP",
@@ -59,9 +61,10 @@ class BudgetLimits:
     def __post_init__(self) -> None:
         for name, value in self.given().items():
             whole = name in ("max_lm_calls", "max_tokens_spent")
-            kind, types = ("an integer", int) if whole else ("a number", (int, float))
+            kind, types = ("an integer", Integral) if whole else ("a number", Real)
             if isinstance(value, bool) or not isinstance(value, types) or not 0 < value < math.inf:
                 raise OptionError(f"{name}={value!r}: it must be {kind} above 0, or None for no limit.")
+            object.__setattr__(self, name, plain(value))
 
     def given(self) -> dict[str, float]:
         """The limits there are."""
@@ -340,18 +343,15 @@ class BudgetMeter:
     def scarcest(self, calls_per_example: float) -> tuple[float, str]:
         """The same, and the limit that pays for the fewest, in words."""
         with self._lock:
-            left = [
-                (self._left(name, limit, calls_per_example), f"{name}={limit:g}")
-                for name, limit in self.caps.given().items()
-            ]
+            given = self.caps.given().items()
+            left = [(self._left(name, limit, calls_per_example), f"{name}={limit:g}") for name, limit in given]
             return min(left, default=(math.inf, "no limit"))
 
     def seconds_left(self) -> float:
         """Until the time limit; infinite where there is none."""
-        limit = self.caps.timeout
-        if limit is None:
+        if self.caps.timeout is None:
             return math.inf
-        return min(threading.TIMEOUT_MAX, max(0.0, limit - (time.monotonic() - self._began)))
+        return min(threading.TIMEOUT_MAX, max(0.0, self.caps.timeout - (time.monotonic() - self._began)))
 
     def _left(self, name: str, limit: float, calls_per_example: float) -> float:
         settled = self.examples >= SETTLED

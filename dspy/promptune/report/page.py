@@ -29,7 +29,7 @@ from dspy.promptune.report.reproduce import command
 from dspy.promptune.report.timeline import draw_timeline
 from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import Key
-from dspy.promptune.visible import without_halves
+from dspy.promptune.visible import visible, without_halves
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -152,11 +152,15 @@ def _rendered(template: str, record: RunRecord, **more: Any) -> str:
     return _environment(record).from_string(_file(template)).render({**common, **more})
 
 
+def _shown(value: Any) -> Any:
+    return visible(value) if type(value) is str else value
+
+
 def _environment(record: RunRecord) -> Environment:
-    """Everything that is not marked as HTML is escaped."""
+    """Everything that is not marked as HTML is escaped, and what a browser would act on is written out."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
     trials: dict[Key | None, list[Evaluation]] = {}
     for each in record.evaluations:
         trials.setdefault(each.key, []).append(each)

@@ -85,7 +85,7 @@ class Threaded:
     def start(self, job: Job, missing: Sequence[int], done: Done) -> None:
         """Evaluate as soon as a thread is free."""
         params, keep = self._space.params(job.key), partial(self._keep, job)
-        future = self._pool.submit(_outcome, self._evaluate, params, list(missing), keep)
+        future = self._pool.submit(_outcome, self._evaluate, params, missing, keep)
 
         def finish(_: Any) -> None:
             if not future.cancelled():
@@ -115,7 +115,7 @@ def _outcome(
     start = time.monotonic()
     outcome = Outcome()
     try:
-        outcome.scores = numbers(evaluate(params, examples), examples)
+        outcome.scores = numbers(evaluate(params, list(examples)), examples)
         keep(outcome.scores)
     except Exception as error:
         outcome.error, outcome.transient = readable(error), isinstance(error, NO_ANSWER) or unanswered(error)

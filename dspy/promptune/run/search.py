@@ -276,7 +276,7 @@ def search(
     check_jobs(n_jobs, batch_size, schedule)
     plan = make_schedule(n_jobs, batch_size, schedule)
     seed = checked_seed(seed)
-    check_search(n_examples, max_calls, minibatch_size, retries=retries, propose=propose)
+    check_search(space, evaluate, n_examples, max_calls, minibatch_size, retries=retries, propose=propose)
     check_steps(full_eval_steps, minibatch_size, sampler, sampler_options)
     check_callbacks(callbacks)
     options = with_batch_size(sampler, sampler_options, n_jobs=n_jobs, given=batch_size, batched=plan.batch is not None)

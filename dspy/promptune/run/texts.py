@@ -75,23 +75,24 @@ def restored(space: PromptSpace, trials: Sequence[FrozenTrial]) -> dict[int, Tex
 
 
 def check_distributions(space: PromptSpace, trials: Sequence[FrozenTrial], place: str) -> None:
-    """Refuse to continue an open space where a study has a closed one, or the other way round.
+    """Refuse to continue an open space where a study has a closed one, or the other way round, or one of another size.
 
     Raises:
         StorageError: The study was begun the other way.
     """
     from optuna.distributions import CategoricalDistribution
 
-    for trial in trials:
-        if name := next((name for name in space.names if name in trial.distributions), None):
-            closed = isinstance(trial.distributions[name], CategoricalDistribution)
-            if closed == space.is_open:
-                how = "without" if closed else "with"
-                raise StorageError(
-                    f"The study in {place} was begun {how} instructions written during the search, and its trials "
-                    f"cannot be mixed with others: go on {how} them (reflect=, propose=), or use another study_name."
-                )
-            return
+    own = space.distributions()
+    there = next((trial.distributions for trial in trials if own.keys() & trial.distributions.keys()), own)
+    closed = isinstance(next(there[name] for name in own if name in there), CategoricalDistribution)
+    if closed == space.is_open:
+        how = "without" if closed else "with"
+        raise StorageError(
+            f"The study in {place} was begun {how} instructions written during the search, and its trials "
+            f"cannot be mixed with others: go on {how} them (reflect=, propose=), or use another study_name."
+        )
+    if closed and there != {**there, **own}:
+        raise StorageError(f"The study in {place} has other numbers of candidates: use another study_name.")
 
 
 def noted_text(noted: Mapping[str, Any]) -> FrozenTrial:

@@ -77,7 +77,7 @@ class Writing:
     Args:
         study: Where texts are written.
         space: Open.
-        sampler: Ours; it is told when the space has grown.
+        sampler: Ours.
         policy: Its beliefs decide; it is told when the space has grown.
         ledger: Counts the calls that writing takes.
         writer: Who writes.
@@ -312,7 +312,6 @@ class Writing:
             if self.policy.fruitless == FAILURES:
                 logger.warning("%d requests for a text in a row brought nothing: no more are made.", FAILURES)
             return
-        self._sampler.grow()
         child = None if text.proposed else self.policy.child(text)
         self._racing.grown(child, sibling=noted.get("sibling", False))
         if text.proposed:

@@ -95,7 +95,7 @@ def _built(build: Callable[[PromptSpace], BaseSampler], space: PromptSpace) -> B
     sampler = build(space)
     if not isinstance(sampler, BaseSampler):
         raise OptionError(f"The sampler's builder returned {sampler!r}: it must return an optuna.samplers.BaseSampler.")
-    return sampler
+    return sampler.bind(space) if isinstance(sampler, QEISampler) else sampler
 
 
 def _refuse(options: Mapping[str, Any], why: str) -> None:

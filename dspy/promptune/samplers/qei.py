@@ -81,16 +81,14 @@ class QEISampler(BaseSampler):
             self._settle(space, seed, embedder)
 
     def bind(self, space: PromptSpace) -> QEISampler:
-        """This sampler if it is for such a space already; if it has none yet, one with its options for ``space``.
+        """This sampler if it is for this very space already; otherwise one with its options for ``space``.
 
         Raises:
             OptionError: It is for a space of other sizes.
         """
-        if not self.bound:
-            return QEISampler(space, **self._given)
-        if self.space.names != space.names or self.space.sizes != space.sizes:
+        if self.bound and (self.space.names != space.names or self.space.sizes != space.sizes):
             raise OptionError(f"The sampler is for {self.space!r}, not for {space!r}: build it without a space.")
-        return self
+        return self if self.bound and self.space is space else QEISampler(space, **self._given)
 
     def _settle(self, space: PromptSpace, seed: int | None, embedder: EmbedderLike) -> None:
         self.space = space
@@ -148,6 +146,7 @@ class QEISampler(BaseSampler):
         """The prompt space, and whatever other parameters all finished trials of the study have."""
         if not self.bound:
             raise OptionError("This QEISampler has no space yet: build it with one, QEISampler(space), or bind it.")
+        self.grow()
         own = self._own
         with self._lock:
             common = self._intersection.calculate(study)
@@ -160,6 +159,7 @@ class QEISampler(BaseSampler):
     ) -> dict[str, Any]:
         """One combination of the prompt space; parameters that are not the space's are drawn at random."""
         self._raise_error_if_multi_objective(study)
+        self.grow()
         mine = all(_same(search_space.get(name), distribution) for name, distribution in self._own.items())
         with self._lock:
             params = {
@@ -187,6 +187,7 @@ class QEISampler(BaseSampler):
             ValueError: No trial of the study has a usable result yet.
         """
         with self._lock:
+            self.grow()
             return self.space.params(self.best_key(condensed(measured(study, self.space))))
 
     def best_key(self, observations: Sequence[Observation]) -> Key:

@@ -230,9 +230,8 @@ class HeldStudy:
         self._check_file()
         note = self._read_notes().get(LEASE)
         mine = self._lease.owns(note)
-        who = holder(note) or "another run"
         if not mine and not (self.drivers.share and (note is None or note.get("share") or holder(note) is None)):
-            self.lost(f"study {self.name!r} was taken over by {who}")
+            self.lost(f"study {self.name!r} was taken over by {holder(note) or 'another run'}")
         self._renew_unless_lost(note)
         self.show_spent()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.allocation.records import DIED, Job
 from dspy.promptune.errors import OptionError, StorageError
 from dspy.promptune.identity.encoding import as_json
-from dspy.promptune.identity.manifest import differences, noticed
+from dspy.promptune.identity.manifest import differences, noticed, other_sizes
 from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.secrets import SecretMasker
 from dspy.promptune.space import Key, PromptSpace
@@ -163,8 +163,7 @@ class StudyStore(HeldStudy):
         found = set(self.early_scores().get(key, ()))
         for trial in self._finished():
             if _key_of(trial.params) == key:
-                found.update(example for example, _ in told_scores(trial))
-                found.update(trial.intermediate_values)
+                found |= {*dict(told_scores(trial)), *trial.intermediate_values}
         return found
 
     def past(self, space: PromptSpace, n_examples: int) -> RunHistory:
@@ -205,6 +204,8 @@ class StudyStore(HeldStudy):
                 'resume="force" to add to it.'
             )
         before, manifest = self.study.user_attrs, self.clean(dict(manifest))
+        if changed := other_sizes(before, manifest):
+            raise StorageError(f"Study {self.name!r} in {self.place}: {changed}. Use another study_name.")
         self.refuse(differences(before, manifest))
         if changed := noticed(before, manifest):
             logger.warning("Study %r goes on, though %s", self.name, changed)
