@@ -581,6 +581,34 @@ def test_what_an_interrupted_evaluation_scored_is_kept(caplog, python_hears_inte
     assert sum(len(row) for row in record_of(run).rows.values()) == run.calls > len(VALSET) + 8
 
 
+class Insisting(dspy.Module):
+    """Asks twelve times, one after another."""
+
+    def __init__(self):
+        super().__init__()
+        self.answer = dspy.Predict("question -> answer")
+
+    def forward(self, question):
+        return [self.answer(question=question) for _ in range(12)][-1]
+
+
+def test_programs_that_an_interrupt_finds_at_work_make_no_more_calls(python_hears_interrupts):
+    """What the result says was spent is all that was called, at once and half a second later."""
+    seen, lm, asked = [], rule_lm(seconds=0.02), {example.question for example in VALSET}
+
+    def pressing_metric(example, prediction, trace=None):
+        if example.question in asked:
+            seen.append(example)
+            if len(seen) == len(VALSET) + 4:
+                signal.raise_signal(signal.SIGINT)
+        return exact(example, prediction)
+
+    run = compiled(lm, Insisting(), metric=pressing_metric).optimization_run
+    spent = sum(step.get("calls") or 0 for step in run.spent.values())
+    time.sleep(0.5)
+    assert run.ended == "interrupted" and spent == len(lm.calls)
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_second_interrupt_stops_in_every_phase(monkeypatch, python_hears_interrupts, phase):
     """Twice is KeyboardInterrupt."""

@@ -1,5 +1,7 @@
 """A program's own threads are part of the run that evaluates it."""
 
+import asyncio
+import importlib
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +118,50 @@ def test_what_a_stopped_thread_leaves_behind_is_not_scored(capsys):
         scores = [score for trial in found.optimization_run.trials for score in trial.user_attrs.get("scores", ())]
         assert len(scores) > 20 and set(scores) == {1.0}
     assert "Exception in thread" not in capsys.readouterr().err
+
+
+class Gathering(Asking):
+    """Asks at once, of every fourth question nine times, leaves out what failed, and says whether that was all."""
+
+    def forward(self, question):
+        number = 1 if int(question.split()[-1]) % 4 else 9
+        answers = getattr(self, self.how)(question, number)
+        return dspy.Prediction(answer="whole" if len(answers) == number else "torn")
+
+    def gathered(self, question, number):
+        async def ask():
+            calls = [dspy.asyncify(self.answer)(question=question) for _ in range(number)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        return [each for each in asyncio.run(ask()) if not isinstance(each, BaseException)]
+
+    def pooled(self, question, number):
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(self.answer, question=question) for _ in range(number)]
+        return [each.result() for each in calls if each.exception() is None]
+
+
+@pytest.mark.parametrize("how", ["gathered", "pooled"])
+def test_what_a_program_makes_of_stopped_calls_is_not_scored(how):
+    """A program that leaves out calls that failed has no score where the budget did not let them through."""
+    for most in (120, 140, 160, 180):
+        found = compiled(rule_lm(seconds=0.002), Gathering(how), metric=lambda e, p, t=None: p.answer == "whole",
+                         num_threads=4, max_lm_calls=most, minibatch_size=5)  # fmt: skip
+        scores = [score for trial in found.optimization_run.trials for score in trial.user_attrs.get("scores", ())]
+        assert len(scores) > 20 and set(scores) == {1.0}
+
+
+def test_programs_that_wait_for_dspys_worker_threads_do_not_wait_for_ever():
+    """Twelve event loops at once that use ``dspy.asyncify`` all get on, though DSPy lets eight work at a time."""
+    asyncify = importlib.import_module("dspy.utils.asyncify")
+    limiter = asyncify.get_limiter
+
+    class Asyncified(Asking):
+        def forward(self, question):
+            return asyncio.run(dspy.asyncify(self.answer)(question=question))
+
+    found = compiled(rule_lm(seconds=0.01), Asyncified("asyncify"), num_threads=3, n_jobs=4, example_timeout=30)
+    assert found.optimization_run.failures.errors == 0 and asyncify.get_limiter is limiter
 
 
 def test_another_librarys_way_of_starting_threads_stays(monkeypatch):

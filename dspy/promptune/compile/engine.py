@@ -272,6 +272,7 @@ def optimize(task: Task, engine: Engine) -> Module:
     logger.info("Searching %r, at most %s scored.", space, counted(task.max_calls, "example"))
     try:
         ended = _searched(driver, run, task.arrivals)
+        engine.gateway.stop()  # programs that are still at work make no more calls
         found = run.result(driver, ended, engine.books.facts, engine.books.meter.spent(at_end=True))
         found = replace(found, cases=_cases(run, recorder, engine, found))
     finally:

@@ -40,6 +40,14 @@ class Stopped(BaseException):
     """The run has been stopped: no more calls are made. Not an ``Exception``, so that no program swallows it."""
 
 
+def stopped(why: str) -> Stopped:
+    """The error for a call, with which the running task ends whatever its program makes of it, as of a future's."""
+    error, task = Stopped(why), dspy.settings.get(TASK)
+    if task is not None:
+        task.ended = task.ended or error
+    return error
+
+
 @dataclass
 class _Call:
     """A call between its start and its end."""
@@ -123,12 +131,12 @@ class LMGateway(BaseCallback):
         call = self._start(instance, inputs)
         if call.round is None and self.limiter.stopped:
             self._land(call)
-            raise Stopped("the run was stopped")
+            raise stopped("the run was stopped")
         if call.counted and not self.meter.admit():
             self._land(call)
             if call.round is not None:
                 self.limiter.give_back()
-            raise Stopped(self.meter.refusal())
+            raise stopped(self.meter.refusal())
         call.instance, call.tally, call.step = instance, tallies.begin(), dspy.settings.get(STEP, SEARCH)
         call.task, call.began = dspy.settings.get(TASK), time.monotonic()
         _within.set((*_within.get(), (self, _state(instance) if alone else 0)))
@@ -193,7 +201,7 @@ class LMGateway(BaseCallback):
 
     def _start(self, instance: Any, inputs: dict[str, Any]) -> _Call:
         if given_up():
-            raise Stopped("nobody waits for this answer any more")
+            raise stopped("nobody waits for this answer any more")
         if inside(self):
             return _Call(None, counted=_within.get()[-1] != (self, _state(instance)))
         call = _admitted.get()
@@ -277,7 +285,7 @@ class LMGateway(BaseCallback):
                     flight, own = self._board(key, after=flight)
                 while (taken := self.limiter.try_acquire()) is None:
                     if self.limiter.stopped:
-                        raise Stopped("the run was stopped")
+                        raise stopped("the run was stopped")
                     await asyncio.sleep(POLL_SECONDS)
         except BaseException:
             if own:

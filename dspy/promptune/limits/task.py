@@ -27,8 +27,7 @@ class Task:
     the task cannot go on.
 
     Attributes:
-        ended: The error of a thread of its own that the run has stopped: what the task makes without it counts for
-            nothing.
+        ended: The error of a call that the run did not let through: what the task makes without it counts for nothing.
     """
 
     future: Future[Any]
@@ -105,7 +104,10 @@ def given_up() -> bool:
 
 
 def with_threads(call: Callable[[], T]) -> T:
-    """What ``call`` returns or raises, unless the run has stopped one of the running task's own threads meanwhile."""
+    """What ``call`` returns or raises, unless the run has not let a call of the running task through meanwhile.
+
+    Whoever gathers the results of threads or coroutines has such an error as a value among them.
+    """
     task: Task | None = dspy.settings.get(TASK)
     try:
         return call()

@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 from dspy.clients.base_lm import BaseLM
 from dspy.promptune.limits.answers import NoAnswerError, blank, may_repeat, whole
-from dspy.promptune.limits.gateway import GATEWAY, LMGateway, Stopped, expect, inside, request_key
+from dspy.promptune.limits.gateway import GATEWAY, LMGateway, expect, inside, request_key, stopped
 from dspy.promptune.limits.tally import MODEL_CLASS, Tally
 from dspy.promptune.limits.task import waiting
 from dspy.promptune.limits.threads import contexts_carried
@@ -254,5 +254,5 @@ def _sleep(gateway: LMGateway, seconds: float) -> None:
     with waiting():
         while (left := end - time.monotonic()) > 0:
             if gateway.limiter.stopped:
-                raise Stopped
+                raise stopped("the run was stopped")
             time.sleep(min(left, 0.5))
