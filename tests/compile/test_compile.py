@@ -22,9 +22,9 @@ import dspy
 from dspy._upstream.teleprompt.mipro_optimizer_v2 import MIPROv2 as Upstream
 from dspy.promptune import EmbeddingError, EvaluationError, OptionError, QEISampler, SearchRun, SpaceError
 from dspy.promptune.compile.options import CompileOptions
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.options import SAMPLER_OPTIONS
 from dspy.promptune.run.loop import SearchLoop
-from dspy.promptune.run.naming import prompt_name
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import LMServerError
 from dspy.utils.usage_tracker import track_usage

@@ -1,6 +1,7 @@
 """What programs, metrics and judges do wrong, and what becomes of it in a compile."""
 
 import asyncio
+import itertools
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ import dspy
 from dspy.promptune import EvaluationError, OptionError
 from dspy.promptune.errors import MetricError
 from dspy.promptune.findings.record import record_of
-from dspy.utils.exceptions import LMAuthError, LMServerError
+from dspy.utils.exceptions import LMAuthError, LMBillingError, LMServerError
 from tests.errors import UnreadableError
 from tests.server import LMServer, Quality, RuleLM, TaskRule, max_in_flight
 
@@ -579,6 +580,23 @@ def test_what_an_interrupted_evaluation_scored_is_kept(caplog, python_hears_inte
     states = [trial.state for trial in run.trials]
     assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
     assert sum(len(row) for row in record_of(run).rows.values()) == run.calls > len(VALSET) + 8
+
+
+@pytest.mark.parametrize("error", [LMBillingError, LMAuthError])
+def test_an_account_that_is_refused_ends_the_run_soon(error):
+    """A quota that is used up in mid-run ends it with what it has, after two evaluations and what was in flight."""
+    made = itertools.count(1)
+
+    def fault(call):
+        if next(made) > 70:
+            raise error("no more calls of this account")
+
+    lm = rule_lm(fault=fault)
+    found = compiled(lm, n_jobs=8, num_trials=12)
+    assert f"2 evaluations got no answer in a row, the last with {error.__name__}" in found.optimization_run.ended
+    assert found.optimization_run.calls > 24 and len(lm.calls) <= 70 + 2 * 8 * 4
+    assert not any(trial.user_attrs.get("lost") and "account" in trial.user_attrs["error"]
+                   for trial in found.optimization_run.trials)  # fmt: skip
 
 
 class Insisting(dspy.Module):

@@ -14,8 +14,8 @@ import pytest
 
 from dspy.promptune import EvaluationError
 from dspy.promptune.findings.record import record_of
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.report.page import write
-from dspy.promptune.run.naming import prompt_name
 from tests.report.conftest import MARKUP, Table
 
 pytestmark = pytest.mark.slow  # in all; CI runs them

@@ -8,8 +8,8 @@ import pytest
 import dspy
 from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.cli import main
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.run.failures import ExampleFailures, FailureLog
-from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import PromptSpace
 from tests.compile.hazards import ANSWERS, compiled, rule_lm, served
 from tests.server import LMServer, Quality, TaskRule

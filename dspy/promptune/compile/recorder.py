@@ -15,11 +15,11 @@ from dspy.promptune.counted import counted, score_text
 from dspy.promptune.distributed.answers import Answers
 from dspy.promptune.distributed.programs import ProgramCache
 from dspy.promptune.limits.usage import Usage
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.progress import Standing
 from dspy.promptune.run.failures import FailureLog
 from dspy.promptune.run.listeners import LoopListener
 from dspy.promptune.run.loop import SearchLoop
-from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.run.search import Run
 from dspy.promptune.space import Key
 

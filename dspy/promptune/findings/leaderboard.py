@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dspy.promptune.findings.record import RunRecord, mean
 from dspy.promptune.findings.statistics import interval
-from dspy.promptune.run.naming import prompt_name
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.space import Key
 
 __all__ = ["Standing", "leaderboard"]

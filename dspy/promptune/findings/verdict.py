@@ -14,7 +14,7 @@ from dspy.promptune.findings.pair import Pair, Row, pair_of
 from dspy.promptune.findings.record import RunRecord, mean
 from dspy.promptune.findings.scale import Scale, chance
 from dspy.promptune.findings.statistics import Difference, interval
-from dspy.promptune.run.naming import prompt_name
+from dspy.promptune.naming import prompt_name
 
 __all__ = ["Verdict", "instead", "scored", "shortened", "shown", "sure"]
 

@@ -9,6 +9,8 @@ from typing import Any
 from dspy.promptune.secrets import readable
 from dspy.utils.exceptions import (
     AdapterParseError,
+    LMAuthError,
+    LMBillingError,
     LMError,
     LMInvalidRequestError,
     LMProviderError,
@@ -17,7 +19,10 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-__all__ = ["NoAnswerError", "blank", "empty_replies", "is_empty", "may_repeat", "of_call", "unanswered", "whole"]
+__all__ = [
+    "NoAnswerError", "account_refused", "blank", "empty_replies", "is_empty", "may_repeat", "of_call", "unanswered",
+    "whole",
+]  # fmt: skip
 
 DEPTH = 8  # links of a chain of errors that are looked at
 NOT_AN_ANSWER = {"reasoning_content", "logprobs", "citations"}  # parts of an output that come beside an answer
@@ -60,6 +65,11 @@ def _blank(output: Any) -> bool:
         return True
     text, beside = output.get("text"), {name for name, value in output.items() if value} - NOT_AN_ANSWER - {"text"}
     return not beside and (not isinstance(text, str) or _blank(text))
+
+
+def account_refused(error: BaseException | None) -> bool:
+    """Whether a provider takes no calls of this account: a key that is no longer good, or a quota that is used up."""
+    return isinstance(error, (LMAuthError, LMBillingError))
 
 
 def of_call(error: BaseException) -> None:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 BOOTSTRAP, PROPOSE, LOAD, SEARCH, REFLECT = "bootstrap", "propose", "load", "search", "reflect"
 KINDS = {"max_lm_calls": "calls", "max_tokens_spent": "tokens", "max_cost": "cost"}  # what a limit is on
-DIGITS = {"cost": 9}  # after the decimal point, where they are not 6
+DIGITS = {"cost": 9, "tokens": 0}  # after the decimal point, where they are not 6
 CHUNK = 8  # calls at least that are written down ahead at a time
 SETTLED = 5  # examples, from which on the mean of what one takes is trusted
 

@@ -8,8 +8,8 @@ from dspy.promptune.counted import counted
 from dspy.promptune.errors import OptionError
 from dspy.promptune.findings.record import Moment, RunRecord, mean
 from dspy.promptune.findings.statistics import interval
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.report.drawing import COLORS, as_text, empty, figure, graph_objects
-from dspy.promptune.run.naming import prompt_name
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

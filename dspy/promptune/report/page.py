@@ -19,6 +19,7 @@ from dspy.promptune.findings.lineage import lineage
 from dspy.promptune.findings.record import Evaluation, RunRecord, record_of
 from dspy.promptune.findings.scale import chance
 from dspy.promptune.findings.verdict import Verdict, shortened
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.outputs import output
 from dspy.promptune.report.compared import compared
 from dspy.promptune.report.curves import draw_switch
@@ -27,7 +28,6 @@ from dspy.promptune.report.prompts import draw_effects, draw_estimates
 from dspy.promptune.report.racing import draw_spending
 from dspy.promptune.report.reproduce import command
 from dspy.promptune.report.timeline import draw_timeline
-from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import Key
 from dspy.promptune.visible import visible, without_halves
 

@@ -10,9 +10,9 @@ import numpy as np
 from dspy.promptune.counted import counted
 from dspy.promptune.findings.beliefs import Beliefs, Effect, effects_of
 from dspy.promptune.findings.record import RunRecord, mean
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.report.compared import labels
 from dspy.promptune.report.drawing import COLORS, SCALE, as_text, empty, figure, graph_objects, hover, prompt_lines
-from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.space import Key
 
 if TYPE_CHECKING:

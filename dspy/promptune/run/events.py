@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import Job, ScoreTable
 from dspy.promptune.errors import OptionError
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.run.listeners import LoopListener
-from dspy.promptune.run.naming import prompt_name
 from dspy.promptune.secrets import said
 from dspy.promptune.space import Key, PromptSpace
 

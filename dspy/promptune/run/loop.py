@@ -14,6 +14,7 @@ from dspy.promptune.allocation.outcome import Outcome
 from dspy.promptune.allocation.records import NOT_FINISHED, Assignment, Job
 from dspy.promptune.errors import EvaluationError, MetricError
 from dspy.promptune.interrupts import Interrupt, Interrupted, interrupts
+from dspy.promptune.limits.answers import account_refused
 from dspy.promptune.run.evaluators import Evaluator
 from dspy.promptune.run.failures import unfinished
 from dspy.promptune.run.jobs import RunJobs
@@ -117,6 +118,8 @@ class SearchLoop:
     def _run_free(self) -> None:
         while not self._stopping:
             self._fill()
+            if self._stopping:
+                break
             if not self._running:
                 if self._others_go_on():
                     continue
@@ -287,7 +290,7 @@ class SearchLoop:
     def _again(self, job: Job, outcome: Outcome) -> bool:
         """Start a failed job once more, if it may be."""
         tries = self._tries.get(job.number, 0)
-        again = outcome.transient or self._limits.retry_all
+        again = (outcome.transient and not account_refused(outcome.error)) or self._limits.retry_all
         if outcome.error is None or not again or tries >= self._limits.retries or self._stopping:
             return False
         self._tries[job.number] = tries + 1
@@ -327,12 +330,18 @@ class SearchLoop:
         if isinstance(error, MetricError):
             self._broken = error
             self.stop("the metric is broken")
-        if why := self._streak.failed(job.key, lost, blamed=blamed):
+        if why := self._streak.failed(job.key, lost, blamed=blamed, refused=account_refused(error)):
             self.stop(f"{why}, the last with {text}")
 
     def _lost(self, job: Job, outcome: Outcome) -> int:
-        """Calls that a failed job took for nothing, at least one: else it might fail forever and cost nothing."""
-        unscored = len(self._table.missing(job.key, self._begun.pop(job.number, ())))
+        """Calls that a failed job took for nothing, at least one: else it might fail forever and cost nothing.
+
+        What a provider refuses an account costs nothing, and soon ends the run.
+        """
+        begun = self._begun.pop(job.number, ())
+        if account_refused(outcome.error):
+            return 0
+        unscored = len(self._table.missing(job.key, begun))
         return max(1, unscored if outcome.tried is None else min(unscored, outcome.tried))
 
     def _note_best(self, *, every: int = 0) -> None:

@@ -12,6 +12,7 @@ __all__ = ["FailureStreak", "Silence"]
 
 MIN_STREAK = 5  # failures one after another, with no example scored between them, before a run gives up
 PATIENCE = 4  # times as many failures of prompts once an example was scored: the program works, these prompts do not
+REFUSALS = 2  # evaluations in a row for which the provider refuses the account, before a run gives up
 DOUBTS = 2  # evaluations in a row without an answer that are no fault yet of a prompt that was answered before
 SHARE = 0.2  # of its calls: so many may be lost to prompts that fail, while a good one may be among the others
 FOR_OTHERS = 0.5  # of its calls: more may be lost where trying all the others takes no more than this
@@ -41,12 +42,15 @@ class FailureStreak:
         self._unanswered = self._lost = 0
         self._patience = PATIENCE
 
-    def failed(self, key: Key, lost: int, *, blamed: bool) -> str | None:
-        """A job has failed, its prompt's fault or not, and took calls for nothing; says of what that is too many."""
+    def failed(self, key: Key, lost: int, *, blamed: bool, refused: bool = False) -> str | None:
+        """A job has failed, its prompt's fault or not, and took calls for nothing; says of what that is too many.
+
+        ``refused``: the provider takes no calls of this account.
+        """
         if not blamed:
             self._unanswered += 1
             silent = f"{counted(self._unanswered, 'evaluation')} got no answer in a row"
-            return silent if self._unanswered >= self._limit else None
+            return silent if self._unanswered >= (REFUSALS if refused else self._limit) else None
         self._blamed[key] += 1
         self._lost += lost
         table, failed = self._ledger.table, self._blamed.total()

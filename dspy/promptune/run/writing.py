@@ -18,7 +18,7 @@ from dspy.promptune.allocation.requests import LONGEST, Propose, WriteRequest, W
 from dspy.promptune.allocation.writing import FAILURES, Text, WriteDecision, WritingPolicy, WritingState
 from dspy.promptune.errors import EmbeddingError, StorageError
 from dspy.promptune.limits.answers import is_empty
-from dspy.promptune.run.naming import prompt_name
+from dspy.promptune.naming import prompt_name
 from dspy.promptune.run.texts import PROPOSED, appended, lineage_of, noted_text
 from dspy.promptune.secrets import said
 from dspy.promptune.space import Key, PromptSpace
