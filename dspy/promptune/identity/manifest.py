@@ -240,7 +240,8 @@ def other_sizes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """What of two runs has other numbers of candidates, in words, as far as they are known; their trials cannot mix."""
     sizes = [{name: len(each) for name, each in (one.get("candidates") or {}).items()} for one in (old, new)]
     changed = [name for name in sizes[0] if sizes[0][name] != sizes[1].get(name)] if all(sizes) else []
-    return ", ".join(f"candidates.{name} has {sizes[0][name]} there, not {sizes[1].get(name, 0)}" for name in changed)
+    found = [f"candidates.{name} has {sizes[0][name]} there, not {sizes[1].get(name, 0)}" for name in changed]
+    return ", ".join([*found, "which needs another study_name"] if found else [])
 
 
 def noticed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -205,7 +205,7 @@ class StudyStore(HeldStudy):
             )
         before, manifest = self.study.user_attrs, self.clean(dict(manifest))
         if changed := other_sizes(before, manifest):
-            raise StorageError(f"Study {self.name!r} in {self.place}: {changed}. Use another study_name.")
+            raise StorageError(f"Study {self.name!r} in {self.place} is another run: {changed}.")
         self.refuse(differences(before, manifest))
         if changed := noticed(before, manifest):
             logger.warning("Study %r goes on, though %s", self.name, changed)
