@@ -12,7 +12,7 @@ __all__ = ["FailureStreak", "Silence"]
 
 MIN_STREAK = 5  # failures one after another, with no example scored between them, before a run gives up
 PATIENCE = 4  # times as many failures of prompts once an example was scored: the program works, these prompts do not
-REFUSALS = 2  # evaluations in a row for which the provider refuses the account, before a run gives up
+REFUSALS = 2  # prompts in a row for which the provider refuses the account, before a run gives up
 DOUBTS = 2  # evaluations in a row without an answer that are no fault yet of a prompt that was answered before
 SHARE = 0.2  # of its calls: so many may be lost to prompts that fail, while a good one may be among the others
 FOR_OTHERS = 0.5  # of its calls: more may be lost where trying all the others takes no more than this
@@ -32,6 +32,7 @@ class FailureStreak:
         self._ledger, self._space = ledger, space
         self._failed: set[Key] = set()  # prompts without scores, whose failures are in a row or not
         self._blamed: Counter[Key] = Counter()
+        self._refused: set[Key] = set()
         self._unanswered = self._lost = 0
         self._patience = 1
 
@@ -39,6 +40,7 @@ class FailureStreak:
         """An example was scored with this prompt: nothing failed since."""
         self._failed.discard(key)
         self._blamed.clear()
+        self._refused.clear()
         self._unanswered = self._lost = 0
         self._patience = PATIENCE
 
@@ -49,8 +51,9 @@ class FailureStreak:
         """
         if not blamed:
             self._unanswered += 1
+            self._refused |= {key} if refused else set()  # of one prompt alone a filter may be the cause
             silent = f"{counted(self._unanswered, 'evaluation')} got no answer in a row"
-            return silent if self._unanswered >= (REFUSALS if refused else self._limit) else None
+            return silent if len(self._refused) >= REFUSALS or self._unanswered >= self._limit else None
         self._blamed[key] += 1
         self._lost += lost
         table, failed = self._ledger.table, self._blamed.total()
