@@ -12,7 +12,7 @@ from benchmarks.warehouse import SortAndPlace, Warehouse, metric
 from dspy.promptune import OptionError
 from dspy.promptune.allocation.requests import WriteRequest
 from dspy.promptune.reflection.reflection import Attempts, Reflector, _clipped, unfenced
-from tests.server import Faults, LMServer, TaskRule
+from tests.server import Faults, LMServer, RuleLM, TaskRule
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:dspy.LM")]
 
@@ -117,7 +117,8 @@ def small(world, **options):
         ).optimization_run  # fmt: skip
 
 
-def test_a_reflection_model_that_hangs_or_is_busy_holds_nothing_up():
+@pytest.mark.parametrize("schedule", [None, "batch"])
+def test_a_reflection_model_that_hangs_or_is_busy_holds_nothing_up(schedule):
     """A request without an answer is given up, counts, and is followed by others; a rate limit is waited for."""
     asked = []
 
@@ -130,11 +131,21 @@ def test_a_reflection_model_that_hangs_or_is_busy_holds_nothing_up():
 
     with LMServer(TaskRule({}), faults=Faults(rule=fault)) as server:
         lm = dspy.LM("openai/rules", api_base=server.url, api_key="none", cache=False, num_retries=3)
-        run = small(Warehouse(0), reflection_lm=lm, example_timeout=0.5)
+        run = small(Warehouse(0), reflection_lm=lm, example_timeout=0.5, schedule=schedule)
     refused = [trial.user_attrs["refused"] for trial in run.trials if "refused" in trial.user_attrs]
     assert len(refused) == 1 and "example_timeout" in refused[0]
     assert run.lineage
     assert len(asked) - len(set(asked)) >= len(run.lineage)
+
+
+@pytest.mark.parametrize("schedule", [None, "batch"])
+def test_a_limit_while_a_text_is_written_ends_the_search_with_its_best(schedule):
+    """Where the writer does not answer the time limit holds all the same, and what was scored is returned."""
+    faults = Faults(rule=lambda messages, attempt: "hang" if "current_instruction" in str(messages) else None)
+    with LMServer(TaskRule({}), faults=faults) as server:
+        lm = dspy.LM("openai/rules", api_base=server.url, api_key="none", cache=False)
+        run = small(Warehouse(0), reflection_lm=lm, timeout=6.0, schedule=schedule)
+    assert "timeout=6" in run.ended and run.calls > 10 and run.best_score >= 0
 
 
 def test_what_was_being_written_at_an_interrupt_is_not_paid_for_again(tmp_path, python_hears_interrupts):
@@ -254,6 +265,67 @@ def test_attempts_of_step_one_have_the_scores_of_the_search():
         answer = dspy.Prediction(answer="yes" if i < 2 else "no")
         attempts.found(example, answer, [], graded(example, answer, []), dspy.Predict("question -> answer"))
     assert [one.score for one in attempts.free(0)] == [10, 10, 10, 100, 100]
+
+
+def test_failures_are_told_from_the_best_of_scores_below_zero():
+    """Of scores that are none above 0, those below the best are failures, or all where all have nothing."""
+    for scores, failures in (([-1, -1, -9, -9, -9], 3), ([0, 0, -1, -1, -1], 3), ([0, 0, 0], 3), ([-1, -1, -1], 0)):
+        trainset = [dspy.Example(score=float(score)).with_inputs() for score in scores]
+        attempts = Attempts(trainset, lambda example, prediction: example.score)
+        for example in trainset:
+            attempts.found(example, dspy.Prediction(), [], 0.0, dspy.Predict("question -> answer"))
+        assert sum(map(attempts._failing(), attempts._free)) == failures
+
+
+def test_an_answer_that_cannot_be_read_is_shown_to_its_own_predictor():
+    """What the second of two steps writes and nobody can read is told of that step, with what it read."""
+
+    class Two(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = dspy.Predict("question -> hint"), dspy.Predict("question, hint -> answer")
+
+        def forward(self, question):
+            return self.second(question=question, hint=self.first(question=question).hint)
+
+    hint = "[[ ## hint ## ]]\nh\n\n[[ ## completed ## ]]"
+    lm = RuleLM(lambda messages: "?" if "field `[[ ## answer" in str(messages[-1]) else hint)
+    trainset = [dspy.Example(question="q", answer="a").with_inputs("question")]
+    reflector = Reflector(Attempts(trainset, metric), lambda params: Two(), lm, seed=0)
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+        attempt = reflector._tried(Two(), 0)
+    assert not attempt.tells(0) and attempt.steps == {1: ({"question": "q", "hint": "h"}, {})}
+    assert attempt.said == "An answer could not be read: ?"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Here is the new instruction:\n```text\nCount.\n```", "Count."),
+        ("```\nCount.\n```", "Count."),
+        ("Rules:\nCount ```legs```.", "Rules:\nCount ```legs```."),
+    ],
+)
+def test_a_fence_around_an_instruction_is_taken_off(text, told):
+    """With one line before it that announces it or without; fences within a text stay."""
+    assert unfenced(text) == told
+
+
+def test_a_judge_that_fails_is_not_told_as_the_programs_failure():
+    """The program answered, and that is what the writer sees; that it could not be judged is said."""
+
+    def mumbling(example, prediction, trace=None):
+        raise ValueError("the judge mumbles")
+
+    lm = RuleLM(lambda messages: "[[ ## answer ## ]]\na\n\n[[ ## completed ## ]]")
+    program = dspy.Predict("question -> answer")
+    reflector = Reflector(
+        Attempts([dspy.Example(question="q", answer="a").with_inputs("question")], mumbling), lambda params: program,
+        lm, seed=0,
+    )  # fmt: skip
+    with dspy.context(lm=lm):
+        attempt = reflector._tried(program, 0)
+    assert attempt.said == "It could not be judged: the judge mumbles" and dict(attempt.steps[0][1]) == {"answer": "a"}
 
 
 def test_answers_that_hold_arrays_can_be_learned_from():

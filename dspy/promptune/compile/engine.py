@@ -319,7 +319,7 @@ def _run(task: Task, engine: Engine, space: PromptSpace) -> Run:
 
 
 def _writer(task: Task, engine: Engine, space: PromptSpace) -> Writer | None:
-    """The writer of a compile, if there is one, in the threads of its pool; with batches in the loop's own."""
+    """The writer of a compile, if there is one, in the threads of its pool; with batches each text is waited for."""
     from dspy.promptune.run.writing import Writer
 
     if task.reflector is None:
@@ -329,11 +329,10 @@ def _writer(task: Task, engine: Engine, space: PromptSpace) -> Writer | None:
     for trial in [] if store is None else store.study.get_trials(deepcopy=False):
         reflector.remember(trial.user_attrs.get("evidence", ()))
     propose = engine.books.meter.of_step(REFLECT, reflector)
-    writer = Writer(propose, arrivals=None if task.arrivals is None else task.arrivals.take)
-    if engine.options.schedule == "batch":
-        return writer
     submit = functools.partial(engine.pool.submit_limited, engine.options.example_timeout, per_call=True)
-    return replace(writer, submit=submit, places=max(1, engine.options.n_jobs // 4))
+    waits, arrivals = engine.options.schedule == "batch", None if task.arrivals is None else task.arrivals.take
+    places = 1 if waits else max(1, engine.options.n_jobs // 4)
+    return Writer(propose, submit, places=places, waits=waits, arrivals=arrivals)
 
 
 def _finished(task: Task, run: Run, engine: Engine, recorder: Recorder, found: SearchRun) -> Module:

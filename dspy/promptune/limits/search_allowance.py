@@ -29,7 +29,7 @@ class SearchAllowance:
         self._meter, self._calls_per_example = meter, calls_per_example
         affordable = self._affordable()
         self._reserve = min(n_examples, int(affordable // 2)) if affordable < math.inf else n_examples
-        self._released = self._spared = False
+        self._released = self._limited = self._spared = False
 
     def left(self) -> float:
         """Examples that may still be paid for, without the reserve; may be infinite."""
@@ -46,15 +46,16 @@ class SearchAllowance:
     def release(self) -> bool:
         """The search found nothing to do: whether it was a limit that left nothing, and the reserve is free now.
 
-        It is free once: later the answer is no.
+        After such a limit it is so again until the reserve is spared: the best prompt may have become another.
         """
         if self._released:
-            return False
+            return self._limited and not self._spared
         self._released = True
         affordable, scarcest = self._meter.scarcest(self._calls_per_example)
         if affordable > self._reserve:
             return False
         self.ended = self.ended or f"{scarcest}: only the reserve for the last full evaluation was left"
+        self._limited = True
         return True
 
     def spare(self) -> None:

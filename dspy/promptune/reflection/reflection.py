@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import random
@@ -32,6 +33,7 @@ FAILED = 3  # of them failures, so that nothing more has to be run
 PAID = 3  # training examples that the parent is run on for one text, at most
 CLIP = 1_500  # characters shown of one field
 STORED = 30_000  # characters of evidence that are written down with one text
+ANNOUNCED = re.compile(r"[^\n`]{1,200}:\s*```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 
 
@@ -156,10 +158,11 @@ class Attempts:
             return dict(self._of.get(key, {}))
 
     def _failing(self) -> Callable[[Attempt], bool]:
-        """Tells failures: attempts with less than the best score there was."""
+        """Tells failures: attempts with less than the best score there was, of scores that may be below 0."""
         known = itertools.chain(self._free, *(row.values() for row in self._of.values()))
-        best = max((one.score for one in known), default=0.0)
-        return lambda attempt: attempt.score < max(best, 1e-9)
+        scores = [one.score for one in known] or [0.0]
+        best = max(scores) if max(scores) or min(scores) else 1e-9  # where all have nothing, all have failed
+        return lambda attempt: attempt.score < best
 
     def chosen(self, key: Key, predictor: int, rng: random.Random) -> list[Attempt]:
         """At most ``SHOWN`` attempts, one an example, drawn at random: a parent's failures first, then others'.
@@ -257,22 +260,26 @@ class Reflector:
     def _tried(self, program: Module, i: int) -> Attempt:
         example = self._attempts.trainset[i]
         with dspy.context(trace=[]):
+            failed = functools.partial(Attempt, i, self._failure_score, dspy.Prediction())
             try:
                 prediction = program(**example.inputs())
-                trace = list(dspy.settings.trace)
-                score, told = self._attempts.verdict(example, prediction)
             except AdapterParseError as error:
-                steps = _steps(dspy.settings.trace or (), program)
-                said = f"An answer could not be read: {_clipped(error.lm_response)}"
-                return Attempt(i, self._failure_score, dspy.Prediction(), steps, None, said)
+                steps = _unread(error, example, dspy.settings.trace or (), program)
+                return failed(steps, None, f"An answer could not be read: {_clipped(error.lm_response)}")
             except Exception as error:
                 if unanswered(error):
                     raise
                 steps = _steps(dspy.settings.trace or (), program)
-                return Attempt(
-                    i, self._failure_score, dspy.Prediction(), steps, None, f"The program raised: {readable(error)}"
-                )
-        return Attempt(i, score, prediction, _steps(trace, program), trace, told)
+                return failed(steps, None, f"The program raised: {readable(error)}")
+            trace = list(dspy.settings.trace)
+            steps = _steps(trace, program)
+            try:
+                score, told = self._attempts.verdict(example, prediction)
+            except Exception as error:
+                if unanswered(error):
+                    raise
+                return failed(steps, None, f"It could not be judged: {readable(error)}")
+        return Attempt(i, score, prediction, steps, trace, told)
 
     def _revised(self, request: WriteRequest, program: Module, shown: Sequence[Attempt]) -> str:
         name, predictor = program.named_predictors()[request.predictor]
@@ -285,14 +292,14 @@ class Reflector:
         }
         with asking(lm) as cut_off, dspy.context(trace=[]):
             try:
-                text = str(dspy.Predict(ReviseInstruction)(**fields).new_instruction)
+                text = str(dspy.Predict(ReviseInstruction)(**fields).new_instruction or "")
             except AdapterParseError as error:
                 if (found := FENCE.search(str(error.lm_response))) is None:
                     raise
                 text = found[1]
         if cut_off():
             raise EvaluationError("the new instruction was cut off (a larger max_tokens of reflection_lm allows more)")
-        return unfenced(text)
+        return "" if text.strip() == "None" else unfenced(text)
 
     def _told(self, attempt: Attempt, name: str, predictor: int) -> str:
         """One attempt in words; a metric that speaks of predictors is asked for its feedback on each once."""
@@ -325,8 +332,9 @@ class Reflector:
 
 
 def unfenced(text: str) -> str:
-    """A text without the fence around it, if it is nothing but a fenced block."""
-    whole = FENCE.fullmatch(text.strip())
+    """A text without the fence around it, if it is nothing but a fenced block, or one line before it that ends in a
+    colon."""
+    whole = FENCE.fullmatch(text.strip()) or ANNOUNCED.fullmatch(text.strip())
     return (whole[1] if whole else text).strip()
 
 
@@ -346,6 +354,21 @@ def _steps(trace: Any, program: Module) -> dict[int, tuple[Mapping[str, Any], Ma
         if len(same) == 1:
             steps[same[0]] = (inputs, dict(outputs.items()))
     return steps
+
+
+def _unread(
+    error: AdapterParseError, example: Any, trace: Any, program: Module
+) -> dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """What the predictor read whose answer could not be read, as far as that is known: no trace has its call.
+
+    All steps there were, where it is not clear which one it is.
+    """
+    signature: Any = error.signature
+    same = [i for i, each in enumerate(program.predictors()) if each.signature.equals(signature)]
+    if len(same) != 1:
+        return _steps(trace, program)
+    known = {**example.inputs(), **{name: value for _, _, outputs in trace for name, value in outputs.items()}}
+    return {same[0]: ({name: known[name] for name in signature.input_fields if name in known}, {})}
 
 
 def _same(step: Any, inputs: Mapping[str, Any]) -> bool:

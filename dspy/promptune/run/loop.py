@@ -84,6 +84,8 @@ class SearchLoop:
     def stop(self, why: str) -> None:
         """Start nothing more; safe from any thread and from a signal handler."""
         self._stopping = self._stopping or why
+        if self._jobs.writing is not None:
+            self._jobs.writing.stopped = True
         self.wake()
 
     def wake(self) -> None:
@@ -334,10 +336,7 @@ class SearchLoop:
             self.stop(f"{why}, the last with {text}")
 
     def _lost(self, job: Job, outcome: Outcome) -> int:
-        """Calls that a failed job took for nothing, at least one: else it might fail forever and cost nothing.
-
-        What a provider refuses an account costs nothing, and soon ends the run.
-        """
+        """Calls that a failed job took for nothing: one at least, lest it fail for ever; none of a refused account."""
         begun = self._begun.pop(job.number, ())
         if account_refused(outcome.error):
             return 0

@@ -35,6 +35,7 @@ __all__ = ["Writer", "Writing"]
 logger = logging.getLogger(__name__)
 
 PATIENCE = 600.0  # seconds that a text is waited for where there is nothing else to do
+POLL_SECONDS = 0.02  # how often whoever waits for a text looks whether the run ends
 NEAR = 0.9995  # cosine of two texts' vectors from which on one is a copy of the other
 
 Submit = Callable[..., "Future[Any]"]
@@ -51,12 +52,14 @@ class Writer:
         propose: Writes.
         submit: Starts a function in another thread; ``None`` writes in the loop's thread.
         places: Texts written at once.
+        waits: Whether each is waited for, so that the same seed gives the same texts.
         arrivals: Candidates that are still being made.
     """
 
     propose: Propose
     submit: Submit | None = None
     places: int = 1
+    waits: bool = False
     arrivals: Arrivals | None = None
 
 
@@ -107,6 +110,7 @@ class Writing:
         self.awaited = writer.arrivals  # until all have come
         self.holds = self.awaited is not None  # whether the search waits for them
         self.wake: Callable[[], None] = lambda: None
+        self.stopped = False  # the run ends: nothing is waited for
         self.read_shared: Callable[[], object] | None = None  # where several drivers write
         for text in past:
             ledger.beside += text.calls
@@ -142,7 +146,7 @@ class Writing:
         while (decision := self._decide(left, blocked)) is not None:
             self._start(decision)
             changed = self.take_in() or changed
-            if self._writer.submit is None:
+            if self._writer.submit is None or self._writer.waits:
                 break
         return changed
 
@@ -175,6 +179,8 @@ class Writing:
             self._in_flight.discard(request.number)
             return
         future.add_done_callback(lambda ended: self._lost(request.number, decision, ended))
+        while self._writer.waits and self._arrived.empty() and not self.stopped:
+            time.sleep(POLL_SECONDS)
 
     def _work(self, decision: WriteDecision, request: WriteRequest) -> None:
         began = time.monotonic()
