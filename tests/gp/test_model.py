@@ -133,17 +133,19 @@ def test_scores_that_take_up_little_of_their_range_are_told_apart_like_others(of
 
 
 @pytest.mark.parametrize("penalty", [-100.0, -1e9])
-def test_scores_far_beyond_the_others_count_as_the_worst_there_are(penalty):
-    """A penalty among scores of 0 and 1 counts in full for its own prompt, and the others are told apart beside it."""
+@pytest.mark.parametrize("often", [1, 6])
+def test_scores_far_beyond_the_others_leave_these_told_apart(penalty, often):
+    """A penalty among scores of 0 and 1 is its prompt's own where it comes often, and once is everybody's luck."""
     rows = [[float(e < 5 + 3 * i) for e in range(20)] for i in range(5)]
-    rows[4][1] = penalty
+    rows[4][:often] = [penalty] * often
     seen = [Observation((i,), float(np.mean(row)), tuple(row), tuple(range(20))) for i, row in enumerate(rows)]
     data = evidence(seen)
-    assert data.unit == 11.0 and data.cut == {(4,): pytest.approx((penalty + 10) / 20)}
+    assert data.unit == 11.0 and data.beyond.own[(4,)] == (pytest.approx(often * (penalty + 10) / 20), 20)
     mean = Surrogate([np.eye(5)]).posterior(seen, [(i,) for i in range(5)]).mean
-    assert np.argsort(mean).tolist() == [4, 0, 1, 2, 3] and mean[3] - mean[0] > 0.2
-    assert mean[4] == pytest.approx(penalty / 20, rel=0.2)
-    assert not evidence(seen[:4]).cut
+    assert mean[0] < mean[1] < mean[2] < mean[3] and mean[3] - mean[0] > 0.2
+    assert (mean[4] < penalty / 10) == (often == 6)
+    assert data.beyond.of((9,)) == pytest.approx(data.beyond.common)  # of a prompt without scores
+    assert not evidence(seen[:4]).beyond
 
 
 def test_what_pytorch_says_of_gpytorch_is_not_shown():

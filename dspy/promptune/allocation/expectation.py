@@ -11,7 +11,7 @@ import numpy as np
 from dspy.promptune.allocation.mixture import expected_score
 from dspy.promptune.allocation.records import ScoreTable
 from dspy.promptune.gp.data import Observation, condensed
-from dspy.promptune.gp.model import metric_range
+from dspy.promptune.gp.model import evidence, metric_range
 from dspy.promptune.samplers.qei import QEISampler
 from dspy.promptune.space import Key
 
@@ -51,7 +51,8 @@ def expectation(sampler: Any, table: ScoreTable, key: Key) -> Expectation | None
     except (ArithmeticError, RuntimeError) as error:
         logger.warning("No expected score of the winner (%s).", error)
         return None
-    low, high = mean - NINETY * sd, mean + NINETY * sd
+    half = NINETY * math.hypot(sd, math.sqrt(evidence(found).beyond.variance(key)))
+    low, high = mean - half, mean + half
     means, scores = np.array([one.value for one in found]), np.concatenate([one.scores for one in found])
     if (top := metric_range(means, scores)) in TOPS and scores.min() >= 0 and scores.max() <= top:
         low, high = max(low, 0.0), min(high, top)

@@ -35,7 +35,7 @@ def expected_score(observations: Sequence[Observation], key: tuple[int, ...]) ->
         weights *= (likelihood / (likelihood @ weights)[:, None]).mean(axis=0)
     place = next(i for i, one in enumerate(observations) if one.key == key)
     belief = likelihood[place] * weights
-    return data.centre + data.unit * float(belief @ values / belief.sum())
+    return data.centre + data.unit * float(belief @ values / belief.sum()) + data.beyond.of(key)
 
 
 def _likelihood(data: Evidence, sizes: Array) -> tuple[Array, Array]:

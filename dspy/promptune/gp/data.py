@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -83,6 +83,63 @@ def weights(observations: Sequence[Observation]) -> tuple[Array, dict[int, int]]
         for example in one.examples or ():
             table[i, column[example]] += 1 / len(one.examples or ())
     return table, column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beyond:
+    """What scores far beyond the others add to the mean of a prompt on new examples.
+
+    Few scores of a prompt say little of how many such it has: its own share is drawn to that of all, the more the less
+    prompts differ in it (the empirical Bayes estimate of Efron and Morris 1975; a variance between prompts is believed
+    in where Cochran's Q is three standard deviations above what it would be without).
+
+    Attributes:
+        common: Mean over all scores of what is beyond the ends.
+        within: Variance of that about a prompt's mean.
+        between: Variance of these means.
+        size: Number of scores.
+        own: ``(mean, number of scores)`` of each prompt.
+    """
+
+    common: float = 0.0
+    within: float = 0.0
+    between: float = 0.0
+    size: int = 0
+    own: Mapping[Key, tuple[float, int]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.size > 0
+
+    def of(self, key: Key) -> float:
+        """What is to be added for a prompt."""
+        return self.common + self._trust(key) * (self.own.get(key, (0.0, 0))[0] - self.common)
+
+    def variance(self, key: Key) -> float:
+        """How sure that is."""
+        trust, n = self._trust(key), self.own.get(key, (0.0, 0))[1]
+        return self.within * (trust**2 / max(n, 1) + (1 - trust) ** 2 / max(self.size, 1))
+
+    def _trust(self, key: Key) -> float:
+        n = self.own.get(key, (0.0, 0))[1]
+        return n * self.between / (n * self.between + self.within) if n and self.between else 0.0
+
+
+def beyond(observations: Sequence[Observation], ends: tuple[float, float]) -> Beyond:
+    """What the scores have beyond ``ends``."""
+    found: dict[Key, list[float]] = {}
+    for one in observations:
+        found.setdefault(one.key, []).extend(one.scores or ())
+    parts = {key: np.array(scores) - np.clip(scores, *ends) for key, scores in found.items() if scores}
+    everything = np.concatenate([*parts.values(), np.empty(0)])
+    if not everything.any():
+        return Beyond()
+    own = {key: (float(part.mean()), len(part)) for key, part in parts.items()}
+    means, counts = np.array(list(own.values())).T
+    common, within = float(everything.mean()), float(everything.var())
+    squares, degrees, between = float(counts @ (means - common) ** 2), len(own) - 1, 0.0
+    if squares > within * (degrees + 3 * math.sqrt(2 * degrees)) > 0:
+        between = (squares - degrees * within) / (len(everything) - float(counts @ counts) / len(everything))
+    return Beyond(common=common, within=within, between=between, size=len(everything), own=own)
 
 
 def condensed(observations: Sequence[Observation]) -> list[Observation]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,10 @@ from gpytorch.priors import NormalPrior
 from scipy.optimize import minimize
 from torch import Tensor
 
-from dspy.promptune.gp.data import FLOOR, SPREAD, Observation, variances, weights
+from dspy.promptune.gp.data import FLOOR, SPREAD, Beyond, Observation, beyond, variances, weights
 from dspy.promptune.gp.errors import CommonErrors, common_errors
 from dspy.promptune.gp.kernel import PartsKernel
 from dspy.promptune.gp.parts import Array
-from dspy.promptune.space import Key
 
 MAX_ITERATIONS = 40  # uncapped fits of additive kernels have taken minutes; from the last fit, 10 to 20 converge
 PERCENT = 100.0  # scores from 0 to this, the larger half included, are percentages
@@ -47,7 +46,7 @@ class Evidence:
         centre: Mean of the observed values less what the prior expects, in the metric's own units.
         unit: Length of the metric's range, in its own units.
         ends: Lowest and highest score that the model knows, in the metric's own units, see :func:`ends_of`.
-        cut: What the means of prompts are beyond that, by prompt, in the same units: none but for outliers.
+        beyond: What is to be added to the means of prompts for scores beyond that, in the same units.
     """
 
     rows: Array
@@ -62,7 +61,7 @@ class Evidence:
     centre: float
     unit: float
     ends: tuple[float, float]
-    cut: Mapping[Key, float]
+    beyond: Beyond
 
     def __len__(self) -> int:
         return len(self.values)
@@ -112,7 +111,7 @@ def evidence(observations: Sequence[Observation], kernel: PartsKernel | None = N
         centre=unit * centre,
         unit=unit,
         ends=ends,
-        cut={} if ends == EVERYWHERE else _cut(observations, ends),
+        beyond=Beyond() if ends == EVERYWHERE else beyond(observations, ends),
     )
 
 
@@ -131,20 +130,11 @@ def _shrunk(per_score: float, examples: int) -> float:
     return (per_score * examples + SPREAD[0] * SPREAD[1]) / (examples + SPREAD[1])
 
 
-def _cut(observations: Sequence[Observation], ends: tuple[float, float]) -> dict[Key, float]:
-    """How far the mean score of each prompt is from that of its scores within ``ends``, where it is."""
-    found: dict[Key, list[float]] = {}
-    for one in observations:
-        found.setdefault(one.key, []).extend(one.scores or ())
-    beyond = {key: np.array(scores) - np.clip(scores, *ends) for key, scores in found.items() if scores}
-    return {key: float(each.mean()) for key, each in beyond.items() if each.any()}
-
-
 def ends_of(values: Array, scores: Array) -> tuple[float, float]:
     """Where a metric ends for the model: scores that are far beyond nearly all others would hide what tells them apart.
 
     A penalty of -10,000 beside scores of 0 and 1 tells the model no more than one of -10. For the mean of the prompt
-    that has it, the rest is added again. Metrics from 0 to 1 and percentages have ends of their own.
+    that has it, the rest is added again. Metrics from 0 to 1 have ends of their own.
 
     Args:
         values: ``(n,)`` observed means.
@@ -154,7 +144,7 @@ def ends_of(values: Array, scores: Array) -> tuple[float, float]:
         ``OUTLYING`` times the range of the middle eight tenths of the scores below and above it; infinite where no
         score is beyond.
     """
-    if len(scores) and metric_range(values, scores) not in (1.0, PERCENT):
+    if len(scores) and metric_range(values, scores) != 1.0:
         low, high = (float(end) for end in np.quantile(scores, (0.1, 0.9)))
         far = OUTLYING * (high - low)
         if far > 0 and (float(scores.min()) < low - far or float(scores.max()) > high + far):

@@ -50,7 +50,7 @@ class PoolPosterior:
         self.pool = pool
         self._gp = gp
         self._centre, self._unit, self._ends = data.centre, data.unit, data.ends
-        self._cut: Array = np.array([data.cut.get(tuple(row), 0.0) for row in pool.tolist()] if data.cut else 0.0)
+        self._beyond: Array = np.array([data.beyond.of(tuple(row)) for row in pool.tolist()] if data.beyond else 0.0)
         self._per_score = None if data.binary else self._unit**2 * data.per_score
         self._errors, self._common = data.errors, data.common
         self._keys = _grown(data.rows, 16)
@@ -82,7 +82,7 @@ class PoolPosterior:
     @property
     def mean(self) -> Array:
         """Posterior means ``(P,)``."""
-        means: Array = self._centre + self._unit * self._mean + self._cut
+        means: Array = self._centre + self._unit * self._mean + self._beyond
         return means
 
     @property
