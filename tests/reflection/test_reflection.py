@@ -11,7 +11,8 @@ import dspy
 from benchmarks.warehouse import SortAndPlace, Warehouse, metric
 from dspy.promptune import OptionError
 from dspy.promptune.allocation.requests import WriteRequest
-from dspy.promptune.reflection.reflection import Attempts, Reflector, _clipped, unfenced
+from dspy.promptune.reflection.attempts import Attempts
+from dspy.promptune.reflection.reflection import Reflector, _clipped, unfenced
 from tests.server import Faults, LMServer, RuleLM, TaskRule
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:dspy.LM")]
@@ -265,6 +266,17 @@ def test_attempts_of_step_one_have_the_scores_of_the_search():
         answer = dspy.Prediction(answer="yes" if i < 2 else "no")
         attempts.found(example, answer, [], graded(example, answer, []), dspy.Predict("question -> answer"))
     assert [one.score for one in attempts.free(0)] == [10, 10, 10, 100, 100]
+
+
+def test_validation_examples_among_the_training_examples_are_not_shown(caplog):
+    """Equal examples count as the same; where there are no others they are used, and a warning says so."""
+    trainset, valset = (
+        [dspy.Example(question=str(i)).with_inputs("question") for i in some] for some in ("123", "234")
+    )
+    assert [example.question for example in Attempts(trainset, metric, valset).trainset] == ["1"]
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(Attempts(trainset[1:], metric, valset).trainset) == 2
+    assert "All training examples are validation examples" in caplog.text
 
 
 def test_failures_are_told_from_the_best_of_scores_below_zero():

@@ -5,7 +5,8 @@ import json
 import pytest
 
 import dspy
-from dspy.promptune.reflection.reflection import Attempts, Reflector
+from dspy.promptune.reflection.attempts import Attempts
+from dspy.promptune.reflection.reflection import Reflector
 from dspy.promptune.reflection.replies import asking
 from tests.reflection.test_reflection import Recorded, SortAndPlace, compiled, metric, request_for
 from tests.server import Faults, LMServer, TaskRule

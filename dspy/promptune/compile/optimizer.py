@@ -37,7 +37,8 @@ from dspy.promptune.limits.gateway import Stopped
 from dspy.promptune.limits.views import own_calls_held, through_gateway
 from dspy.promptune.options import check_integer, checked_seed
 from dspy.promptune.reflection.arrivals import Arrivals
-from dspy.promptune.reflection.reflection import Attempts, Reflector
+from dspy.promptune.reflection.attempts import Attempts
+from dspy.promptune.reflection.reflection import Reflector
 from dspy.promptune.storage.run_store import open_run_store
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class CompileRun(_upstream.MIPROv2):
         bootstrapped, labeled = options["max_bootstrapped_demos"], options["max_labeled_demos"]
         zero_shot = self._zero_shot = bootstrapped == 0 and labeled == 0
         rules = self._rules(options["max_errors"])
-        self._attempts = Attempts(trainset, self.metric) if self._options.reflect else None
+        self._attempts = Attempts(trainset, self.metric, self._valset) if self._options.reflect else None
         self._engine.check(program, rules)
         books, check = self._engine.books, self._estimate(program, options)
         if self._options.resume is False and not self._options.share:
