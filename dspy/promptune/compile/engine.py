@@ -263,7 +263,7 @@ def optimize(task: Task, engine: Engine) -> Module:
     recorder.begin()
     engine.pool.on_idle = driver.wake
     if run.writing is not None:
-        run.writing.wake = driver.wake
+        run.writing.wake, run.writing.tick = driver.wake, recorder.on_tick
     engine.ending.searching(driver.stop)
     if task.arrivals is not None:
         task.arrivals.listen(driver)

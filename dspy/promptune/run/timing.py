@@ -24,8 +24,7 @@ class TrialNotes(LoopListener):
 
     The trial's user attributes are ``proposed`` (local time in ISO form, as Optuna's own times are), ``proposing`` and
     ``seconds`` (seconds), ``paid`` (examples newly scored), ``errors`` and ``unreadable`` (examples). Jobs that are
-    decided on outside have neither of the first two. One that did not end well has ``kept``, examples and scores that
-    it had until then.
+    decided on outside have neither of the first two. One that was cut has ``kept``: examples and scores it had.
 
     Args:
         trials: Of the study.

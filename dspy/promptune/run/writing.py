@@ -110,6 +110,7 @@ class Writing:
         self.awaited = writer.arrivals  # until all have come
         self.holds = self.awaited is not None  # whether the search waits for them
         self.wake: Callable[[], None] = lambda: None
+        self.tick: Callable[[], None] = lambda: None  # now and then while a text is waited for
         self.stopped = False  # the run ends: nothing is waited for
         self.read_shared: Callable[[], object] | None = None  # where several drivers write
         for text in past:
@@ -181,6 +182,7 @@ class Writing:
         future.add_done_callback(lambda ended: self._lost(request.number, decision, ended))
         while self._writer.waits and self._arrived.empty() and not self.stopped:
             time.sleep(POLL_SECONDS)
+            self.tick()
 
     def _work(self, decision: WriteDecision, request: WriteRequest) -> None:
         began = time.monotonic()
