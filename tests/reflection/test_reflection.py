@@ -13,6 +13,7 @@ from dspy.promptune import OptionError
 from dspy.promptune.allocation.requests import WriteRequest
 from dspy.promptune.reflection.attempts import Attempts
 from dspy.promptune.reflection.reflection import Reflector, _clipped, unfenced
+from dspy.utils.exceptions import LMServerError
 from tests.server import Faults, LMServer, RuleLM, TaskRule
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:dspy.LM")]
@@ -208,6 +209,27 @@ def request_for(program, number=0):
         candidates={"0_predictor_instruction": program.predictors()[0].signature.instructions}, scores={},
         belief=(0.5, 0.1), known=(), number=number,
     )  # fmt: skip
+
+
+def test_what_was_run_before_an_error_counts_and_is_kept():
+    """A model that fails at the third example of evidence has cost two, which are written down and shown later."""
+
+    class Failing(Recorded):
+        answers = 0
+
+        def forward(self, prompt=None, messages=None, **kwargs):
+            self.answers += 1
+            if self.answers == 3:
+                raise LMServerError("down")
+            return super().forward(prompt, messages, **kwargs)
+
+    world, program = Failing(0), SortAndPlace(1)
+    attempts = Attempts(world.examples(0, 12), metric)
+    reflector = Reflector(attempts, lambda params: program, world, seed=0)
+    with dspy.context(lm=world):
+        written = reflector(request_for(program, 0))
+        assert isinstance(written.error, LMServerError) and written.calls == 2 == len(written.evidence)
+        assert len(attempts.of((0,))) == 2 and reflector(request_for(program, 1)).calls == 4
 
 
 def test_the_parent_is_run_on_a_few_examples_it_has_not_tried():

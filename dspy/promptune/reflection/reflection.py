@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import random
@@ -76,27 +77,24 @@ class Reflector:
         self._seed, self._failure_score = seed, failure_score
 
     def __call__(self, request: WriteRequest) -> Written:
-        """One text, the calls that it took, and what it was written from.
-
-        Raises:
-            Exception: The language model could not be reached for the evidence.
-        """
+        """One text, the calls that it took, and what it was written from; or why there is none."""
         program = self._program(request.parent)
         name = program.named_predictors()[request.predictor][0]
         shown, key = self._attempts.free(request.predictor), None
-        new = shown
-        if not shown:
-            key = tuple(request.parent.values())
-            shown, new = self._of_parent(request, program)
-        text, failed = "", None
+        new, text, failed = shown, "", None
         try:
+            if not shown:
+                key, new = tuple(request.parent.values()), []
+                shown = self._of_parent(request, program, new)
             if not shown:
                 raise UncalledError(f"no training example that was tried called {name}, so there is nothing to learn")
             text = self._revised(request, program, shown)
         except Exception as error:  # what the evidence took counts all the same
             failed = error
-        evidence = self._evidence(new, key, name, request.predictor)
-        calls = (len(new) if key else 0) + bool(shown)
+        evidence: list[dict[str, Any]] = []
+        with contextlib.suppress(Exception):  # a metric that does not say what it thinks of one
+            evidence = self._evidence(new, key, name, request.predictor)
+        calls = max(1, (len(new) if key else 0) + bool(shown))
         return Written([text] if text else [], calls=calls, evidence=evidence, error=failed)
 
     def remember(self, evidence: Iterable[Mapping[str, Any]]) -> None:
@@ -114,16 +112,15 @@ class Reflector:
                 found.append({"example": one.example, "score": one.score, **whose, "told": told})
         return found
 
-    def _of_parent(self, request: WriteRequest, program: Module) -> tuple[list[Attempt], list[Attempt]]:
-        """Attempts to show, and which of them are new: of the parent, at examples that it had not tried yet."""
+    def _of_parent(self, request: WriteRequest, program: Module, new: list[Attempt]) -> list[Attempt]:
+        """Attempts to show; those that are new, of the parent at examples that it had not tried yet, go to ``new``."""
         key, rng = tuple(request.parent.values()), random.Random(f"{self._seed}/{request.number}")
         known = self._attempts.of(key)
         fresh = [i for i in range(len(self._attempts.trainset)) if i not in known]
-        new = rng.sample(fresh, min(PAID, len(fresh)))
-        tried = [self._tried(program, i) for i in new]
-        for attempt in tried:
-            self._attempts.add(key, attempt)
-        return self._attempts.chosen(key, request.predictor, rng), tried
+        for i in rng.sample(fresh, min(PAID, len(fresh))):
+            new.append(self._tried(program, i))
+            self._attempts.add(key, new[-1])
+        return self._attempts.chosen(key, request.predictor, rng)
 
     def _tried(self, program: Module, i: int) -> Attempt:
         example = self._attempts.trainset[i]
